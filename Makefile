@@ -1,0 +1,45 @@
+# `make train` and `make test` are all a newcomer needs; both work from a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.PHONY: train test test-slow lint bench pretrained clean
+.DELETE_ON_ERROR:
+
+train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
+	$(BIN)/python scripts/sppo_cartpole.py
+
+test: .venv/.test  ## format, lint, types, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.test  ## the longer checks
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/.bench  ## training speed against Stable-Baselines3
+	$(BIN)/python scripts/speed.py
+
+pretrained: .venv/.core  ## rebuild the shipped starting policies
+	$(BIN)/python scripts/pretrain.py
+
+clean:  ## remove the virtual environment; runs/ stays
+	rm -rf .venv
+
+# torch is installed first and pinned, so that no other package can pull in another build of it.
+.venv/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"Python >= 3.11 is needed, {sys.executable} is {v}; name another: make PYTHON=python3.12 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (one to three minutes the first time) ..."
+	@$(PIP) torch
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.test: .venv/.core
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.bench: .venv/.core
+	@$(PIP) -e '.[bench]'
+	@touch $@

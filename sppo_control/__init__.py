@@ -1,0 +1,3 @@
+"""Sequence-Level PPO for classic control with sparse, binary outcomes."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,477 @@
+"""Every equation of the project, once: advantages, losses, statistics.
+
+| symbol     | shape            | meaning                                                                   |
+| ---------- | ---------------- | ------------------------------------------------------------------------- |
+| B, T       |                  | episodes (or responses) in a batch; steps (or tokens), padded             |
+| R, outcome | (B,)             | verified result of an episode, in [0, 1]; 1 is success                    |
+| v          | (B,)             | the critic's logit for the context s_0; V(s_0) = sigmoid(v)               |
+| logp       | (B, T)           | log pi(a_t | s_0, a_<t) under the policy being trained                    |
+| logp_old   | (B, T)           | the same under the policy that acted                                      |
+| A          | (B,) or (B, T)   | advantage; one number an episode (SPPO, GRPO, ...) or one a step (PPO)    |
+| mask       | (B, T), bool     | True on real steps, False on padding, wherever the padding stands         |
+
+All functions are pure: tensors in, tensors out, on the same device and in the same dtype. Padding is taken out with
+`torch.where` (NaN times 0 is NaN), so what stands in padded places never matters. Nothing here synchronises host and
+device: shapes are checked always; values are checked with a ValueError on the CPU, and with an assertion on the device
+itself on accelerators and under `torch.compile`.
+
+Sources: SPPO is Wang et al., "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks", arXiv 2604.08865.
+PPO is Schulman et al., arXiv 1707.06347; GAE is Schulman et al., arXiv 1506.02438; GRPO is Shao et al.,
+arXiv 2402.03300; RLOO is Kool et al., 2019, and Ahmadian et al., arXiv 2402.14740; ReMax is Li et al., arXiv 2310.10505.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Reduction = Literal["token-mean", "sequence-mean", "fixed"]
+"""How a (B, T) objective becomes one number; see `clipped_surrogate`."""
+
+
+# ---------------------------------------------------------------------------------------------------- advantages
+def sequence_advantage(outcome: Tensor, value_logit: Tensor) -> Tensor:
+    """SPPO's advantage, one number an episode: A = R - sigmoid(v), detached and not normalised (SPPO, eq. 1).
+
+    Args:
+        outcome: R, (B,), floating, in [0, 1].
+        value_logit: v, (B,), the critic's logit at the context s_0.
+
+    Returns:
+        (B,), without gradient.
+
+    Raises:
+        ValueError: shapes differ or are not (B,); an outcome outside [0, 1].
+    """
+    _check_vector(outcome=outcome, value_logit=value_logit)
+    _check_outcome(outcome, "outcome")
+    return (outcome - torch.sigmoid(value_logit)).detach()
+
+
+def generalized_advantage(
+    reward: Tensor, value: Tensor, mask: Tensor, gamma: float = 1.0, gae_lambda: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """GAE(gamma, lambda) over whole episodes, each ending in a terminal state of value 0 (GAE, eq. 16).
+
+    Computed through the lambda-return, G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}) and A_t = G_t - V_t.
+    That is the same quantity as the sum of discounted TD errors, and at gamma = lambda = 1 it gives A_t = R - V_t
+    without rounding.
+
+    Args:
+        reward: r, (B, T).
+        value: V(s_t), (B, T).
+        mask: (B, T), bool. Padding is skipped: the step after s_t is the next real one.
+        gamma: discount, in [0, 1].
+        gae_lambda: lambda, in [0, 1].
+
+    Returns:
+        advantage (B, T) and returns (B, T), both without gradient, both 0 on padding.
+
+    Raises:
+        ValueError: wrong shapes, a mask that is not bool or has no True, gamma or lambda outside [0, 1].
+    """
+    _check_matrix(reward=reward, value=value, mask=mask)
+    _check_mask(mask)
+    for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
+        if not 0.0 <= number <= 1.0:
+            raise ValueError(f"{name} must lie in [0, 1], got {number}")
+    reward, value = reward.detach(), value.detach()
+    next_return = next_value = torch.zeros_like(value[:, 0])
+    backwards = []
+    for r, v, real in zip(*(x.flip(1).unbind(1) for x in (reward, value, mask)), strict=True):
+        g = r + gamma * ((1.0 - gae_lambda) * next_value + gae_lambda * next_return)
+        next_return, next_value = torch.where(real, g, next_return), torch.where(real, v, next_value)
+        backwards.append(g)
+    returns = torch.stack(backwards, dim=1).flip(1)  # (B, T)
+    return torch.where(mask, returns - value, 0.0), torch.where(mask, returns, 0.0)
+
+
+def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
+    """GRPO's advantage: A_i = (R_i - mean) / std over the episodes of the same context (GRPO, section 4.1.2).
+
+    The standard deviation is the population's (divided by N, not N - 1) and no epsilon is added, so that outcomes of
+    rate p give sqrt((1 - p) / p) for a success and -sqrt(p / (1 - p)) for a failure (SPPO, appendix A).
+    A group of equal outcomes gives exactly 0.
+
+    Args:
+        outcome: R, (B,), in [0, 1]; rows 0..N-1 are the first group, N..2N-1 the second, and so on.
+        group_size: N, at least 2, a divisor of B.
+        normalize_std: False leaves the division out (Dr. GRPO, Liu et al., arXiv 2503.20783).
+
+    Returns:
+        (B,), without gradient.
+
+    Raises:
+        ValueError: wrong shape, an outcome outside [0, 1], a group size below 2 or not dividing B.
+    """
+    groups = _groups(outcome, group_size)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    # Compared, not computed: the mean of eight times 0.1 is not 0.1, and dividing that rounding error by its own
+    # standard deviation would make advantages of size 1 out of nothing.
+    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
+    if normalize_std:
+        centred = centred / torch.where(equal, 1.0, groups.std(dim=1, correction=0, keepdim=True))
+    return torch.where(equal, 0.0, centred).reshape(-1).detach()
+
+
+def leave_one_out_advantage(outcome: Tensor, group_size: int) -> Tensor:
+    """RLOO's advantage: A_i = R_i - mean of the other outcomes of the group = N / (N - 1) (R_i - mean).
+
+    With `group_size` = B it is REINFORCE with the batch mean as baseline.
+
+    Args:
+        outcome: R, (B,), in [0, 1]; consecutive rows form a group.
+        group_size: N, at least 2, a divisor of B.
+
+    Returns:
+        (B,), without gradient.
+
+    Raises:
+        ValueError: wrong shape, an outcome outside [0, 1], a group size below 2 or not dividing B.
+    """
+    groups = _groups(outcome, group_size)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (group_size - 1)
+    return (groups - others).reshape(-1).detach()
+
+
+def greedy_baseline_advantage(outcome: Tensor, greedy_outcome: Tensor) -> Tensor:
+    """ReMax's advantage: A = R - R of the greedy episode from the same context (ReMax, eq. 7).
+
+    Args:
+        outcome: R of the sampled episodes, (B,), in [0, 1].
+        greedy_outcome: R of the greedy ones, (B,), in [0, 1].
+
+    Returns:
+        (B,), without gradient.
+
+    Raises:
+        ValueError: shapes differ or are not (B,); an outcome outside [0, 1].
+    """
+    _check_vector(outcome=outcome, greedy_outcome=greedy_outcome)
+    _check_outcome(outcome, "outcome")
+    _check_outcome(greedy_outcome, "greedy_outcome")
+    return (outcome - greedy_outcome).detach()
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+class ClippedSurrogate(NamedTuple):
+    """The policy loss, and statistics of the same steps (scalars, detached; means over the real steps)."""
+
+    loss: Tensor
+    """To be minimised: minus the reduced surrogate objective."""
+    num_steps: Tensor
+    """Real steps in this batch: the weight of these statistics when batches are averaged."""
+    old_approx_kl: Tensor
+    """mean(-log r), the plain estimate of KL(old || new); may be negative."""
+    approx_kl: Tensor
+    """mean(r - 1 - log r), never negative (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    clipfrac: Tensor
+    """Share of steps with |r - 1| > clip_coef."""
+    ratio_min: Tensor
+    """Smallest ratio r."""
+    ratio_max: Tensor
+    """Largest ratio r."""
+
+
+def clipped_surrogate(
+    logp: Tensor,
+    logp_old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip_coef: float = 0.2,
+    reduction: Reduction = "token-mean",
+    denominator: float | Tensor | None = None,
+) -> ClippedSurrogate:
+    """PPO's clipped objective per step: L_t = min(r_t A, clip(r_t, 1 - eps, 1 + eps) A), r_t = exp(logp - logp_old).
+
+    SPPO (eq. 3) gives every step of an episode the same A; PPO (arXiv 1707.06347, eq. 7) gives each step its own.
+
+    Args:
+        logp: (B, T), with gradient.
+        logp_old: (B, T), treated as a constant.
+        advantage: (B,), broadcast over the steps, or (B, T); treated as a constant.
+        mask: (B, T), bool.
+        clip_coef: eps, above 0.
+        reduction: "token-mean" is the sum over real steps / their number;
+            "sequence-mean" the mean over each sequence's real steps, summed over sequences / their number;
+            "fixed" the sum over real steps / (B x T), T being the padded length (Dr. GRPO).
+        denominator: replaces the last divisor, so that the losses of micro-batches add up to that of the whole batch:
+            pass the whole batch's number of real steps ("token-mean"), of sequences ("sequence-mean"),
+            or B x H ("fixed").
+
+    Returns:
+        `ClippedSurrogate`: the loss, and statistics of the same steps.
+
+    Raises:
+        ValueError: wrong shapes, a mask that is not bool or has no True, an unknown reduction, clip_coef or
+            denominator not above 0.
+    """
+    _check_matrix(logp=logp, logp_old=logp_old, mask=mask)
+    if advantage.shape not in (logp.shape, logp.shape[:1]):
+        raise ValueError(
+            f"advantage must be (B,) = {tuple(logp.shape[:1])} or (B, T) = {tuple(logp.shape)}, "
+            f"got {tuple(advantage.shape)}"
+        )
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"unknown reduction {reduction!r}; allowed: {', '.join(map(repr, get_args(Reduction)))}")
+    if not clip_coef > 0:
+        raise ValueError(f"clip_coef must be above 0, got {clip_coef}")
+    _check_mask(mask)
+    _check_denominator(denominator)
+
+    advantage = advantage.detach()
+    advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
+    log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
+    ratio = log_ratio.exp()
+    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
+
+    num_steps = mask.sum()
+    if reduction == "sequence-mean":
+        lengths = mask.sum(dim=1)  # (B,)
+        surrogate = surrogate.sum(dim=1) / lengths.clamp(min=1)
+        default = (lengths > 0).sum()
+    else:
+        default = num_steps if reduction == "token-mean" else torch.full_like(num_steps, mask.numel())
+    loss = -surrogate.sum() / (default if denominator is None else denominator)
+
+    with torch.no_grad():
+        return ClippedSurrogate(
+            loss=loss,
+            num_steps=num_steps,
+            old_approx_kl=-log_ratio.sum() / num_steps,
+            approx_kl=(ratio - 1 - log_ratio).sum() / num_steps,
+            clipfrac=((ratio - 1).abs() > clip_coef).sum().to(ratio.dtype) / num_steps,
+            ratio_min=torch.where(mask, ratio, torch.inf).amin(),
+            ratio_max=torch.where(mask, ratio, 0.0).amax(),
+        )
+
+
+def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None = None) -> Tensor:
+    """Binary cross-entropy between V = sigmoid(v) and R, averaged (SPPO, eq. 2). Its gradient is d loss / d v = V - R.
+
+    Args:
+        value_logit: v, (B,), with gradient.
+        outcome: R, (B,), in [0, 1]; fractions (a success rate over several episodes) are meaningful.
+        denominator: divides the sum instead of B, so that micro-batches add up.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: shapes differ or are not (B,); an outcome outside [0, 1] (which `torch` itself would accept);
+            denominator not above 0.
+    """
+    _check_vector(value_logit=value_logit, outcome=outcome)
+    _check_outcome(outcome, "outcome")
+    _check_denominator(denominator)
+    total = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="sum")
+    return total / (outcome.numel() if denominator is None else denominator)
+
+
+def squared_value_loss(
+    value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None = None
+) -> Tensor:
+    """Token-level PPO's value loss, mean over real steps of (V_t - G_t)^2 / 2 (PPO, eq. 9; the half makes
+    d loss / d V_t = V_t - G_t, as for `bernoulli_value_loss`).
+
+    Args:
+        value: V(s_t), (B, T), with gradient.
+        returns: G_t, (B, T), treated as a constant.
+        mask: (B, T), bool.
+        denominator: divides the sum instead of the number of real steps, so that micro-batches add up.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: wrong shapes, a mask that is not bool or has no True, denominator not above 0.
+    """
+    _check_matrix(value=value, returns=returns, mask=mask)
+    _check_mask(mask)
+    _check_denominator(denominator)
+    error = torch.where(mask, value - returns.detach(), 0.0)
+    return 0.5 * error.square().sum() / (mask.sum() if denominator is None else denominator)
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x over real steps, with gradient.
+
+    Args:
+        x: (B, T).
+        mask: (B, T), bool.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: wrong shapes, a mask that is not bool or has no True.
+    """
+    _check_matrix(x=x, mask=mask)
+    _check_mask(mask)
+    return torch.where(mask, x, 0.0).sum() / mask.sum()
+
+
+def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
+
+    NaN where the target does not vary (all episodes failed, say): there is then nothing to explain.
+
+    Args:
+        prediction: (B,) or (B, T).
+        target: the same shape.
+        mask: the same shape, bool; None means that all count.
+
+    Returns:
+        A scalar, without gradient.
+
+    Raises:
+        ValueError: shapes differ; a mask that is not bool or has no True.
+    """
+    mask = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
+    if not prediction.shape == target.shape == mask.shape:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (prediction, target, mask))
+        raise ValueError(f"prediction, target and mask must have one shape, got {shapes}")
+    _check_mask(mask)
+
+    def variance(x: Tensor) -> Tensor:
+        mean = torch.where(mask, x, 0.0).sum() / mask.sum()
+        return torch.where(mask, x - mean, 0.0).square().sum()
+
+    total = variance(target.detach())
+    return torch.where(total > 0, 1 - variance((target - prediction).detach()) / total, torch.nan)
+
+
+def brier_score(probability: Tensor, outcome: Tensor) -> Tensor:
+    """Brier score, mean (V - R)^2: 0 is perfect, 0.25 is what always saying 1/2 gets (Brier, 1950).
+
+    Args:
+        probability: V, (B,).
+        outcome: R, (B,), in [0, 1].
+
+    Returns:
+        A scalar, without gradient.
+
+    Raises:
+        ValueError: shapes differ or are not (B,); an outcome outside [0, 1].
+    """
+    _check_vector(probability=probability, outcome=outcome)
+    _check_outcome(outcome, "outcome")
+    return (probability - outcome).detach().square().mean()
+
+
+def expected_calibration_error(probability: Tensor, outcome: Tensor, num_bins: int = 10) -> Tensor:
+    """ECE: |mean predicted - mean observed| per bin of predicted probability, weighted by the bin's share
+    (Guo et al., arXiv 1706.04599, eq. 3). Bins have equal width; predictions outside [0, 1] go to the nearest bin.
+
+    Args:
+        probability: V, (B,).
+        outcome: R, (B,), in [0, 1].
+        num_bins: at least 1.
+
+    Returns:
+        A scalar, without gradient. With few episodes it is biased upwards.
+
+    Raises:
+        ValueError: shapes differ or are not (B,); an outcome outside [0, 1]; num_bins below 1.
+    """
+    _check_vector(probability=probability, outcome=outcome)
+    _check_outcome(outcome, "outcome")
+    if num_bins < 1:
+        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
+    gap = (probability - outcome).detach()
+    bins = (probability.detach() * num_bins).long().clamp(0, num_bins - 1)
+    # The bin's share times its gap of means is the bin's summed gap over B.
+    return torch.zeros(num_bins, dtype=gap.dtype, device=gap.device).index_add(0, bins, gap).abs().sum() / gap.numel()
+
+
+def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson score interval of a success rate (Wilson, 1927); z = 1.959964 is 95 %.
+
+    Args:
+        successes: how many of the trials succeeded.
+        trials: how many there were, at least 1.
+        z: normal quantile.
+
+    Returns:
+        Lower and upper end, both in [0, 1].
+
+    Raises:
+        ValueError: trials below 1, successes outside 0..trials.
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(f"need trials >= 1 and 0 <= successes <= trials, got {successes} of {trials}")
+    p, z2 = successes / trials, z * z
+    centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
+    half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+# -------------------------------------------------------------------------------------------------------- checks
+def _require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
+    """Refuse bad values; `message` may hold {} for the offending numbers, which are read on the CPU only."""
+    if condition.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not condition:
+            raise ValueError(message.format("" if offender is None else _first_outside(offender)))
+    else:  # no host-device synchronisation: the device itself stops at the bad batch
+        torch._assert_async(condition, message.format("see the batch"))
+
+
+def _first_outside(outcome: Tensor) -> str:
+    index = int(((outcome >= 0) & (outcome <= 1)).logical_not().nonzero()[0, 0])
+    return f"{outcome[index].item()} at index {index}"
+
+
+def _check_outcome(outcome: Tensor, name: str) -> None:
+    if not outcome.is_floating_point():
+        raise ValueError(f"{name} must be floating, got {outcome.dtype}; pass {name}.float()")
+    inside = ((outcome >= 0) & (outcome <= 1)).all()  # a NaN is not inside
+    _require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
+
+
+def _check_vector(**tensors: Tensor) -> None:
+    """All (B,), with the same B of at least 1."""
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(x.ndim != 1 or x.numel() == 0 for x in tensors.values()):
+        names = " and ".join(shapes)
+        raise ValueError(f"{names} must be (B,) with the same B >= 1, got {', '.join(map(str, shapes.values()))}")
+
+
+def _check_matrix(**tensors: Tensor) -> None:
+    """All (B, T), with the same B and T."""
+    shapes = {name: tuple(x.shape) for name, x in tensors.items()}
+    if len(set(shapes.values())) > 1 or any(x.ndim != 2 for x in tensors.values()):
+        names = " and ".join(shapes)
+        raise ValueError(f"{names} must be (B, T) with the same B and T, got {', '.join(map(str, shapes.values()))}")
+
+
+def _check_mask(mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask must be bool (True on real steps), got {mask.dtype}; pass mask.bool()")
+    if mask.numel() == 0:
+        raise ValueError(f"mask has no step, its shape is {tuple(mask.shape)}")
+    _require(mask.any(), "mask has no real step: all its entries are False")
+
+
+def _check_denominator(denominator: float | Tensor | None) -> None:
+    if isinstance(denominator, Tensor):
+        if denominator.numel() != 1:
+            raise ValueError(f"denominator must be one number, got shape {tuple(denominator.shape)}")
+        _require(denominator.reshape(()) > 0, "denominator must be above 0")
+    elif denominator is not None and not denominator > 0:
+        raise ValueError(f"denominator must be above 0, got {denominator}")
+
+
+def _groups(outcome: Tensor, group_size: int) -> Tensor:
+    """(B,) -> (B / N, N)"""
+    _check_vector(outcome=outcome)
+    _check_outcome(outcome, "outcome")
+    if group_size < 2 or outcome.numel() % group_size:
+        raise ValueError(
+            f"group_size must be at least 2 and divide the number of outcomes, got {group_size} for {outcome.numel()}"
+        )
+    return outcome.reshape(-1, group_size)

@@ -1,0 +1,277 @@
+"""Policies and critics for vectors of observations: small tanh networks, as in CleanRL.
+
+A policy exists twice over the same weights: as a torch module, which computes log-probabilities for training, and as
+`Policy.behaviour`, a plain numpy forward pass that acts during rollouts (a step of 64 environments costs half of
+what it costs through torch, most of which is call overhead).
+
+Sampling is written as a deterministic function of the network's output and of noise drawn beforehand (Gumbel noise for
+discrete actions, normal noise for continuous ones); no noise gives the greedy action.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FloatArray = npt.NDArray[np.float32]
+Behaviour = Callable[[FloatArray, FloatArray | None], npt.NDArray[Any]]
+"""(observations (B, D), noise (B, A) or None for greedy) -> actions (B,) int64 or (B, A) float32"""
+
+
+class _SigmoidTanh(torch.autograd.Function):
+    """tanh(x) = 2 sigmoid(2x) - 1: on a CPU torch's sigmoid takes half the time of its tanh, which would otherwise
+    cost as much as all matrix products together. The error is below 2e-7."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.sigmoid(x + x).mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grad[0], y)
+
+
+class Tanh(nn.Module):
+    """tanh, faster on a CPU than `torch.nn.Tanh`; any shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise tanh."""
+        return _SigmoidTanh.apply(x)
+
+
+def mlp(sizes: Sequence[int], last_gain: float) -> nn.Sequential:
+    """A tanh network with orthogonal weights (gain sqrt 2, the last layer `last_gain`) and zero biases, as CleanRL's.
+
+    Args:
+        sizes: width of every layer, input and output included.
+        last_gain: scale of the last layer's weights.
+    """
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        linear = nn.Linear(fan_in, fan_out)
+        last = i == len(sizes) - 2
+        nn.init.orthogonal_(linear.weight, last_gain if last else math.sqrt(2))
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, Tanh()]
+    return nn.Sequential(*layers)
+
+
+class Network(nn.Module):
+    """Observations (..., D) -> (..., outputs); observations are first multiplied by the fixed `obs_scale` (D,)."""
+
+    obs_scale: Tensor
+
+    def __init__(
+        self, obs_dim: int, outputs: int, hidden: Sequence[int], obs_scale: Sequence[float] | None, last_gain: float
+    ) -> None:
+        super().__init__()
+        scale = torch.ones(obs_dim) if obs_scale is None else torch.tensor(list(obs_scale), dtype=torch.float32)
+        if scale.shape != (obs_dim,):
+            raise ValueError(f"obs_scale must have {obs_dim} numbers, one an observation, got {len(scale)}")
+        self.register_buffer("obs_scale", scale)
+        self.net = mlp([obs_dim, *hidden, outputs], last_gain)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., D) float32 -> (..., outputs) float32."""
+        return self.net(obs * self.obs_scale)
+
+
+class Critic(Network):
+    """A value network: observations (..., D) -> (...,), a logit or a value.
+
+    SPPO gives it the initial state only, (B, D) -> (B,); token-level PPO every step, (B, T, D) -> (B, T).
+    """
+
+    def __init__(
+        self, obs_dim: int, hidden: Sequence[int] = (64, 64), obs_scale: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(obs_dim, 1, hidden, obs_scale, last_gain=1.0)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., D) float32 -> (...,) float32."""
+        return super().forward(obs).squeeze(-1)
+
+
+class Policy(Network):
+    """What `CategoricalPolicy` and `GaussianPolicy` share; see `make_policy`."""
+
+    num_outputs: int
+
+    def log_prob(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability of given actions, and the policy's entropy at the same observations.
+
+        Args:
+            obs: (..., D) float32.
+            actions: (...,) int64 or (..., A) float32.
+
+        Returns:
+            logp (...,) and entropy (...,), in nats.
+        """
+        raise TypeError("use CategoricalPolicy or GaussianPolicy")
+
+    def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
+        """Noise for `behaviour`, (*shape, A) float32."""
+        raise TypeError("use CategoricalPolicy or GaussianPolicy")
+
+    def behaviour(self) -> Behaviour:
+        """The policy as a numpy function over the same weights: what the optimiser writes, it sees."""
+        raise TypeError("use CategoricalPolicy or GaussianPolicy")
+
+    def _numpy_forward(self) -> Callable[[FloatArray], FloatArray]:
+        scale = self.obs_scale.numpy()
+        linears = [m for m in self.net if isinstance(m, nn.Linear)]
+        layers = [(m.weight.detach().numpy().T, m.bias.detach().numpy()) for m in linears]  # views, not copies
+
+        def forward(obs: FloatArray) -> FloatArray:
+            x = obs * scale
+            for weight, bias in layers[:-1]:
+                x = x @ weight
+                x += bias
+                np.tanh(x, out=x)
+            weight, bias = layers[-1]
+            return x @ weight + bias
+
+        return forward
+
+
+class CategoricalPolicy(Policy):
+    """Discrete actions: a softmax over the network's outputs."""
+
+    def __init__(
+        self, obs_dim: int, num_actions: int, hidden: Sequence[int] = (64, 64), obs_scale: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(obs_dim, num_actions, hidden, obs_scale, last_gain=0.01)
+        self.num_outputs = num_actions
+
+    def log_prob(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Policy.log_prob`; actions (...,) int64."""
+        log_p = torch.log_softmax(self(obs), dim=-1)  # (..., A)
+        logp = log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        return logp, -(log_p.exp() * log_p).sum(-1)
+
+    def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
+        """Gumbel noise: argmax(logits + noise) is a sample of the softmax."""
+        return -np.log(rng.standard_exponential((*shape, self.num_outputs), dtype=np.float32))
+
+    def behaviour(self) -> Behaviour:
+        """See `Policy.behaviour`; actions (B,) int64."""
+        forward = self._numpy_forward()
+
+        def act(obs: FloatArray, noise: FloatArray | None) -> npt.NDArray[np.int64]:
+            logits = forward(obs)
+            return (logits if noise is None else logits + noise).argmax(axis=1)
+
+        return act
+
+
+class GaussianPolicy(Policy):
+    """Continuous actions: independent normals, the mean from the network, the log standard deviation a parameter.
+
+    Actions are stored as sampled; environments receive them clipped to their bounds (as CleanRL does).
+    """
+
+    def __init__(
+        self, obs_dim: int, action_dim: int, hidden: Sequence[int] = (64, 64), obs_scale: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(obs_dim, action_dim, hidden, obs_scale, last_gain=0.01)
+        self.num_outputs = action_dim
+        self.log_std = nn.Parameter(torch.zeros(action_dim))
+
+    def log_prob(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Policy.log_prob`; actions (..., A) float32."""
+        z = (actions - self(obs)) * (-self.log_std).exp()
+        constant = self.log_std.sum() + 0.5 * math.log(2 * math.pi) * self.num_outputs
+        logp = -0.5 * z.square().sum(-1) - constant
+        return logp, (constant + 0.5 * self.num_outputs).expand_as(logp)
+
+    def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
+        """Standard normal noise: mean + std * noise is a sample."""
+        return rng.standard_normal((*shape, self.num_outputs), dtype=np.float32)
+
+    def behaviour(self) -> Behaviour:
+        """See `Policy.behaviour`; actions (B, A) float32, not clipped."""
+        forward, log_std = self._numpy_forward(), self.log_std.detach().numpy()
+
+        def act(obs: FloatArray, noise: FloatArray | None) -> FloatArray:
+            mean = forward(obs)
+            return mean if noise is None else mean + np.exp(log_std) * noise
+
+        return act
+
+
+def make_policy(envs: gym.vector.VectorEnv, hidden: Sequence[int] = (64, 64)) -> Policy:
+    """A policy with random weights for the spaces of `envs`, drawn from torch's global generator.
+
+    Args:
+        envs: observations Box (D,); actions Discrete or Box (A,). An attribute `obs_scale` is used where it has one.
+        hidden: widths of the hidden layers.
+
+    Raises:
+        ValueError: another kind of space.
+    """
+    obs_space, action_space = envs.single_observation_space, envs.single_action_space
+    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
+        raise ValueError(
+            f"observations must be a Box of shape (D,), got {obs_space}; gymnasium.wrappers.FlattenObservation makes one"
+        )
+    args = (obs_space.shape[0], *_action_size(action_space), hidden, getattr(envs.unwrapped, "obs_scale", None))
+    return CategoricalPolicy(*args) if isinstance(action_space, gym.spaces.Discrete) else GaussianPolicy(*args)
+
+
+def _action_size(space: gym.Space[Any]) -> tuple[int]:
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return (int(space.n),)
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
+        return (space.shape[0],)
+    raise ValueError(f"actions must be Discrete (counted from 0) or a float Box of shape (A,), got {space}")
+
+
+def save_policy(policy: Policy, path: Path, env_id: str) -> None:
+    """Write the weights as safetensors, with the kind of policy and the task's id as metadata."""
+    weights = {name: tensor.contiguous() for name, tensor in policy.state_dict().items()}
+    save_file(weights, path, metadata={"policy": type(policy).__name__, "env_id": env_id, "format": "sppo_control/1"})
+
+
+def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
+    """Read a policy written by `save_policy`; hidden widths are taken from the file.
+
+    Raises:
+        ValueError: not a policy file, or one for other spaces than those of `envs`.
+        FileNotFoundError: no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no starting policy at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
+    if metadata.get("format") != "sppo_control/1":
+        raise ValueError(f"{path} holds no sppo_control policy (metadata {metadata}); scripts/pretrain.py writes them")
+    widths = [w.shape[0] for name, w in weights.items() if name.startswith("net.") and name.endswith("weight")]
+    policy = make_policy(envs, hidden=widths[:-1])
+    expected = {name: tuple(w.shape) for name, w in policy.state_dict().items()}
+    found = {name: tuple(w.shape) for name, w in weights.items()}
+    if found != expected or metadata["policy"] != type(policy).__name__:
+        raise ValueError(
+            f"{path} is a {metadata['policy']} for {metadata['env_id']} with tensors {found}; "
+            f"this environment needs a {type(policy).__name__} with {expected}"
+        )
+    policy.load_state_dict(weights)
+    return policy
