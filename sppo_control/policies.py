@@ -275,3 +275,31 @@ def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
         )
     policy.load_state_dict(weights)
     return policy
+
+
+def shipped_policy(env_id: str) -> Path:
+    """Where the package keeps the starting policy of a task; the file may not exist."""
+    return Path(__file__).parent / "pretrained" / f"{env_id.split('/')[-1]}.safetensors"
+
+
+def starting_policy(
+    envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
+) -> Policy:
+    """The policy that training begins with: `start` if given, else the one shipped for the task, else random weights.
+
+    Args:
+        envs: whose spaces it must fit.
+        env_id: the task.
+        start: a file written by `save_policy`, or a folder that holds one as policy.safetensors (a checkpoint).
+        from_scratch: random weights even where a policy is shipped.
+        hidden: hidden widths of random weights.
+
+    Raises:
+        ValueError, FileNotFoundError: see `load_policy` and `make_policy`.
+    """
+    path = shipped_policy(env_id) if start is None else Path(start)
+    if path.is_dir():
+        path = path / "policy.safetensors"
+    if from_scratch or (start is None and not path.is_file()):
+        return make_policy(envs, hidden)
+    return load_policy(path, envs)

@@ -100,6 +100,7 @@ class PrecisionCartPoleVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_action_space = self._physics.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = spaces.MultiDiscrete([2] * num_envs)
+        self._forces = np.array([-self._physics.force_mag, self._physics.force_mag])
         self._state: FloatArray | None = None  # (4, B): each row contiguous
 
     def reset(
@@ -134,37 +135,34 @@ class PrecisionCartPoleVectorEnv(VectorEnv[Any, Any, Any]):
         if self._state is None:
             raise RuntimeError("call reset() before step()")
         actions = np.asarray(actions)
-        if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() > 1:
-            raise ValueError(f"actions must be {self.num_envs} numbers, each 0 or 1, got {actions}")
-        c = self._physics
-        x, x_dot, theta, theta_dot = self._state
+        if actions.shape != (self.num_envs,) or ((actions | 1) != 1).any():
+            raise ValueError(f"actions must be {self.num_envs} whole numbers, each 0 or 1, got {actions}")
+        c, state = self._physics, self._state
+        theta, theta_dot = state[2], state[3]
 
         # The order of operations is that of gymnasium/envs/classic_control/cartpole.py: floating-point addition is not
         # associative, and the trajectories are to be equal bit for bit.
-        force = np.where(actions == 1, c.force_mag, -c.force_mag)
+        force = self._forces[actions]
         cos, sin = np.cos(theta), np.sin(theta)
         temp = (force + c.polemass_length * np.square(theta_dot) * sin) / c.total_mass
         theta_acc = (c.gravity * sin - cos * temp) / (
             c.length * (4.0 / 3.0 - c.masspole * np.square(cos) / c.total_mass)
         )
         x_acc = temp - c.polemass_length * theta_acc * cos / c.total_mass
-        new = np.empty_like(self._state)
-        np.add(x, c.tau * x_dot, out=new[0])
-        np.add(x_dot, c.tau * x_acc, out=new[1])
-        np.add(theta, c.tau * theta_dot, out=new[2])
-        np.add(theta_dot, c.tau * theta_acc, out=new[3])
+        change = np.empty_like(state)
+        change[0], change[1], change[2], change[3] = state[1], x_acc, theta_dot, theta_acc
+        change *= c.tau
+        new = state + change
         if self._any_done:
-            np.copyto(new, self._state, where=self._done)
+            np.copyto(new, state, where=self._done)
         self._state = new
 
         self._steps += 1
         fell = (np.abs(new[0]) > c.x_threshold) | (np.abs(new[2]) > c.theta_threshold_radians)
-        ended = ~self._done if self._steps >= self.horizon else fell & ~self._done
-        reward = np.zeros(self.num_envs)
-        if self.dense:
-            reward = np.where(self._done, 0.0, dense_reward(new[2], fell))
+        reward = np.where(self._done, 0.0, dense_reward(new[2], fell)) if self.dense else np.zeros(self.num_envs)
         infos: dict[str, Any] = {}
-        if self._any_done or ended.any():
+        if self._any_done or self._steps >= self.horizon or fell.any():
+            ended = ~self._done if self._steps >= self.horizon else fell & ~self._done
             success = ended & ~fell & (np.abs(new[2]) <= MAX_FINAL_ANGLE)
             if not self.dense:
                 reward[success] = 1.0

@@ -1,0 +1,178 @@
+"""Token-level PPO: every step has its own value and its own advantage. The baseline that SPPO is compared with.
+
+1. Run B whole episodes. Each starts in a context s_0 and ends with an outcome R, 1 for success or 0.
+2. Advantage: GAE(gamma, lambda) with a critic V(s_t); at the default gamma = lambda = 1 it is A_t = R - V(s_t).
+3. Policy: PPO's clipped surrogate with the ratio of each step, several epochs over minibatches of episodes.
+4. Critic: V sees every state and is trained on the returns, with the squared error or (--critic-loss bce, the paper's
+   ablation) with binary cross-entropy on sigmoid(v).
+5. No normalisation of advantages, no clipping of the value loss, no KL penalty.
+
+    python scripts/ppo_cartpole.py                                               # Precision CartPole
+    python scripts/ppo_cartpole.py --critic-loss bce                             # the ablation of figure 4
+    python scripts/ppo_cartpole.py --env-id CartPole-v1 --success-return 475     # any Gymnasium task
+
+Source: Schulman et al., arXiv 1707.06347; gamma = lambda = 1 as in SPPO, Wang et al., arXiv 2604.08865, section 5.3.
+The file differs from scripts/sppo_cartpole.py only in the critic. Equations: sppo_control/core.py. Logged values:
+docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import sppo_envs
+import torch
+from torch import Tensor, nn
+
+from sppo_control import core, runs
+from sppo_control.policies import Critic, starting_policy
+from sppo_control.rollout import evaluate, rollout
+
+
+@dataclass
+class Args:
+    env_id: str = "sppo/PrecisionCartPole-v0"
+    """a task of this package, or any Gymnasium id with a vector observation and discrete or box actions"""
+    success_return: float | None = None
+    """for other environments: an episode whose return reaches this number is a success"""
+    horizon: int | None = None
+    """longest episode in steps (default: the task's own)"""
+    start: str | None = None
+    """starting policy: a .safetensors file (default: the one shipped for this task, else random weights)"""
+    from_scratch: bool = False
+    """start with random weights even where a starting policy is shipped"""
+    seed: int = 1
+    """of environments, actions, shuffling and random weights"""
+    total_timesteps: int = 2_000_000
+    """environment steps of the whole run"""
+
+    learning_rate: float = 1e-3
+    """of the policy (Adam)"""
+    critic_learning_rate: float = 1e-3
+    """of the critic (Adam)"""
+    num_envs: int = 64
+    """B, episodes an update"""
+    update_epochs: int = 4
+    """passes over each batch"""
+    num_minibatches: int = 4
+    """minibatches of B / num_minibatches episodes each"""
+    critic_loss: Literal["mse", "bce"] = "mse"
+    """squared error, or binary cross-entropy on sigmoid(v)"""
+    gamma: float = 1.0
+    """discount"""
+    gae_lambda: float = 1.0
+    """lambda of generalized advantage estimation"""
+    clip_coef: float = 0.2
+    """epsilon of the clipped ratio"""
+    ent_coef: float = 0.0
+    """weight of an entropy bonus"""
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this norm, policy and critic each"""
+    hidden: tuple[int, ...] = (64, 64)
+    """hidden layers of the critic, and of a policy that starts from random weights"""
+
+    eval_episodes: int = 1024
+    """episodes of the evaluations before and after training"""
+    save_every: int = 20
+    """updates between checkpoints"""
+    runs_dir: str = "runs"
+    """parent of the run's folder"""
+    resume: str | None = None
+    """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+
+    @property
+    def minibatch_size(self) -> int:
+        """Episodes a minibatch."""
+        return self.num_envs // self.num_minibatches
+
+    def __post_init__(self) -> None:
+        runs.check_args(self)
+
+
+def train(args: Args) -> runs.Run:
+    # ---- setup
+    torch.manual_seed(args.seed)  # random weights; every other random number comes from run.rng
+    envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon)
+    policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
+    critic = Critic(envs.single_observation_space.shape[0], args.hidden, policy.obs_scale.tolist())
+    policy_optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
+
+    def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+        run.check_finite(loss=loss, gradient_norm=grad_norm)
+        optimizer.step()
+        return grad_norm
+
+    with runs.Run(args, __file__) as run:
+        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
+        run.start(
+            policy=policy, critic=critic, policy_optimizer=policy_optimizer, critic_optimizer=critic_optimizer
+        )
+        while run.steps < args.total_timesteps:
+            # ---- rollout: B whole episodes under the current policy
+            episodes = rollout(envs, policy, run.rng("rollout"))
+            mask, R = episodes.mask, episodes.outcome  # (B, T), (B,)
+
+            # ---- advantage: GAE over V(s_t); A_t = R - V(s_t) at gamma = lambda = 1
+            with torch.no_grad():
+                logp_old, _ = policy.log_prob(episodes.obs, episodes.actions)  # (B, T)
+                value = critic(episodes.obs)  # (B, T)
+                if args.critic_loss == "bce":
+                    value = torch.sigmoid(value)
+            adv, returns = core.generalized_advantage(episodes.reward, value, mask, args.gamma, args.gae_lambda)
+            # with lambda < 1 a return is a weighted mean of probabilities: rounding may carry it past 1
+            returns = returns.clamp(0.0, 1.0)
+
+            # ---- update
+            stats, shuffle = runs.Means(), run.rng("shuffle")
+            for _ in range(args.update_epochs):
+                for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
+                    # policy: clipped surrogate, mean over the minibatch's steps
+                    logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])
+                    surrogate = core.clipped_surrogate(
+                        logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                    )
+                    mean_entropy = core.masked_mean(entropy, mask[mb])
+                    policy_loss = surrogate.loss
+                    if args.ent_coef > 0:
+                        policy_loss = policy_loss - args.ent_coef * mean_entropy
+                    grad_norm = descend(policy_loss, policy, policy_optimizer)
+
+                    # critic: every real step
+                    value_new = critic(episodes.obs[mb])
+                    if args.critic_loss == "bce":
+                        value_loss = core.bernoulli_value_loss(value_new[mask[mb]], returns[mb][mask[mb]])
+                    else:
+                        value_loss = core.squared_value_loss(value_new, returns[mb], mask[mb])
+                    descend(value_loss, critic, critic_optimizer)
+
+                    stats.add_surrogate(surrogate, entropy=mean_entropy)
+                    stats.add(surrogate.num_steps, value_loss=value_loss)
+                    stats.add(1, grad_norm=grad_norm)
+
+            # ---- log
+            v0, real_adv = value[:, 0], adv[mask]  # episodes start at t = 0: padding stands on the right
+            run.end_update(
+                episodes,
+                {
+                    "charts/learning_rate": args.learning_rate,
+                    **stats.scalars(),
+                    "losses/explained_variance": float(core.explained_variance(value, returns, mask)),
+                    "advantages/mean": float(real_adv.mean()),
+                    "advantages/std": float(real_adv.std(correction=0)),
+                    "critic/v0_mean": float(v0.mean()),
+                    "critic/brier": float(core.brier_score(v0, R)),
+                    "critic/ece": float(core.expected_calibration_error(v0, R)),
+                },
+            )
+        run.finish(evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")), before)
+    envs.close()
+    return run
+
+
+if __name__ == "__main__":
+    runs.main(train, Args, __doc__)

@@ -1,0 +1,489 @@
+"""What every training script shares around its algorithm: command line, run folder, random numbers, TensorBoard,
+progress bar, checkpoints, resuming, Ctrl-C.
+
+A run folder, runs/<env>__<script>__<seed>__<time>/, holds
+
+| file                      | what                                                                                 |
+| ------------------------- | ------------------------------------------------------------------------------------ |
+| config.json               | arguments, versions, git commit                                                      |
+| summary.json              | success before and after, steps, seconds, peak memory                                |
+| events.out.tfevents.*     | TensorBoard scalars, documented in docs/metrics.md                                   |
+| checkpoints/<update>/     | policy, critic, optimisers (.safetensors) and counters (state.json)                  |
+
+Every random number of update u is drawn from a generator made of (seed, u, purpose), and whole episodes leave no
+environment half-way. So weights, optimiser moments and four counters are the entire state of a run, and a resumed run
+repeats an uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, cast
+
+import numpy as np
+import torch
+import tyro
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from .core import ClippedSurrogate
+from .policies import Policy, save_policy
+from .rollout import Episodes, Evaluation
+
+ArgsT = TypeVar("ArgsT")
+RESUMABLE_CHANGES = {"resume", "total_timesteps", "save_every", "eval_episodes"}
+"""Arguments that may differ when a run is resumed: none of them changes what an update computes."""
+_STREAMS = ("rollout", "shuffle", "evaluate")
+
+
+class UserError(Exception):
+    """Something that the user can mend; scripts print its message without a traceback."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient became NaN or infinite."""
+
+
+# -------------------------------------------------------------------------------------------------- command line
+def parse_args(args_type: Callable[..., ArgsT], description: str | None) -> ArgsT:
+    """Read the command line into a dataclass; with --resume PATH, the stored arguments are the defaults.
+
+    Args:
+        args_type: a dataclass with a field `resume: str | None`, which checks its values in `__post_init__`.
+        description: shown by --help.
+
+    Raises:
+        UserError: impossible values, a run folder that cannot be resumed, or a resumed argument that may not change.
+    """
+    try:
+        args = tyro.cli(args_type, description=description)
+        resume = cast(Any, args).resume
+        if resume is None:
+            return args
+        stored = _read_json(run_folder(Path(resume)) / "config.json")["args"]
+        fields = {f.name for f in dataclasses.fields(cast(Any, args_type))}
+        if unknown := set(stored) - fields:
+            raise UserError(f"{resume} was made by another script or version: unknown arguments {sorted(unknown)}")
+        # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
+        stored = args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        args = tyro.cli(args_type, description=description, default=stored)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for name in sorted(fields - RESUMABLE_CHANGES):
+        old, new = getattr(stored, name), getattr(args, name)
+        if old != new:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(
+                f"{flag} is {old} in the run to be resumed and cannot become {new}; leave it out, or start a new run. "
+                f"These may change: {', '.join('--' + n.replace('_', '-') for n in sorted(RESUMABLE_CHANGES))}"
+            )
+    return args
+
+
+def check_args(args: Any) -> None:
+    """Refuse impossible values; called by every script's `Args.__post_init__`.
+
+    Raises:
+        ValueError: names the argument, its value and what is allowed.
+    """
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(
+            ("total_timesteps", "num_envs", "update_epochs", "num_minibatches", "eval_episodes", "save_every", "horizon"),
+            (lambda x: x >= 1, "at least 1"),
+        ),
+        **dict.fromkeys(
+            ("learning_rate", "critic_learning_rate", "clip_coef", "max_grad_norm"),
+            (lambda x: 0 < x < math.inf, "above 0"),
+        ),
+        **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
+        **dict.fromkeys(("ent_coef", "seed"), (lambda x: 0 <= x < math.inf, "0 or above")),
+        "success_return": (math.isfinite, "a finite number"),
+        "hidden": (lambda x: all(width >= 1 for width in x), "widths of at least 1"),
+    }
+    for name, (allowed, words) in rules.items():
+        value = getattr(args, name, None)
+        if value is not None and not allowed(value):
+            raise ValueError(f"--{name.replace('_', '-')} must be {words}, got {value}")
+    if args.num_envs % args.num_minibatches:
+        raise ValueError(
+            f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "
+            f"got {args.num_minibatches} for {args.num_envs}"
+        )
+    if args.start is not None and args.from_scratch:
+        raise ValueError("--start and --from-scratch exclude each other; leave one out")
+
+
+def main(train: Callable[[ArgsT], Any], args_type: Callable[..., ArgsT], description: str | None) -> None:
+    """Entry point of a script: parse, train, and turn errors that the user can mend into one line and exit status 2."""
+    try:
+        train(parse_args(args_type, description))
+    except NonFiniteError as error:
+        sys.exit(f"stopped: {error}")
+    except (UserError, ValueError, FileNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run_folder(path: Path) -> Path:
+    """The run folder that `path` names: itself, or the parent of a checkpoint in it.
+
+    Raises:
+        UserError: there is no run.
+    """
+    for folder in (path, path.parent.parent):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(f"{path} is neither a run folder nor a checkpoint of one: no config.json there")
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+class Means:
+    """Weighted means over all minibatches of an update, so that the logged value is not that of the last one."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+        self._weights: dict[str, list[Tensor]] = {}
+
+    def add(self, weight: Tensor | float, **values: Tensor) -> None:
+        """Add one minibatch's means (scalars), `weight` being how many steps or episodes they stand for."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach())
+            self._weights.setdefault(name, []).append(torch.as_tensor(weight, dtype=torch.float32))
+
+    def add_surrogate(self, surrogate: ClippedSurrogate, entropy: Tensor) -> None:
+        """Add the policy's statistics of one minibatch; every one is a mean over its real steps, but for the extremes."""
+        self.add(
+            surrogate.num_steps,
+            policy_loss=surrogate.loss,
+            entropy=entropy,
+            old_approx_kl=surrogate.old_approx_kl,
+            approx_kl=surrogate.approx_kl,
+            clipfrac=surrogate.clipfrac,
+            ratio_min=surrogate.ratio_min,
+            ratio_max=surrogate.ratio_max,
+        )
+
+    def scalars(self) -> dict[str, float]:
+        """Everything added, under its TensorBoard tag."""
+        means = {f"losses/{name}": self[name] for name in self._values}
+        return means | {"losses/ratio_min": self.min("ratio_min"), "losses/ratio_max": self.max("ratio_max")}
+
+    def __getitem__(self, name: str) -> float:
+        values, weights = torch.stack(self._values[name]), torch.stack(self._weights[name])
+        return float((values * weights).sum() / weights.sum())
+
+    def min(self, name: str) -> float:
+        """Smallest of the added values."""
+        return float(torch.stack(self._values[name]).min())
+
+    def max(self, name: str) -> float:
+        """Largest of the added values."""
+        return float(torch.stack(self._values[name]).max())
+
+
+# ----------------------------------------------------------------------------------------------------------- run
+class Run:
+    """A run folder being written. Use as a context manager: it owns the progress bar and the Ctrl-C handler.
+
+    Args:
+        args: the script's arguments, a dataclass with at least env_id, seed, total_timesteps, runs_dir, save_every and
+            resume.
+        script: path of the script, for the folder's name and for the command that resumes.
+
+    Raises:
+        UserError: the folder cannot be written, or there is nothing to resume in it.
+    """
+
+    def __init__(self, args: Any, script: str) -> None:
+        self.args, self.script = args, Path(script)
+        self.update = 0
+        """Updates done."""
+        self.steps = 0
+        """Environment steps taken, baseline rollouts included."""
+        self.episodes = 0
+        """Episodes finished."""
+        self.seconds = 0.0
+        """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
+        self.parts: Mapping[str, nn.Module | torch.optim.Optimizer] = {}
+        self._stop_signal: int | None = None
+        self._recent: deque[float] = deque(maxlen=256)
+        self._resumed = args.resume is not None
+        self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
+        self.summary: dict[str, Any] = {}
+        if self._resumed and (self.folder / "summary.json").is_file():
+            self.summary = _read_json(self.folder / "summary.json")
+
+    def _create_folder(self) -> Path:
+        env, stamp = self.args.env_id.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
+        name = f"{env}__{self.script.stem}__{self.args.seed}__{stamp}"
+        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, **_versions()}
+        try:
+            for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
+                folder = Path(self.args.runs_dir) / (name + suffix)
+                with contextlib.suppress(FileExistsError):
+                    (folder / "checkpoints").mkdir(parents=True)
+                    break
+            _write_json(folder / "config.json", config)
+        except OSError as error:
+            raise UserError(f"cannot write the run folder {folder} ({error}); name another place with --runs-dir") from error
+        return folder
+
+    # -- before training
+    def once(self, key: str, compute: Callable[[], Evaluation]) -> dict[str, Any]:
+        """Evaluate and note in summary.json under `key`; a resumed run reads what was noted the first time."""
+        if key not in self.summary:
+            result = compute()
+            self.summary[key] = {"rate": result.rate, "interval": result.interval, "episodes": len(result.outcome)}
+            _write_json(self.folder / "summary.json", self.summary)
+        return self.summary[key]
+
+    def start(self, **parts: nn.Module | torch.optim.Optimizer) -> None:
+        """Name what a checkpoint consists of (modules and optimisers), and restore it if the run is resumed.
+
+        Raises:
+            UserError: no checkpoint to resume from, or one that does not fit.
+        """
+        self.parts = parts
+        if self._resumed:
+            self._restore()
+            if _versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
+                print("note: versions differ from those the run began with; it may not repeat bit for bit", file=sys.stderr)
+        # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
+        if not self._resumed:
+            rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
+            self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+            self.save()
+        self.bar = tqdm(
+            total=self.args.total_timesteps, initial=self.steps, unit="step", unit_scale=True, dynamic_ncols=True,
+            desc=self.script.stem, mininterval=0.2,
+        )  # fmt: skip
+        self._clock = time.perf_counter()
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """The generator of the coming update for one purpose: "rollout", "shuffle" or "evaluate"."""
+        return np.random.default_rng([self.args.seed, self.update, _STREAMS.index(stream)])
+
+    # -- during training
+    def check_finite(self, **values: Tensor) -> None:
+        """Stop before the optimiser writes a NaN or infinity into the weights.
+
+        Raises:
+            NonFiniteError: names the update, the value and the last good checkpoint.
+        """
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(
+                    f"{name.replace('_', ' ')} is {float(value)} in update {self.update + 1}; the last good checkpoint is "
+                    f"{self.checkpoints()[-1]}. A lower --learning-rate or --max-grad-norm often helps."
+                )
+
+    def end_update(self, episodes: Episodes, metrics: Mapping[str, float], extra_steps: int = 0) -> None:
+        """Count, log, show progress, save when due, and stop if Ctrl-C was pressed.
+
+        Args:
+            episodes: the batch of this update; its success rate, returns and lengths are logged.
+            metrics: further TensorBoard scalars, tag to value.
+            extra_steps: environment steps beyond those of `episodes` (baseline rollouts).
+        """
+        num_steps = episodes.num_steps + extra_steps
+        self.update += 1
+        self.steps += num_steps
+        self.episodes += len(episodes.outcome)
+        now = time.perf_counter()
+        self.seconds, self._clock = self.seconds + now - self._clock, now
+        for tag, value in {
+            "charts/success_rate": float(episodes.outcome.mean()),
+            "charts/episodic_return": float(episodes.episode_return.mean()),
+            "charts/episodic_length": float(episodes.lengths.float().mean()),
+            "charts/episodes": self.episodes,
+            "charts/SPS": self.steps / self.seconds,
+            **metrics,
+        }.items():
+            self.writer.add_scalar(tag, value, self.steps)
+        self._recent.extend(episodes.outcome.tolist())
+        self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
+        self.bar.update(num_steps)
+        if self._stop_signal is not None:
+            self._leave()
+        if self.update % self.args.save_every == 0:
+            self.save()
+
+    def _leave(self) -> NoReturn:
+        self.save()
+        self.bar.close()
+        print(
+            f"\nStopped after update {self.update} ({self.steps:,} steps); saved. Go on with\n"
+            f"  python {_relative(self.script)} --resume {self.folder}",
+            file=sys.stderr,
+        )
+        sys.exit(128 + cast(int, self._stop_signal))
+
+    # -- checkpoints
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in (self.folder / "checkpoints").iterdir() if p.name.isdigit())
+
+    def save(self) -> None:
+        """Write a checkpoint: into a temporary folder first, renamed once it is on disk."""
+        target = self.folder / "checkpoints" / f"{self.update:06d}"
+        if target.exists():
+            return
+        self.writer.flush()  # events up to here must not be lost if the run dies and resumes from this checkpoint
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+        for name, part in self.parts.items():
+            path = temporary / f"{name}.safetensors"
+            if isinstance(part, Policy):
+                save_policy(part, path, self.args.env_id)
+            else:
+                save_file(_tensors(part), path)
+        counters = {"update": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds}
+        _write_json(temporary / "state.json", {**counters, "recent_outcomes": list(self._recent)})
+        for file in temporary.iterdir():
+            _sync(file)
+        os.rename(temporary, target)
+        _sync(target.parent)
+
+    def _restore(self) -> None:
+        named = Path(self.args.resume)
+        checkpoints = [named] if (named / "state.json").is_file() else self.checkpoints()
+        if not checkpoints:
+            raise UserError(f"{self.folder} has no checkpoint to resume from")
+        newest = checkpoints[-1]
+        try:
+            for name, part in self.parts.items():
+                _load_tensors(part, load_file(newest / f"{name}.safetensors"))
+            state = _read_json(newest / "state.json")
+            self.update, self.steps = int(state["update"]), int(state["steps"])
+            self.episodes, self.seconds = int(state["episodes"]), float(state["seconds"])
+            self._recent.extend(state["recent_outcomes"])
+        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"the checkpoint {newest} is damaged or belongs to another network: {error}") from error
+        # Resuming from an earlier checkpoint than the last: what came after it will be computed anew.
+        for later in self.checkpoints():
+            if int(later.name) > self.update:
+                shutil.rmtree(later)
+        for leftover in (self.folder / "checkpoints").glob(".writing-*"):
+            shutil.rmtree(leftover)
+
+    # -- after training
+    def finish(self, after: Evaluation, before: Mapping[str, Any]) -> None:
+        """Save the last checkpoint, write summary.json and print it."""
+        self.save()
+        self.bar.close()
+        self.writer.close()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+        self.summary |= {
+            "after": {"rate": after.rate, "interval": after.interval, "episodes": len(after.outcome)},
+            "updates": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds,
+            "steps_per_second": self.steps / self.seconds if self.seconds else None, "peak_memory_mib": peak,
+        }  # fmt: skip
+        _write_json(self.folder / "summary.json", self.summary)
+        low, high = before["interval"]
+        print(
+            f"\nsuccess   before {before['rate']:.3f} [{low:.3f}, {high:.3f}]   after {after}"
+            f"   ({len(after.outcome)} sampled episodes, 95 % Wilson interval)\n"
+            f"training  {self.seconds:.1f} s, {self.steps / max(self.seconds, 1e-9):,.0f} steps/s   "
+            f"({self.steps:,} steps, {self.episodes:,} episodes, {self.update} updates, peak memory {peak:.0f} MiB)\n"
+            f"run       {self.folder}\n"
+            f"curves    tensorboard --logdir {self.folder.parent}"
+        )
+
+    def __enter__(self) -> Run:
+        self._old_handlers = {}
+        with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old_handlers[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        if hasattr(self, "bar"):
+            self.bar.close()
+            self.writer.close()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._stop_signal is not None:  # the second time: at once, leaving the last checkpoint as it is
+            sys.exit(128 + number)
+        self._stop_signal = number
+        print("\nFinishing this update, then saving; once more to stop at once.", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+def _tensors(part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flat tensors of a module, or of an optimiser's state (its hyper-parameters come from the arguments)."""
+    if isinstance(part, nn.Module):
+        return {name: x.contiguous() for name, x in part.state_dict().items()}
+    state = part.state_dict()["state"]
+    return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
+
+
+def _load_tensors(part: nn.Module | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    if isinstance(part, nn.Module):
+        part.load_state_dict(tensors)
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, x in tensors.items():
+        index, key = name.split(".")
+        state.setdefault(int(index), {})[key] = x
+    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    _sync(temporary)
+    os.replace(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _relative(path: Path) -> str:
+    return os.path.relpath(path) if path.is_absolute() else str(path)
+
+
+def _versions() -> dict[str, Any]:
+    packages = ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None  # installed without its repository, or no git
+    return {
+        "git_commit": commit,
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "machine": {"platform": platform.platform(), "torch_threads": torch.get_num_threads()},
+    }
