@@ -165,7 +165,8 @@ class CategoricalPolicy(Policy):
 
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
         """Gumbel noise: argmax(logits + noise) is a sample of the softmax."""
-        return -np.log(rng.standard_exponential((*shape, self.num_outputs), dtype=np.float32))
+        exponential = rng.standard_exponential((*shape, self.num_outputs), dtype=np.float32)
+        return -np.log(exponential + np.float32(1e-30))  # a float32 draw may be exactly 0
 
     def behaviour(self) -> Behaviour:
         """See `Policy.behaviour`; actions (B,) int64."""

@@ -68,7 +68,8 @@ def parse_args(args_type: Callable[..., ArgsT], description: str | None) -> Args
     """Read the command line into a dataclass; with --resume PATH, the stored arguments are the defaults.
 
     Args:
-        args_type: a dataclass with a field `resume: str | None`, which checks its values in `__post_init__`.
+        args_type: a dataclass which checks its values in `__post_init__`; `resume: str | None`, if it has that field,
+            names a run folder or a checkpoint.
         description: shown by --help.
 
     Raises:
@@ -76,7 +77,7 @@ def parse_args(args_type: Callable[..., ArgsT], description: str | None) -> Args
     """
     try:
         args = tyro.cli(args_type, description=description)
-        resume = cast(Any, args).resume
+        resume = getattr(args, "resume", None)
         if resume is None:
             return args
         stored = _read_json(run_folder(Path(resume)) / "config.json")["args"]
@@ -235,7 +236,7 @@ class Run:
     def _create_folder(self) -> Path:
         env, stamp = self.args.env_id.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
         name = f"{env}__{self.script.stem}__{self.args.seed}__{stamp}"
-        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, **_versions()}
+        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, **versions()}
         try:
             for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
                 folder = Path(self.args.runs_dir) / (name + suffix)
@@ -265,7 +266,7 @@ class Run:
         self.parts = parts
         if self._resumed:
             self._restore()
-            if _versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
+            if versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
                 print("note: versions differ from those the run began with; it may not repeat bit for bit", file=sys.stderr)
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
@@ -475,7 +476,8 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() else str(path)
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
     packages = ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
@@ -485,5 +487,5 @@ def _versions() -> dict[str, Any]:
     return {
         "git_commit": commit,
         "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
-        "machine": {"platform": platform.platform(), "torch_threads": torch.get_num_threads()},
+        "machine": {"platform": f"{platform.system()} {platform.machine()}", "torch_threads": torch.get_num_threads()},
     }
