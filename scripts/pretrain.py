@@ -93,11 +93,10 @@ def train_expert(args: Args, rng: np.random.Generator) -> Policy:
                 )
             for _ in range(10):
                 episodes = rollout(envs, policy, rng)
-                mask = episodes.mask
+                logp_old, mask = episodes.logp, episodes.mask
                 # (1 - gamma) brings the values of an endless stream of rewards of size 1 to size 1
                 reward = episodes.reward * (1 - args.gamma)
                 with torch.no_grad():
-                    logp_old, _ = policy.log_prob(episodes.obs, episodes.actions)
                     value = critic(episodes.obs)
                 adv, returns = core.generalized_advantage(reward, value, mask, args.gamma, args.gae_lambda)
                 adv = (adv - adv[mask].mean()) / (adv[mask].std(correction=0) + 1e-8)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import sppo_envs
 import torch
-from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from sppo_control import core, runs
 from sppo_control.policies import Critic, starting_policy
@@ -86,30 +86,25 @@ def train(args: Args) -> runs.Run:
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
     critic = Critic(envs.single_observation_space.shape[0], args.hidden, policy.obs_scale.tolist())
-    policy_optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
-
-    def descend(loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-        optimizer.zero_grad()
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
-        run.check_finite(loss=loss, gradient_norm=grad_norm)
-        optimizer.step()
-        return grad_norm
+    optimizer = torch.optim.Adam(
+        [
+            {"params": list(policy.parameters()), "lr": args.learning_rate},
+            {"params": list(critic.parameters()), "lr": args.critic_learning_rate},
+        ],
+        eps=1e-5,
+        fused=True,
+    )
 
     with runs.Run(args, __file__) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
-        run.start(
-            policy=policy, critic=critic, policy_optimizer=policy_optimizer, critic_optimizer=critic_optimizer
-        )
+        run.start(policy=policy, critic=critic, optimizer=optimizer)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes under the current policy
             episodes = rollout(envs, policy, run.rng("rollout"))
-            mask, R = episodes.mask, episodes.outcome  # (B, T), (B,)
+            logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage: A = R - V(s_0)
             with torch.no_grad():
-                logp_old, _ = policy.log_prob(episodes.obs, episodes.actions)  # (B, T)
                 value_logit = critic(episodes.context)  # (B,)
             adv = core.sequence_advantage(R, value_logit)  # (B,)
 
@@ -126,14 +121,20 @@ def train(args: Args) -> runs.Run:
                     policy_loss = surrogate.loss
                     if args.ent_coef > 0:
                         policy_loss = policy_loss - args.ent_coef * mean_entropy
-                    grad_norm = descend(policy_loss, policy, policy_optimizer)
 
                     # critic: binary cross-entropy at the initial state alone
                     value_loss = core.bernoulli_value_loss(critic(episodes.context[mb]), R[mb])
-                    descend(value_loss, critic, critic_optimizer)
 
-                    stats.add_surrogate(surrogate, entropy=mean_entropy)
-                    stats.add(len(mb), value_loss=value_loss)
+                    # one backward pass serves both: the networks share no weight
+                    optimizer.zero_grad()
+                    (policy_loss + value_loss).backward()
+                    grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm, foreach=False)
+                    critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, foreach=False)
+                    run.check_finite(policy_gradient_norm=grad_norm, critic_gradient_norm=critic_grad_norm)
+                    optimizer.step()
+
+                    stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
+                    stats.add(len(mb), value_loss=value_loss.detach())
                     stats.add(1, grad_norm=grad_norm)
 
             # ---- log

@@ -23,6 +23,7 @@ class Episodes:
     | -------- | ------------------------------------- | ---------------------------------------------------------- |
     | obs      | (B, T, D) float32                     | observation before each action                             |
     | actions  | (B, T) int64 or (B, T, A) float32     | as sampled (continuous ones before clipping to the bounds) |
+    | logp     | (B, T) float32                        | log-probability of each action under the policy that acted |
     | reward   | (B, T) float32                        | the environment's                                          |
     | mask     | (B, T) bool                           | True on real steps                                         |
     | outcome  | (B,) float32                          | R: 1 for success, 0 for failure                            |
@@ -31,6 +32,7 @@ class Episodes:
 
     obs: Tensor
     actions: Tensor
+    logp: Tensor
     reward: Tensor
     mask: Tensor
     outcome: Tensor
@@ -90,11 +92,12 @@ def rollout(
     raw, _ = envs.reset(seed=seed)
     obs = np.asarray(raw, dtype=np.float32)
     done = np.zeros(num_envs, dtype=np.bool_)
-    all_obs, all_actions, all_rewards, all_masks = [], [], [], []
+    all_obs, all_actions, all_outputs, all_rewards, all_masks = [], [], [], [], []
     for t in range(horizon):
-        action = act(obs, None if noise is None else noise[t])
+        action, output = act(obs, None if noise is None else noise[t])
         all_obs.append(obs)
         all_actions.append(action)
+        all_outputs.append(output)
         all_masks.append(~done)
         raw, reward, terminated, truncated, info = envs.step(action if bounds is None else np.clip(action, *bounds))
         obs = np.asarray(raw, dtype=np.float32)
@@ -105,12 +108,15 @@ def rollout(
     else:
         raise RuntimeError(f"{int((~done).sum())} of {num_envs} episodes were not over after {horizon} steps")
 
-    mask = _batch_first(all_masks)
+    actions = _batch_first(all_actions)
+    with torch.no_grad():
+        logp, _ = policy.log_prob_given(_batch_first(all_outputs), actions)
     return Episodes(
         obs=_batch_first(all_obs),
-        actions=_batch_first(all_actions),
+        actions=actions,
+        logp=logp,
         reward=_batch_first(all_rewards).float(),
-        mask=mask,
+        mask=_batch_first(all_masks),
         outcome=torch.from_numpy(np.asarray(info["success"]).astype(np.float32)),
         info={key: value.copy() for key, value in info.items() if not key.startswith("_")},
     )

@@ -161,20 +161,21 @@ class Means:
     """Weighted means over all minibatches of an update, so that the logged value is not that of the last one."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-        self._weights: dict[str, list[Tensor]] = {}
+        self._values: dict[str, list[float]] = {}
+        self._weights: dict[str, list[float]] = {}
 
-    def add(self, weight: Tensor | float, **values: Tensor) -> None:
+    def add(self, weight: Tensor | float, **values: Tensor | float) -> None:
         """Add one minibatch's means (scalars), `weight` being how many steps or episodes they stand for."""
+        weight = float(weight)
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach())
-            self._weights.setdefault(name, []).append(torch.as_tensor(weight, dtype=torch.float32))
+            self._values.setdefault(name, []).append(float(value))
+            self._weights.setdefault(name, []).append(weight)
 
     def add_surrogate(self, surrogate: ClippedSurrogate, entropy: Tensor) -> None:
         """Add the policy's statistics of one minibatch; every one is a mean over its real steps, but for the extremes."""
         self.add(
             surrogate.num_steps,
-            policy_loss=surrogate.loss,
+            policy_loss=surrogate.loss.detach(),
             entropy=entropy,
             old_approx_kl=surrogate.old_approx_kl,
             approx_kl=surrogate.approx_kl,
@@ -189,16 +190,15 @@ class Means:
         return means | {"losses/ratio_min": self.min("ratio_min"), "losses/ratio_max": self.max("ratio_max")}
 
     def __getitem__(self, name: str) -> float:
-        values, weights = torch.stack(self._values[name]), torch.stack(self._weights[name])
-        return float((values * weights).sum() / weights.sum())
+        return float(np.average(self._values[name], weights=self._weights[name]))
 
     def min(self, name: str) -> float:
         """Smallest of the added values."""
-        return float(torch.stack(self._values[name]).min())
+        return min(self._values[name])
 
     def max(self, name: str) -> float:
         """Largest of the added values."""
-        return float(torch.stack(self._values[name]).max())
+        return max(self._values[name])
 
 
 # ----------------------------------------------------------------------------------------------------------- run
@@ -436,17 +436,20 @@ def _tensors(part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
     if isinstance(part, nn.Module):
         return {name: x.contiguous() for name, x in part.state_dict().items()}
     state = part.state_dict()["state"]
-    return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
+    return {f"{index}.{key}": x.contiguous() for index, values in state.items() for key, x in values.items()}
 
 
 def _load_tensors(part: nn.Module | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     if isinstance(part, nn.Module):
         part.load_state_dict(tensors)
         return
+    parameters = [x for group in part.param_groups for x in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, x in tensors.items():
         index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = x
+        like = parameters[int(index)]
+        # the memory layout of the parameter, which the fused kernel takes for granted
+        state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(x) if x.shape == like.shape else x
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
