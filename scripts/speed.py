@@ -62,14 +62,12 @@ def measure_sb3(timesteps: int) -> dict[str, float]:
         gae_lambda=1.0, normalize_advantage=False, max_grad_norm=1.0, device="cpu",
         policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": torch.nn.Tanh},
     )  # fmt: skip
-    # The shipped starting policy, so that episodes are as long as ours (the fixed observation scale goes into layer 1).
+    # The shipped starting policy, so that episodes are as long as ours.
     start = starting_policy(sppo_envs.make_task(ENV_ID, 1), ENV_ID, str(shipped_policy(ENV_ID)), False, ())
-    ours = [m for m in start.net if isinstance(m, torch.nn.Linear)]
+    ours = [m for m in start.to_sequential() if isinstance(m, torch.nn.Linear)]
     theirs = [m for m in model.policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
-    with torch.no_grad():
-        for a, b in zip(ours, [*theirs, model.policy.action_net], strict=True):
-            b.weight.copy_(a.weight * start.obs_scale if a is ours[0] else a.weight)
-            b.bias.copy_(a.bias)
+    for a, b in zip(ours, [*theirs, model.policy.action_net], strict=True):
+        b.load_state_dict(a.state_dict())
     began = time.perf_counter()
     model.learn(timesteps)
     seconds = time.perf_counter() - began

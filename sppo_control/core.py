@@ -80,13 +80,21 @@ def generalized_advantage(
         if not 0.0 <= number <= 1.0:
             raise ValueError(f"{name} must lie in [0, 1], got {number}")
     reward, value = reward.detach(), value.detach()
-    next_return = next_value = torch.zeros_like(value[:, 0])
-    backwards = []
-    for r, v, real in zip(*(x.flip(1).unbind(1) for x in (reward, value, mask)), strict=True):
-        g = r + gamma * ((1.0 - gae_lambda) * next_value + gae_lambda * next_return)
-        next_return, next_value = torch.where(real, g, next_return), torch.where(real, v, next_value)
+    num_steps = mask.shape[1]
+    # V of the next real step, 0 after the last one. Its index is the smallest real index to the right: a running
+    # minimum from the right, shifted by one.
+    index = torch.where(mask, torch.arange(num_steps, device=mask.device), num_steps)  # (B, T)
+    from_right = index.flip(1).cummin(dim=1).values.flip(1)
+    next_index = F.pad(from_right[:, 1:], (0, 1), value=num_steps)
+    next_value = F.pad(torch.where(mask, value, 0.0), (0, 1)).gather(1, next_index)
+    # G_t = c_t + d_t G_{t+1}; padding hands G on unchanged
+    c = torch.where(mask, reward + gamma * (1.0 - gae_lambda) * next_value, 0.0)
+    d = torch.where(mask, gamma * gae_lambda, 1.0).to(c.dtype)
+    g, backwards = torch.zeros_like(c[:, 0]), []
+    for c_t, d_t in zip(c.t().flip(0).unbind(0), d.t().flip(0).unbind(0), strict=True):
+        g = torch.addcmul(c_t, d_t, g)
         backwards.append(g)
-    returns = torch.stack(backwards, dim=1).flip(1)  # (B, T)
+    returns = torch.stack(backwards[::-1], dim=1)  # (B, T)
     return torch.where(mask, returns - value, 0.0), torch.where(mask, returns, 0.0)
 
 
