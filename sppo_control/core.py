@@ -89,7 +89,7 @@ def generalized_advantage(
     next_value = F.pad(torch.where(mask, value, 0.0), (0, 1)).gather(1, next_index)
     # G_t = c_t + d_t G_{t+1}; padding hands G on unchanged
     c = torch.where(mask, reward + gamma * (1.0 - gae_lambda) * next_value, 0.0)
-    d = torch.where(mask, gamma * gae_lambda, 1.0).to(c.dtype)
+    d = torch.ones_like(c).masked_fill(mask, gamma * gae_lambda)
     g, backwards = torch.zeros_like(c[:, 0]), []
     for c_t, d_t in zip(c.t().flip(0).unbind(0), d.t().flip(0).unbind(0), strict=True):
         g = torch.addcmul(c_t, d_t, g)
@@ -416,7 +416,8 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     p, z2 = successes / trials, z * z
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at the extremes the ends are 0 and 1 exactly; rounding would leave 1e-17
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 # -------------------------------------------------------------------------------------------------------- checks
