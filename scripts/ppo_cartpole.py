@@ -21,10 +21,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import sppo_envs
 import torch
 from torch.nn.utils import clip_grad_norm_
 
+import sppo_envs
 from sppo_control import core, runs
 from sppo_control.policies import Critic, starting_policy
 from sppo_control.rollout import evaluate, rollout

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sppo_envs
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import sppo_envs
 from sppo_control import core, runs
 from sppo_control.policies import Critic, Policy, make_policy, save_policy, shipped_policy
 from sppo_control.rollout import evaluate, rollout
@@ -72,7 +72,9 @@ class Args:
         if self.env_id not in sppo_envs.TASKS:
             raise ValueError(f"--env-id must be one of {', '.join(sppo_envs.TASKS)}, got {self.env_id!r}")
         if not 0 <= self.min_success < self.max_success <= 1:
-            raise ValueError(f"need 0 <= --min-success < --max-success <= 1, got {self.min_success}, {self.max_success}")
+            raise ValueError(
+                f"need 0 <= --min-success < --max-success <= 1, got {self.min_success}, {self.max_success}"
+            )
         if not 0 < self.expert_success < 1:
             raise ValueError(f"--expert-success must lie between 0 and 1, got {self.expert_success}")
 

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
-import sppo_envs
 import torch
 import tyro
 from tqdm import tqdm
 
+import sppo_envs
 from sppo_control.policies import shipped_policy, starting_policy
 
 ENV_ID = "sppo/PrecisionCartPole-v0"

@@ -10,6 +10,7 @@ discrete actions, normal noise for continuous ones); no noise gives the greedy a
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -83,7 +84,7 @@ class _TanhMLP(torch.autograd.Function):
 def _split(flat: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     """Views of the flat vector: weight (out, in) and bias (out,) of each layer."""
     layers, start = [], 0
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in itertools.pairwise(sizes):
         middle, end = start + fan_in * fan_out, start + (fan_in + 1) * fan_out
         layers.append((flat[start:middle].view(fan_out, fan_in), flat[middle:end]))
         start = end
@@ -109,7 +110,9 @@ class Network(nn.Module):
             raise ValueError(f"obs_scale must have {obs_dim} numbers, one an observation, got {len(scale)}")
         self.register_buffer("obs_scale", scale)
         self.sizes = (obs_dim, *hidden, outputs)
-        self.flat = nn.Parameter(torch.zeros(sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False))))
+        self.flat = nn.Parameter(
+            torch.zeros(sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False)))
+        )
         for i, (weight, _) in enumerate(self.layers()):
             nn.init.orthogonal_(weight, last_gain if i == len(hidden) else math.sqrt(2))
 

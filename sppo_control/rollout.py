@@ -62,7 +62,11 @@ class Episodes:
 
 
 def rollout(
-    envs: gym.vector.VectorEnv, policy: Policy, rng: np.random.Generator, greedy: bool = False, horizon: int | None = None
+    envs: gym.vector.VectorEnv,
+    policy: Policy,
+    rng: np.random.Generator,
+    greedy: bool = False,
+    horizon: int | None = None,
 ) -> Episodes:
     """Reset all environments and run each to the end of its episode.
 
@@ -172,5 +176,3 @@ def evaluate(
     outcome = torch.cat([b.outcome for b in batches])[:episodes].numpy() > 0.5
     keys = set.intersection(*(set(b.info) for b in batches))
     return Evaluation(outcome, {k: np.concatenate([b.info[k] for b in batches])[:episodes] for k in sorted(keys)})
-
-

@@ -64,7 +64,7 @@ class NonFiniteError(UserError):
 
 
 # -------------------------------------------------------------------------------------------------- command line
-def parse_args(args_type: Callable[..., ArgsT], description: str | None) -> ArgsT:
+def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
     """Read the command line into a dataclass; with --resume PATH, the stored arguments are the defaults.
 
     Args:
@@ -108,7 +108,15 @@ def check_args(args: Any) -> None:
     """
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(
-            ("total_timesteps", "num_envs", "update_epochs", "num_minibatches", "eval_episodes", "save_every", "horizon"),
+            (
+                "total_timesteps",
+                "num_envs",
+                "update_epochs",
+                "num_minibatches",
+                "eval_episodes",
+                "save_every",
+                "horizon",
+            ),
             (lambda x: x >= 1, "at least 1"),
         ),
         **dict.fromkeys(
@@ -133,7 +141,7 @@ def check_args(args: Any) -> None:
         raise ValueError("--start and --from-scratch exclude each other; leave one out")
 
 
-def main(train: Callable[[ArgsT], Any], args_type: Callable[..., ArgsT], description: str | None) -> None:
+def main(train: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None) -> None:
     """Entry point of a script: parse, train, and turn errors that the user can mend into one line and exit status 2."""
     try:
         train(parse_args(args_type, description))
@@ -245,7 +253,9 @@ class Run:
                     break
             _write_json(folder / "config.json", config)
         except OSError as error:
-            raise UserError(f"cannot write the run folder {folder} ({error}); name another place with --runs-dir") from error
+            raise UserError(
+                f"cannot write the run folder {folder} ({error}); name another place with --runs-dir"
+            ) from error
         return folder
 
     # -- before training
@@ -267,7 +277,10 @@ class Run:
         if self._resumed:
             self._restore()
             if versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
-                print("note: versions differ from those the run began with; it may not repeat bit for bit", file=sys.stderr)
+                print(
+                    "note: versions differ from those the run began with; it may not repeat bit for bit",
+                    file=sys.stderr,
+                )
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
         if not self._resumed:

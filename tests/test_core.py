@@ -362,9 +362,9 @@ def test_brier_score_and_calibration_error():
     probability = torch.tensor([0.1, 0.1, 0.9, 0.9], dtype=F64)
     assert core.brier_score(probability, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=F64)) == pytest.approx(0.21)
     # bin of 0.1: mean 0.1 against 0.5; bin of 0.9: mean 0.9 against 1; half of the episodes each
-    assert core.expected_calibration_error(
-        probability, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=F64)
-    ) == pytest.approx(0.5 * 0.4 + 0.5 * 0.1)
+    assert core.expected_calibration_error(probability, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=F64)) == pytest.approx(
+        0.5 * 0.4 + 0.5 * 0.1
+    )
     everything_one = torch.ones(4, dtype=F64)
     assert core.expected_calibration_error(everything_one, everything_one) == 0.0
 

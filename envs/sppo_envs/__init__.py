@@ -61,5 +61,5 @@ def make_task(
     threshold = success_return
     try:
         return OutcomeVectorEnv(env_id, num_envs, lambda obs, info: info["episode_return"] >= threshold, horizon)
-    except gym.error.Error as error:
+    except (gym.error.Error, ImportError) as error:
         raise ValueError(f"cannot make {env_id}: {error}") from error

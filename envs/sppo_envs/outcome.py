@@ -7,7 +7,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space, iterate
 
 Success = Callable[[Any, dict[str, Any]], bool]
 """(last observation, info) -> success. info holds the environment's own entries and episode_return, episode_length,
@@ -71,19 +72,57 @@ class OutcomeReward(gym.Wrapper[Any, Any, Any, Any]):
         return obs, float(success), True, False, info
 
 
-class OutcomeVectorEnv(SyncVectorEnv):
+class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` copies of a Gymnasium environment, each an `OutcomeReward`, in lockstep with autoreset off.
+
+    (Gymnasium's own SyncVectorEnv refuses to go on, with autoreset off, as soon as one of its episodes has finished.)
+    A finished episode keeps its last observation and info, has reward 0, and stays terminated until the next reset.
 
     Args:
         env_id: a registered id, or "module:id".
-        num_envs: B.
+        num_envs: B, at least 1.
         success: see `OutcomeReward`.
         horizon: see `OutcomeReward`; the attribute of this name holds the one in force.
+
+    Raises:
+        ValueError: num_envs below 1; see `OutcomeReward`.
     """
 
-    def __init__(self, env_id: str, num_envs: int, success: Success, horizon: int | None = None) -> None:
-        def make() -> gym.Env[Any, Any]:
-            return OutcomeReward(gym.make(env_id), success, horizon)
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as Gymnasium has it
 
-        super().__init__([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-        self.horizon: int = self.get_attr("horizon")[0]
+    def __init__(self, env_id: str, num_envs: int, success: Success, horizon: int | None = None) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.num_envs = num_envs
+        self.envs = [OutcomeReward(gym.make(env_id), success, horizon) for _ in range(num_envs)]
+        self.horizon = self.envs[0].horizon
+        self.single_observation_space = self.envs[0].observation_space
+        self.single_action_space = self.envs[0].action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start B new episodes; environment i gets seed + i."""
+        super().reset(seed=seed)
+        infos: dict[str, Any] = {}
+        obs = []
+        for i, env in enumerate(self.envs):
+            o, info = env.reset(seed=None if seed is None else seed + i, options=options)
+            obs.append(o)
+            infos = self._add_info(infos, info, i)
+        return np.stack(obs), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One step of every unfinished episode; actions (B,) or (B, A)."""
+        infos: dict[str, Any] = {}
+        obs, rewards, terminated = [], np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=np.bool_)
+        for i, (env, action) in enumerate(zip(self.envs, iterate(self.action_space, actions), strict=True)):
+            o, rewards[i], terminated[i], _, info = env.step(action)
+            obs.append(o)
+            infos = self._add_info(infos, info, i)
+        return np.stack(obs), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close every copy."""
+        for env in self.envs:
+            env.close()

@@ -125,7 +125,9 @@ class PrecisionCartPoleVectorEnv(VectorEnv[Any, Any, Any]):
         self._success = np.zeros(self.num_envs, dtype=np.bool_)
         return self._state.T.astype(np.float32, order="C"), {}
 
-    def step(self, actions: npt.NDArray[np.integer[Any]]) -> tuple[Any, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+    def step(
+        self, actions: npt.NDArray[np.integer[Any]]
+    ) -> tuple[Any, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
         """One step of 0.02 s of every unfinished episode; actions (B,), 0 or 1.
 
         Raises:

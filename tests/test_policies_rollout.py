@@ -1,0 +1,215 @@
+"""Networks against plain torch, sampling, starting policies, whole episodes."""
+
+import itertools
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import sppo_envs
+from sppo_control import policies
+from sppo_control.policies import CategoricalPolicy, Critic, GaussianPolicy, load_policy, make_policy, save_policy
+from sppo_control.rollout import evaluate, rollout
+
+ID = "sppo/PrecisionCartPole-v0"
+
+
+@pytest.fixture
+def envs():
+    return sppo_envs.make_task(ID, 16)
+
+
+@pytest.mark.parametrize("hidden", [(64, 64), (8,), (), (3, 70, 5)])
+@pytest.mark.parametrize("lead", [(7,), (3, 5), (300, 2)])
+def test_network_and_its_gradient_equal_plain_layers(hidden, lead):
+    torch.manual_seed(0)
+    network = CategoricalPolicy(4, 3, hidden, obs_scale=(1.0, 0.5, 10.0, 2.0))
+    with torch.no_grad():
+        network.flat.add_(0.1 * torch.randn_like(network.flat))
+    plain = network.to_sequential()
+    obs, weight = torch.randn(*lead, 4), torch.randn(*lead, 3)
+    (network(obs) * weight).sum().backward()
+    (plain(obs) * weight).sum().backward()
+    torch.testing.assert_close(network(obs), plain(obs), rtol=1e-4, atol=2e-6)
+    linears = [m for m in plain if isinstance(m, nn.Linear)]
+    grads = policies._split(network.flat.grad, network.sizes)
+    for i, (linear, (weight_grad, bias_grad)) in enumerate(zip(linears, grads, strict=True)):
+        expected = linear.weight.grad * network.obs_scale if i == 0 else linear.weight.grad
+        torch.testing.assert_close(weight_grad, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(bias_grad, linear.bias.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_network_gradient_by_finite_differences():
+    torch.manual_seed(0)
+    sizes = (3, 5, 4, 2)
+    flat = torch.randn(sum((i + 1) * o for i, o in itertools.pairwise(sizes)), dtype=torch.float64)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, flat: policies._TanhMLP.apply(x, flat, sizes), (x.requires_grad_(), flat.requires_grad_())
+    )
+
+
+def test_initial_weights_are_orthogonal_as_cleanrls():
+    torch.manual_seed(0)
+    layers = CategoricalPolicy(4, 2).layers()
+    for i, (gain, (weight, bias)) in enumerate(zip((2**0.5, 2**0.5, 0.01), layers, strict=True)):
+        small = weight if weight.shape[0] <= weight.shape[1] else weight.T
+        torch.testing.assert_close(small @ small.T, gain**2 * torch.eye(len(small)), rtol=0, atol=1e-5)
+        assert (bias == 0).all(), i
+
+
+@pytest.mark.parametrize("policy", [CategoricalPolicy(4, 3), GaussianPolicy(4, 2)], ids=["categorical", "gaussian"])
+def test_numpy_behaviour_has_the_same_outputs_and_sees_new_weights(policy):
+    obs = torch.randn(9, 4)
+    for _ in range(2):
+        _, output = policy.behaviour()(obs.numpy(), None)
+        torch.testing.assert_close(torch.from_numpy(output), policy(obs).detach(), rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            policy.flat.add_(0.3)
+
+
+def test_categorical_sampling_and_log_probability():
+    policy = CategoricalPolicy(2, 3, hidden=())
+    with torch.no_grad():
+        policy.layers()[0][1].copy_(torch.tensor([0.5, -1.0, 1.0]))
+    obs, rng = np.zeros((60_000, 2), dtype=np.float32), np.random.default_rng(0)
+    actions, output = policy.behaviour()(obs, policy.noise(rng, 60_000))
+    p = torch.softmax(torch.tensor([0.5, -1.0, 1.0]), 0)
+    counts = np.bincount(actions, minlength=3) / 60_000
+    assert counts == pytest.approx(p.numpy(), abs=4 * np.sqrt(0.25 / 60_000))
+    logp, entropy = policy.log_prob_given(torch.from_numpy(output), torch.from_numpy(actions))
+    reference = torch.distributions.Categorical(logits=torch.from_numpy(output))
+    torch.testing.assert_close(logp, reference.log_prob(torch.from_numpy(actions)))
+    torch.testing.assert_close(entropy, reference.entropy())
+    assert (policy.behaviour()(obs[:4], None)[0] == 2).all()
+
+
+def test_gaussian_sampling_and_log_probability():
+    policy = GaussianPolicy(3, 2)
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([-1.0, 0.4]))
+    obs, rng = torch.randn(1, 3).expand(40_000, 3).contiguous(), np.random.default_rng(0)
+    actions, mean = policy.behaviour()(obs.numpy(), policy.noise(rng, 40_000))
+    assert actions.std(0) == pytest.approx(np.exp([-1.0, 0.4]), rel=0.02)
+    assert actions.mean(0) == pytest.approx(mean[0], abs=0.03)
+    reference = torch.distributions.Normal(policy(obs), policy.log_std.exp())
+    logp, entropy = policy.log_prob(obs, torch.from_numpy(actions))
+    torch.testing.assert_close(logp, reference.log_prob(torch.from_numpy(actions)).sum(-1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(entropy, reference.entropy().sum(-1))
+
+
+# --------------------------------------------------------------------------------------------------- policy files
+@pytest.mark.parametrize("env_id", [ID, "Pendulum-v1"])
+def test_policy_file_round_trip(env_id, tmp_path):
+    envs = sppo_envs.make_task(env_id, 2, None if env_id == ID else -500.0)
+    policy = make_policy(envs, hidden=(7, 5))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    save_policy(policy, tmp_path / "p.safetensors", env_id)
+    loaded = load_policy(tmp_path / "p.safetensors", envs)
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_policy_file_refusals(envs, tmp_path):
+    pendulum = sppo_envs.make_task("Pendulum-v1", 2, -500.0)
+    save_policy(make_policy(pendulum), tmp_path / "pendulum.safetensors", "Pendulum-v1")
+    with pytest.raises(ValueError, match=r"is a GaussianPolicy for Pendulum-v1 .* needs a CategoricalPolicy"):
+        load_policy(tmp_path / "pendulum.safetensors", envs)
+    (tmp_path / "junk.safetensors").write_bytes(b"junk" * 10)
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_policy(tmp_path / "junk.safetensors", envs)
+    with pytest.raises(FileNotFoundError, match="no starting policy at"):
+        load_policy(tmp_path / "absent", envs)
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ValueError, match="holds no sppo_control policy"):
+        load_policy(tmp_path / "foreign.safetensors", envs)
+
+
+def test_spaces_that_no_policy_fits_are_refused():
+    class Odd:
+        single_observation_space = gym.spaces.Box(0, 1, (2, 2))
+        single_action_space = gym.spaces.Discrete(2)
+        unwrapped = None
+
+    with pytest.raises(ValueError, match="FlattenObservation"):
+        make_policy(Odd())
+    Odd.single_observation_space = gym.spaces.Box(0, 1, (2,))
+    Odd.single_action_space = gym.spaces.MultiDiscrete([2, 2])
+    with pytest.raises(ValueError, match="actions must be Discrete"):
+        make_policy(Odd())
+
+
+# -------------------------------------------------------------------------------------------------------- rollout
+def test_recorded_episodes_replay_in_the_scalar_environment(envs):
+    """Observation, action, mask and outcome belong to the same step of the same episode."""
+    torch.manual_seed(0)
+    policy = policies.starting_policy(envs, ID, None, False, ())
+    with torch.no_grad():
+        policy.layers()[-1][1][0] += 0.7  # clumsy, so that some episodes end early
+    episodes = rollout(envs, policy, np.random.default_rng(0))
+    assert episodes.lengths.min() < episodes.lengths.max() == episodes.obs.shape[1]
+    for b in range(16):
+        env = gym.make(ID).unwrapped
+        env.reset(seed=0)
+        n = int(episodes.lengths[b])
+        assert episodes.mask[b, :n].all()
+        assert not episodes.mask[b, n:].any()
+        # float32 observations do not hold the float64 state, so each step is replayed from its own observation
+        for t in range(n - 1):
+            env.state = episodes.obs[b, t].double().numpy()
+            env._steps, env.steps_beyond_terminated = t, None
+            obs, _, terminated, _, _ = env.step(int(episodes.actions[b, t]))
+            torch.testing.assert_close(torch.from_numpy(obs), episodes.obs[b, t + 1], rtol=1e-5, atol=1e-6)
+            assert not terminated
+        assert episodes.reward[b].sum() == episodes.outcome[b]
+        assert episodes.reward[b, n - 1] == episodes.outcome[b]
+    assert episodes.num_steps == int(episodes.lengths.sum())
+    torch.testing.assert_close(episodes.context, episodes.obs[:, 0])
+    logp, _ = policy.log_prob(episodes.obs, episodes.actions)
+    torch.testing.assert_close(episodes.logp[episodes.mask], logp[episodes.mask], rtol=1e-3, atol=1e-5)
+
+
+def test_rollout_is_a_function_of_its_generator(envs):
+    policy = policies.starting_policy(envs, ID, None, False, ())
+    a, b, c = (rollout(envs, policy, np.random.default_rng(s)) for s in (0, 0, 1))
+    assert torch.equal(a.obs, b.obs)
+    assert torch.equal(a.actions, b.actions)
+    assert not torch.equal(a.context, c.context)
+
+
+def test_rollout_of_a_foreign_continuous_environment():
+    envs = sppo_envs.make_task("Pendulum-v1", 3, success_return=-800.0, horizon=25)
+    torch.manual_seed(0)
+    episodes = rollout(envs, make_policy(envs), np.random.default_rng(0))
+    assert episodes.actions.shape == (3, 25, 1)
+    assert torch.equal(episodes.outcome, (episodes.episode_return >= -800).float())
+    assert episodes.mask.all()
+
+
+def test_rollout_stops_where_an_environment_does_not_end(envs):
+    with pytest.raises(RuntimeError, match="16 of 16 episodes were not over after 3 steps"):
+        rollout(envs, make_policy(envs), np.random.default_rng(0), horizon=3)
+
+
+def test_evaluation_counts_exactly_the_episodes_asked_for(envs):
+    policy = policies.starting_policy(envs, ID, None, False, ())
+    result = evaluate(envs, policy, 40, np.random.default_rng(0), greedy=True)
+    assert len(result.outcome) == len(result.info["final_angle"]) == 40
+    assert np.array_equal(result.outcome, result.info["success"])
+    assert result.rate == result.outcome.mean()
+    assert result.interval[0] < result.rate < result.interval[1]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        evaluate(envs, policy, 0, np.random.default_rng(0))
+
+
+def test_critic_reads_one_state_or_many():
+    critic = Critic(4)
+    obs = torch.randn(5, 3, 4)
+    assert critic(obs[:, 0]).shape == (5,)
+    torch.testing.assert_close(critic(obs)[:, 0], critic(obs[:, 0]), rtol=1e-4, atol=1e-5)
