@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,27 @@ class Network(nn.Module):
     def layers(self) -> list[tuple[Tensor, Tensor]]:
         """Weight (out, in) and bias (out,) of each layer: views of `flat`, without gradient."""
         return _split(self.flat.detach(), self.sizes)
+
+    def named_weights(self) -> dict[str, Tensor]:
+        """All that a file must hold, under conventional names: layers.<i>.weight (out, in), layers.<i>.bias (out,),
+        obs_scale (D,), and log_std (A,) of a Gaussian policy. Views without gradient: writing to them loads weights."""
+        weights = {"obs_scale": self.obs_scale}
+        for i, (weight, bias) in enumerate(self.layers()):
+            weights |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
+        return weights | {name: p.detach() for name, p in self.named_parameters() if name != "flat"}
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights of `named_weights`' names and shapes into this network.
+
+        Raises:
+            ValueError: another set of names or shapes.
+        """
+        targets = self.named_weights()
+        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, weights))
+        if found != expected:
+            raise ValueError(f"tensors {found} do not fit this {type(self).__name__}, which has {expected}")
+        for name, target in targets.items():
+            target.copy_(weights[name])
 
     def to_sequential(self) -> nn.Sequential:
         """A copy in plain torch, nn.Linear and nn.Tanh, with the observation scale folded into the first layer."""
@@ -300,14 +321,11 @@ def _action_size(space: gym.Space[Any]) -> tuple[int]:
 
 
 def save_policy(policy: Policy, path: Path, env_id: str) -> None:
-    """Write the weights as safetensors (layers.<i>.weight (out, in), layers.<i>.bias (out,), obs_scale (D,), log_std
-    (A,) of a Gaussian policy), with the kind of policy and the task's id as metadata."""
-    weights = {"obs_scale": policy.obs_scale}
-    for i, (weight, bias) in enumerate(policy.layers()):
-        weights |= {f"layers.{i}.weight": weight.clone(), f"layers.{i}.bias": bias.clone()}
-    if isinstance(policy, GaussianPolicy):
-        weights["log_std"] = policy.log_std.detach()
-    save_file(weights, path, metadata={"policy": type(policy).__name__, "env_id": env_id, "format": "sppo_control/1"})
+    """Write `policy.named_weights()` as safetensors, with the kind of policy and the task's id as metadata."""
+    # One metadata entry: safetensors writes several in random order, and equal policies are to be equal files.
+    about = {"policy": type(policy).__name__, "env_id": env_id, "format": 1}
+    weights = {name: weight.clone() for name, weight in policy.named_weights().items()}  # views may not be saved
+    save_file(weights, path, metadata={"sppo_control": json.dumps(about)})
 
 
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
@@ -322,28 +340,20 @@ def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
         raise FileNotFoundError(f"no starting policy at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("sppo_control", "{}"))
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
-    if metadata.get("format") != "sppo_control/1":
-        raise ValueError(f"{path} holds no sppo_control policy (metadata {metadata}); scripts/pretrain.py writes them")
+    if about.get("format") != 1:
+        raise ValueError(f"{path} holds no policy of this package (metadata {about}); scripts/pretrain.py writes them")
     depth = sum(name.endswith(".weight") for name in weights)
     policy = make_policy(envs, hidden=[weights[f"layers.{i}.weight"].shape[0] for i in range(depth - 1)])
-    targets = {"obs_scale": policy.obs_scale}
-    for i, (weight, bias) in enumerate(policy.layers()):
-        targets |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
-    if isinstance(policy, GaussianPolicy):
-        targets["log_std"] = policy.log_std.detach()
-    expected = {name: tuple(w.shape) for name, w in targets.items()}
-    found = {name: tuple(w.shape) for name, w in sorted(weights.items())}
-    if found != expected or metadata["policy"] != type(policy).__name__:
-        raise ValueError(
-            f"{path} is a {metadata['policy']} for {metadata['env_id']} with tensors {found}; "
-            f"this environment needs a {type(policy).__name__} with {expected}"
-        )
-    for name, target in targets.items():
-        target.copy_(weights[name])
+    try:
+        if about["policy"] != type(policy).__name__:
+            raise ValueError(f"a {about['policy']} does not fit, a {type(policy).__name__} is needed")
+        policy.load_weights(weights)
+    except ValueError as error:
+        raise ValueError(f"{path}, made for {about['env_id']}, cannot act in this environment: {error}") from error
     return policy
 
 

@@ -41,12 +41,12 @@ import torch
 import tyro
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .core import ClippedSurrogate
-from .policies import Policy, save_policy
+from .policies import Network, Policy, save_policy
 from .rollout import Episodes, Evaluation
 
 ArgsT = TypeVar("ArgsT")
@@ -232,11 +232,15 @@ class Run:
         """Episodes finished."""
         self.seconds = 0.0
         """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
-        self.parts: Mapping[str, nn.Module | torch.optim.Optimizer] = {}
+        self.parts: Mapping[str, Network | torch.optim.Optimizer] = {}
         self._stop_signal: int | None = None
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
         self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
+        if self._resumed and (started_by := _read_json(self.folder / "config.json")["script"]) != self.script.name:
+            raise UserError(
+                f"{self.folder} was started by {started_by}, not by {self.script.name}; resume it with that"
+            )
         self.summary: dict[str, Any] = {}
         if self._resumed and (self.folder / "summary.json").is_file():
             self.summary = _read_json(self.folder / "summary.json")
@@ -267,8 +271,8 @@ class Run:
             _write_json(self.folder / "summary.json", self.summary)
         return self.summary[key]
 
-    def start(self, **parts: nn.Module | torch.optim.Optimizer) -> None:
-        """Name what a checkpoint consists of (modules and optimisers), and restore it if the run is resumed.
+    def start(self, **parts: Network | torch.optim.Optimizer) -> None:
+        """Name what a checkpoint consists of (networks and optimisers), and restore it if the run is resumed.
 
         Raises:
             UserError: no checkpoint to resume from, or one that does not fit.
@@ -444,25 +448,22 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
-def _tensors(part: nn.Module | torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flat tensors of a module, or of an optimiser's state (its hyper-parameters come from the arguments)."""
-    if isinstance(part, nn.Module):
-        return {name: x.contiguous() for name, x in part.state_dict().items()}
+def _tensors(part: Network | torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights of a network, or an optimiser's state (its hyper-parameters come from the arguments)."""
+    if isinstance(part, Network):
+        return {name: x.clone() for name, x in part.named_weights().items()}
     state = part.state_dict()["state"]
-    return {f"{index}.{key}": x.contiguous() for index, values in state.items() for key, x in values.items()}
+    return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
 
 
-def _load_tensors(part: nn.Module | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    if isinstance(part, nn.Module):
-        part.load_state_dict(tensors)
+def _load_tensors(part: Network | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    if isinstance(part, Network):
+        part.load_weights(tensors)
         return
-    parameters = [x for group in part.param_groups for x in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, x in tensors.items():
         index, key = name.split(".")
-        like = parameters[int(index)]
-        # the memory layout of the parameter, which the fused kernel takes for granted
-        state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(x) if x.shape == like.shape else x
+        state.setdefault(int(index), {})[key] = x
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 

@@ -117,8 +117,13 @@ def test_policy_file_round_trip(env_id, tmp_path):
 def test_policy_file_refusals(envs, tmp_path):
     pendulum = sppo_envs.make_task("Pendulum-v1", 2, -500.0)
     save_policy(make_policy(pendulum), tmp_path / "pendulum.safetensors", "Pendulum-v1")
-    with pytest.raises(ValueError, match=r"is a GaussianPolicy for Pendulum-v1 .* needs a CategoricalPolicy"):
+    with pytest.raises(
+        ValueError, match=r"made for Pendulum-v1, .*a GaussianPolicy does not fit, a CategoricalPolicy is needed"
+    ):
         load_policy(tmp_path / "pendulum.safetensors", envs)
+    save_policy(CategoricalPolicy(3, 2), tmp_path / "three.safetensors", "other")
+    with pytest.raises(ValueError, match=r"'obs_scale': \(3,\)\} do not fit .*'obs_scale': \(4,\)"):
+        load_policy(tmp_path / "three.safetensors", envs)
     (tmp_path / "junk.safetensors").write_bytes(b"junk" * 10)
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_policy(tmp_path / "junk.safetensors", envs)
@@ -127,7 +132,7 @@ def test_policy_file_refusals(envs, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="holds no sppo_control policy"):
+    with pytest.raises(ValueError, match="holds no policy of this package"):
         load_policy(tmp_path / "foreign.safetensors", envs)
 
 
