@@ -127,7 +127,8 @@ def train(args: Args) -> runs.Run:
             for _ in range(args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
                     # policy: clipped surrogate, mean over the minibatch's steps
-                    logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])
+                    obs = episodes.obs[mb]
+                    logp, entropy = policy.log_prob(obs, episodes.actions[mb])
                     surrogate = core.clipped_surrogate(
                         logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
                     )
@@ -137,7 +138,7 @@ def train(args: Args) -> runs.Run:
                         policy_loss = policy_loss - args.ent_coef * mean_entropy
 
                     # critic: every real step
-                    value_new = critic(episodes.obs[mb])
+                    value_new = critic(obs)
                     if args.critic_loss == "bce":
                         value_loss = core.bernoulli_value_loss(value_new[mask[mb]], returns[mb][mask[mb]])
                     else:
