@@ -2,6 +2,8 @@
 
     pip install -c constraints.txt -e '.[plots]'
     python scripts/plot.py runs/*PrecisionCartPole* --out curve.png
+
+The tags are those of docs/metrics.md.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Args:
     seed: int = 0
     """of everything random"""
     out: str | None = None
-    """folder for the policy and its card (default: the package's own, sppo_control/pretrained)"""
+    """folder for the policy and its card; None is the package's own, sppo_control/pretrained"""
 
     expert_success: float = 0.9
     """sampled success rate at which the expert is good enough"""

@@ -33,9 +33,9 @@ class Args:
     success_return: float | None = None
     """for other environments: an episode whose return reaches this number is a success"""
     horizon: int | None = None
-    """longest episode in steps (default: the task's own)"""
+    """longest episode in steps; None is the task's own"""
     start: str | None = None
-    """starting policy: a .safetensors file (default: the one shipped for this task, else random weights)"""
+    """starting policy: a .safetensors file or a checkpoint; None is the one shipped for the task, else random weights"""
     from_scratch: bool = False
     """start with random weights even where a starting policy is shipped"""
     seed: int = 1
