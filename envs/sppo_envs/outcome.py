@@ -91,6 +91,7 @@ class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(self, env_id: str, num_envs: int, success: Success, horizon: int | None = None) -> None:
+        self.envs: list[OutcomeReward] = []  # before anything can fail: Gymnasium closes half-made environments too
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.num_envs = num_envs
