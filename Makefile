@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow lint bench pretrained clean
+.PHONY: train test bench pretrained clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -14,9 +14,6 @@ test: .venv/.test  ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
-
-test-slow: .venv/.test  ## the longer checks
-	$(BIN)/python -m pytest -m slow
 
 bench: .venv/.bench  ## training speed against Stable-Baselines3
 	$(BIN)/python scripts/speed.py

@@ -39,9 +39,9 @@ TARGETS = {"sppo": 8.0, "ppo": 5.0}
 
 @dataclass
 class Args:
-    rounds: int = 5
+    rounds: int = 6
     """how often each is measured"""
-    total_timesteps: int = 1_000_000
+    total_timesteps: int = 700_000
     """of each run of ours"""
     sb3_timesteps: int = 128_000
     """of each run of Stable-Baselines3"""
