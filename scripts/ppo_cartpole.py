@@ -149,6 +149,7 @@ def train(args: Args) -> runs.Run:
                     (policy_loss + value_loss).backward()
                     grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm, foreach=False)
                     critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, foreach=False)
+                    run.check_finite(policy_loss=policy_loss, value_loss=value_loss)
                     run.check_finite(policy_gradient_norm=grad_norm, critic_gradient_norm=critic_grad_norm)
                     optimizer.step()
 

@@ -147,7 +147,7 @@ def main(train: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str
         train(parse_args(args_type, description))
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
-    except (UserError, ValueError, FileNotFoundError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -275,10 +275,12 @@ class Run:
         """Name what a checkpoint consists of (networks and optimisers), and restore it if the run is resumed.
 
         Raises:
-            UserError: no checkpoint to resume from, or one that does not fit.
+            UserError: a checkpoint that is damaged or does not fit.
         """
         self.parts = parts
-        if self._resumed:
+        # A run killed before its first checkpoint has lost nothing: it begins anew in the same folder.
+        resumed = self._resumed and (self._named_checkpoint() is not None or bool(self.checkpoints()))
+        if resumed:
             self._restore()
             if versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
                 print(
@@ -287,7 +289,7 @@ class Run:
                 )
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
-        if not self._resumed:
+        if not resumed:
             rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
             self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
             self.save()
@@ -309,9 +311,10 @@ class Run:
             NonFiniteError: names the update, the value and the last good checkpoint.
         """
         for name, value in values.items():
-            if not math.isfinite(value):
+            number = float(value.detach())
+            if not math.isfinite(number):
                 raise NonFiniteError(
-                    f"{name.replace('_', ' ')} is {float(value)} in update {self.update + 1}; the last good checkpoint is "
+                    f"{name.replace('_', ' ')} is {number} in update {self.update + 1}; the last good checkpoint is "
                     f"{self.checkpoints()[-1]}. A lower --learning-rate or --max-grad-norm often helps."
                 )
 
@@ -343,7 +346,7 @@ class Run:
         self.bar.update(num_steps)
         if self._stop_signal is not None:
             self._leave()
-        if self.update % self.args.save_every == 0:
+        if self.update % self.args.save_every == 0 or self.steps >= self.args.total_timesteps:
             self.save()
 
     def _leave(self) -> NoReturn:
@@ -381,12 +384,13 @@ class Run:
         os.rename(temporary, target)
         _sync(target.parent)
 
-    def _restore(self) -> None:
+    def _named_checkpoint(self) -> Path | None:
+        """The checkpoint that --resume names; None where it names the run."""
         named = Path(self.args.resume)
-        checkpoints = [named] if (named / "state.json").is_file() else self.checkpoints()
-        if not checkpoints:
-            raise UserError(f"{self.folder} has no checkpoint to resume from")
-        newest = checkpoints[-1]
+        return None if named.resolve() == self.folder.resolve() else named
+
+    def _restore(self) -> None:
+        newest = self._named_checkpoint() or self.checkpoints()[-1]
         try:
             for name, part in self.parts.items():
                 _load_tensors(part, load_file(newest / f"{name}.safetensors"))
@@ -405,8 +409,7 @@ class Run:
 
     # -- after training
     def finish(self, after: Evaluation, before: Mapping[str, Any]) -> None:
-        """Save the last checkpoint, write summary.json and print it."""
-        self.save()
+        """Write summary.json and print it."""
         self.bar.close()
         self.writer.close()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
@@ -444,7 +447,8 @@ class Run:
         if self._stop_signal is not None:  # the second time: at once, leaving the last checkpoint as it is
             sys.exit(128 + number)
         self._stop_signal = number
-        print("\nFinishing this update, then saving; once more to stop at once.", file=sys.stderr)
+        # not print: the signal may have come in the middle of one
+        os.write(2, b"\nFinishing this update, then saving; once more to stop at once.\n")
 
 
 # ------------------------------------------------------------------------------------------------------- helpers

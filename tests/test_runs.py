@@ -174,6 +174,17 @@ def test_ctrl_c_saves_says_how_to_resume_and_exits_130(uninterrupted, tmp_path):
     assert_same_run(folder, reference)
 
 
+@pytest.mark.parametrize("uninterrupted", ["sppo_cartpole"], indirect=True)
+def test_killed_before_the_first_checkpoint(uninterrupted, tmp_path):
+    """What such a run leaves behind: config.json, perhaps a half-written checkpoint. Resuming begins anew in it."""
+    _, reference = uninterrupted
+    folder = tmp_path / "early"
+    (folder / "checkpoints" / ".writing-dead").mkdir(parents=True)
+    (folder / "config.json").write_bytes((reference / "config.json").read_bytes())
+    sppo_cartpole.train(sppo_cartpole.Args(**SMALL, runs_dir=str(tmp_path), seed=9, resume=str(folder)))
+    assert_same_run(folder, reference)
+
+
 def test_resume_from_an_earlier_checkpoint_recomputes_the_rest(uninterrupted, tmp_path):
     import shutil
 
@@ -225,6 +236,8 @@ def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder))
     assert "is damaged or belongs to another network" in error
     assert policy.read_bytes() == good[:-100], "nothing may be overwritten"
+    error = refusal(monkeypatch, capsys, "--resume", str(run.checkpoints()[0].with_name("000777")))
+    assert "000777 is damaged" in error
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder), script="ppo_cartpole")
     assert "was started by sppo_cartpole.py" in error
 
@@ -285,6 +298,14 @@ def test_a_non_finite_gradient_stops_the_run_with_the_last_good_checkpoint(tmp_p
     checkpoint = re.search(r"checkpoint is (\S+)\. ", str(stop.value)).group(1)
     start = (Path(checkpoint) / "policy.safetensors").read_bytes()
     assert start == shipped_policy(ID).read_bytes(), "the last good weights are those before the bad update"
+
+
+def test_every_non_finite_value_is_named(tmp_path):
+    run = sppo_cartpole.train(sppo_cartpole.Args(**{**SMALL, "total_timesteps": 3_000}, runs_dir=str(tmp_path)))
+    for name in ("policy_loss", "value_loss", "policy_gradient_norm"):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(runs.NonFiniteError, match=f"{name.replace('_', ' ')} is {value} in update 2"):
+                run.check_finite(fine=torch.tensor(1.0), **{name: torch.tensor(value)})
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path, monkeypatch, capsys):
