@@ -5,7 +5,7 @@
 3. Behaviour cloning of a fresh network, stopped early: at the first evaluation that reaches the middle of the band.
 
     python scripts/pretrain.py                          # rebuilds the shipped policy
-    python scripts/pretrain.py --seed 7 --out /tmp/p    # another one
+    python scripts/pretrain.py --seed 7 --out mine      # another one
 
 Writes <task>.safetensors and its card <task>.json (recipe, versions, success). These are the three stages of Wang et al.,
 arXiv 2604.08865, section 5.3; the paper gives neither hyper-parameters nor success rates. Same seed, same machine, same
