@@ -157,6 +157,8 @@ def clone(args: Args, obs: Tensor, actions: Tensor, rng: np.random.Generator) ->
 
 
 def main(args: Args) -> None:
+    folder = shipped_policy(args.env_id).parent if args.out is None else Path(args.out)
+    folder.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be written costs no work
     started = time.perf_counter()
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
@@ -182,9 +184,9 @@ def main(args: Args) -> None:
     in_band = args.min_success <= card["success_sampled"]["rate"] <= args.max_success
     card |= {"in_band": in_band, "seconds": round(time.perf_counter() - started, 1), **runs.versions()}
 
-    folder = shipped_policy(args.env_id).parent if args.out is None else Path(args.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / shipped_policy(args.env_id).name
+    name = shipped_policy(args.env_id).name
+    # A policy outside the band never takes the place of one that may be inside it.
+    path = folder / (name if in_band else name.replace(".safetensors", ".missed.safetensors"))
     save_policy(policy, path, args.env_id)
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
     print(f"wrote {path} and its card in {card['seconds']} s")

@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import tyro
 from tqdm import tqdm
 
 import sppo_envs
+from sppo_control import runs
 from sppo_control.policies import shipped_policy, starting_policy
 
 ENV_ID = "sppo/PrecisionCartPole-v0"
@@ -71,12 +71,7 @@ def measure_sb3(timesteps: int) -> dict[str, float]:
     began = time.perf_counter()
     model.learn(timesteps)
     seconds = time.perf_counter() - began
-    return {"steps": model.num_timesteps, "seconds": seconds, "peak_memory_mib": peak_memory_mib()}
-
-
-def peak_memory_mib() -> float:
-    """Largest resident set of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+    return {"steps": model.num_timesteps, "seconds": seconds, "peak_memory_mib": runs.peak_memory_mib()}
 
 
 def measure(name: str, args: Args) -> dict[str, float]:
@@ -115,7 +110,7 @@ def main(args: Args) -> None:
                 rows[name].append(measure(name, args))
                 bar.update()
 
-    speed = {name: [r["steps"] / r["seconds"] for r in runs] for name, runs in rows.items()}
+    speed = {name: [r["steps"] / r["seconds"] for r in row] for name, row in rows.items()}
     table: dict[str, Any] = {
         "task": ENV_ID,
         "setting": {"num_envs": B, "horizon": H, "epochs": EPOCHS, "minibatches": MINIBATCHES, "network": "64x64 tanh"},

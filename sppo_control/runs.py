@@ -282,11 +282,11 @@ class Run:
         resumed = self._resumed and (self._named_checkpoint() is not None or bool(self.checkpoints()))
         if resumed:
             self._restore()
-            if versions()["versions"] != _read_json(self.folder / "config.json")["versions"]:
-                print(
-                    "note: versions differ from those the run began with; it may not repeat bit for bit",
-                    file=sys.stderr,
-                )
+            began, now = _read_json(self.folder / "config.json"), versions()
+            for what in ("versions", "machine"):
+                if began[what] != now[what]:
+                    note = f"note: {what} {now[what]}, the run began with {began[what]}; it may not repeat bit for bit"
+                    print(note, file=sys.stderr)
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
         self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
         if not resumed:
@@ -412,7 +412,7 @@ class Run:
         """Write summary.json and print it."""
         self.bar.close()
         self.writer.close()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
+        peak = peak_memory_mib()
         self.summary |= {
             "after": {"rate": after.rate, "interval": after.interval, "episodes": len(after.outcome)},
             "updates": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds,
@@ -495,6 +495,11 @@ def _sync(path: Path) -> None:
 
 def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() else str(path)
+
+
+def peak_memory_mib() -> float:
+    """Largest resident set of this process so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 
 def versions() -> dict[str, Any]:

@@ -376,17 +376,26 @@ def test_shipped_policy_matches_its_card():
         assert low <= result.rate <= high
 
 
-def test_pretrain_is_deterministic_and_writes_a_card(tmp_path):
-    weights = []
+@pytest.mark.parametrize("band", [(0.02, 0.9), (0.9, 0.95)], ids=["met", "missed"])
+def test_pretrain_is_deterministic_and_writes_a_card(tmp_path, band):
+    """A missed band is an error and must not take the place of a policy that is there already."""
+    met, contents = band[0] < 0.5, []
     for name in ("a", "b"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "PrecisionCartPole-v0.safetensors").write_bytes(b"precious")
         args = pretrain.Args(
-            out=str(tmp_path / name), expert_success=0.2, demonstrations=64, eval_episodes=256, min_success=0.02
-        )
-        with contextlib.suppress(runs.UserError):  # the band may be missed: the card says so
+            out=str(out), expert_success=0.2, demonstrations=64, eval_episodes=128, clone_updates=400, eval_every=100,
+            min_success=band[0], max_success=band[1],
+        )  # fmt: skip
+        with (
+            contextlib.nullcontext() if met else pytest.raises(runs.UserError, match=r"outside the band \[0.9, 0.95\]")
+        ):
             pretrain.main(args)
-        weights.append((tmp_path / name / "PrecisionCartPole-v0.safetensors").read_bytes())
-        card = json.loads((tmp_path / name / "PrecisionCartPole-v0.json").read_text())
-        assert card["arguments"]["expert_success"] == 0.2
-        assert card["in_band"] == (0.02 <= card["success_sampled"]["rate"] <= 0.35)
-        assert card["success_sampled"]["rate"] > 0
-    assert weights[0] == weights[1]
+        kept = (out / "PrecisionCartPole-v0.safetensors").read_bytes()
+        assert (kept == b"precious") is not met
+        stem = out / ("PrecisionCartPole-v0" if met else "PrecisionCartPole-v0.missed")
+        card = json.loads(Path(f"{stem}.json").read_text())
+        assert card["in_band"] is met is (band[0] <= card["success_sampled"]["rate"] <= band[1])
+        contents.append(Path(f"{stem}.safetensors").read_bytes())
+    assert contents[0] == contents[1]
