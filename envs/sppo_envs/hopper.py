@@ -1,0 +1,69 @@
+"""Sparse Hopper: a one-legged robot; stay up for 1000 steps and get more than a metre ahead.
+
+Dynamics, observations, actions (3 torques in [-1, 1]) and initial states are Gymnasium's Hopper-v5 (MuJoCo). The reward
+is 0 until the episode ends, at a fall or after 1000 steps, then 1 for success.
+
+EnvPool runs it where it is installed, else Gymnasium in worker processes. Both are MuJoCo: from equal states they move
+equally; the initial states of one seed differ.
+
+Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, survived and x > 1.0 m).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .engines import Engine, EnvPoolVectorEnv, copies, has_envpool, own_make
+from .outcome import OutcomeReward
+
+HORIZON = 1000
+"""steps"""
+MIN_DISTANCE = 1.0
+"""metres"""
+OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.2)
+"""Brings height (m), angles (rad), velocities (m/s, rad/s; Gymnasium clips them at 10) to about unit size."""
+INSTALL = 'pip install "mujoco>=3.1"'
+
+
+def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
+    """Not fallen, and x > 1 m: obs (11,) -> bool, or (B, 11) -> (B,) bool."""
+    return ~np.asarray(info["terminated"]) & (np.asarray(info["x_position"]) > MIN_DISTANCE)
+
+
+def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
+    """`distance` (m) and `fell`."""
+    return {"distance": info["x_position"], "fell": info["terminated"]}
+
+
+def dense_reward(own: Any) -> Any:
+    """Shaped reward of one step for training an expert: Gymnasium's own (speed, staying up, less effort), scaled down."""
+    return 0.05 * own
+
+
+def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:
+    """One environment; the last step's `info` holds `success`, `fell` (bool), `distance` (m) and `episode_return`,
+    Gymnasium's own return.
+
+    Raises:
+        MissingExtra: MuJoCo is not installed.
+    """
+    env = own_make("Hopper-v5", INSTALL, render_mode=render_mode)
+    return OutcomeReward(env, success, horizon, measures, dense_reward if dense else None)
+
+
+def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, engine: Engine = "auto") -> Any:
+    """B environments in lockstep, autoreset off; see `make` and `sppo_envs.engines.Engine`.
+
+    Raises:
+        MissingExtra: what the engine needs is not installed.
+        ValueError: horizon or num_envs below 1.
+    """
+    if engine == "envpool" or (engine == "auto" and has_envpool()):
+        reward = dense_reward if dense else None
+        return EnvPoolVectorEnv("Hopper-v5", num_envs, horizon, success, measures, reward, OBS_SCALE)
+    return copies(
+        lambda: make(horizon=horizon, dense=dense), num_envs, "sync" if engine == "sync" else "processes", OBS_SCALE
+    )

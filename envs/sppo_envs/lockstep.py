@@ -1,0 +1,208 @@
+"""What the batched tasks share: B whole episodes move together, and a finished one stands still until the next reset."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float64]
+Seed = int | Sequence[int] | None
+
+
+class LockstepVectorEnv(VectorEnv[Any, Any, Any]):
+    """B episodes in lockstep, autoreset off, reward 0 until an episode's last step and then 1 for success or 0.
+
+    A finished episode is left as it is: its observation stays, its reward is 0, and it is reported as terminated until
+    the next reset (never as truncated: the outcome is decided at the horizon, nothing is left to bootstrap from). From
+    the first finished episode on, `info` holds `success` (B,) and the task's side measures (B,), and under the same
+    names with an underscore which entries are valid, as Gymnasium's vector environments mark them.
+
+    A subclass says how episodes begin (`_begin`), move (`_advance`) and are judged (`_judge`).
+
+    Args:
+        num_envs: B, at least 1.
+        horizon: longest episode in steps, at least 1.
+        dense: give the shaped reward of each step in place of the sparse one (for training an expert).
+        observation_space: of one environment.
+        action_space: of one environment, Discrete or Box.
+
+    Raises:
+        ValueError: num_envs or horizon below 1.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED, "render_modes": []}  # noqa: RUF012 - as Gymnasium has it
+
+    def __init__(
+        self,
+        num_envs: int,
+        horizon: int,
+        dense: bool,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.num_envs, self.horizon, self.dense = num_envs, checked_horizon(horizon), dense
+        self.single_observation_space, self.single_action_space = observation_space, action_space
+        self.observation_space = batch_space(observation_space, num_envs)
+        self.action_space = batch_space(action_space, num_envs)
+        self._steps = -1  # -1 before the first reset
+
+    # -- what a task defines
+    def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
+        """Start B episodes; returns their first observations (B, D)."""
+        raise NotImplementedError
+
+    def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], BoolArray]:
+        """Move the episodes where `_done` is False; returns observations (B, D) and which are over, (B,), the horizon
+        left aside."""
+        raise NotImplementedError
+
+    def _judge(self) -> dict[str, npt.NDArray[Any]]:
+        """`success` (bool) and side measures, each (B,), of all episodes as they stand now."""
+        raise NotImplementedError
+
+    def _dense_reward(self) -> npt.NDArray[Any]:
+        """Shaped reward of the step just made, (B,); asked for only if `dense`."""
+        raise NotImplementedError
+
+    # -- Gymnasium's interface
+    def reset(
+        self, *, seed: Seed = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        """Start B new episodes.
+
+        Args:
+            seed: one number for the batch, or B numbers, one an environment: environments of equal seeds start in
+                equal states.
+            options: of the task.
+
+        Raises:
+            ValueError: another number of seeds than B.
+        """
+        if seed is not None and not isinstance(seed, int | np.integer):
+            if len(seed) != self.num_envs:
+                raise ValueError(f"seed must be one number or {self.num_envs}, one an environment; got {len(seed)}")
+        else:
+            super().reset(seed=None if seed is None else int(seed))
+        self._steps = 0
+        self._done = np.zeros(self.num_envs, dtype=np.bool_)
+        self._any_done = False
+        self._result: dict[str, npt.NDArray[Any]] = {}
+        return self._begin(seed, options), {}
+
+    def step(self, actions: npt.NDArray[Any]) -> tuple[Any, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+        """One step of every unfinished episode.
+
+        Args:
+            actions: (B,) whole numbers, or (B, A) floats; those of finished episodes are ignored.
+
+        Raises:
+            RuntimeError: before the first reset.
+            ValueError: actions of another shape, or impossible ones.
+        """
+        if self._steps < 0:
+            raise RuntimeError("call reset() before step()")
+        obs, over = self._advance(self._checked(actions))
+        self._steps += 1
+        at_horizon = self._steps >= self.horizon
+        reward = np.where(self._done, 0.0, self._dense_reward()) if self.dense else np.zeros(self.num_envs)
+        infos: dict[str, Any] = {}
+        if self._any_done or at_horizon or over.any():
+            ended = ~self._done if at_horizon else over & ~self._done
+            if ended.any():
+                judged = self._judge()
+                for name, value in judged.items():
+                    old = self._result.get(name)
+                    self._result[name] = np.where(ended, value, np.zeros_like(value) if old is None else old)
+                if not self.dense:
+                    reward[ended & judged["success"]] = 1.0
+                self._done = self._done | ended
+                self._any_done = True
+            for name, value in self._result.items():
+                infos[name], infos[f"_{name}"] = value, self._done
+        return obs, reward, self._done.copy(), np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        actions, space = np.asarray(actions), self.single_action_space
+        if isinstance(space, spaces.Discrete):
+            n = int(space.n)
+            if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= n:
+                raise ValueError(
+                    f"actions must be {self.num_envs} whole numbers, each {' or '.join(map(str, range(n)))}, got {actions}"
+                )
+        elif actions.shape != (self.num_envs, *(space.shape or ())) or not math.isfinite(actions.sum()):
+            shape = (self.num_envs, *(space.shape or ()))
+            raise ValueError(f"actions must be finite numbers of shape {shape}, got {actions}")
+        return actions
+
+
+class NumpyVectorEnv(LockstepVectorEnv):
+    """A `LockstepVectorEnv` whose whole state is one array, (S, B): each row contiguous, one column an episode.
+
+    `reset(options={"state": array})`, (B, S), sets the initial states themselves.
+    """
+
+    _state: FloatArray
+    state_names: tuple[str, ...]
+    """What the S rows are, with units."""
+
+    def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
+        """n initial states, (S, n)."""
+        raise NotImplementedError
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        """Observations (B, D) of the present state."""
+        raise NotImplementedError
+
+    def _move(self, actions: npt.NDArray[Any]) -> FloatArray:
+        """The state one step on, (S, B), of all episodes."""
+        raise NotImplementedError
+
+    def _over(self) -> BoolArray:
+        """Which episodes the task ends in the present state, (B,)."""
+        raise NotImplementedError
+
+    def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
+        options = options or {}
+        if "state" in options:
+            state = np.array(options["state"], dtype=np.float64)
+            if state.shape != (self.num_envs, len(self.state_names)):
+                raise ValueError(
+                    f"options['state'] must have shape ({self.num_envs}, {len(self.state_names)}), rows of "
+                    f"{', '.join(self.state_names)}; got {state.shape}"
+                )
+            self._state = np.ascontiguousarray(state.T)
+        elif seed is None or isinstance(seed, int | np.integer):
+            self._state = self._draw(self.np_random, self.num_envs, options)
+        else:
+            columns = [self._draw(np.random.default_rng(s), 1, options) for s in seed]
+            self._state = np.concatenate(columns, axis=1)
+        return self._observe()
+
+    def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], BoolArray]:
+        new = self._move(actions)
+        if self._any_done:
+            np.copyto(new, self._state, where=self._done)
+        self._state = new
+        return self._observe(), self._over()
+
+
+def checked_horizon(horizon: int) -> int:
+    """The horizon, if it is at least 1.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    return horizon

@@ -1,0 +1,79 @@
+"""Sparse LunarLander: stand on both legs near the middle of the pad, |x| < 0.4, within 1000 steps, without a crash.
+
+Dynamics, observations, actions (4 engines' choices) and initial states are Gymnasium's LunarLander-v3. The reward is 0
+until the episode ends, then 1 for success. An episode ends when the lander has come to rest, when it crashes or leaves
+the screen, or after 1000 steps. The engines' scatter is drawn from the environment's seed: seed and actions decide all.
+
+EnvPool runs it where it is installed, else Gymnasium in worker processes. The two are ports of one simulation with
+random numbers of their own: success rates agree, trajectories of one seed do not.
+
+Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, leg contact > 0.5, |x| < 0.4).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from .engines import Engine, EnvPoolVectorEnv, copies, has_envpool, own_make
+from .outcome import OutcomeReward
+
+HORIZON = 1000
+"""steps"""
+MAX_X = 0.4
+"""half width of the landing zone; 1 is the edge of the screen"""
+OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""Gymnasium scales the observations itself."""
+_HIGH = np.array([2.5, 2.5, 10.0, 10.0, 2 * np.pi, 10.0, 1.0, 1.0], dtype=np.float32)
+OBSERVATION_SPACE = spaces.Box(np.where(np.arange(8) < 6, -_HIGH, 0).astype(np.float32), _HIGH)
+"""Gymnasium's, for EnvPool states bounds that its own observations break."""
+INSTALL = 'pip install "box2d>=2.3.10" "pygame>=2.1.3"'
+
+
+def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
+    """Both legs in contact, |x| < 0.4, not crashed: obs (8,) -> bool, or (B, 8) -> (B,) bool."""
+    legs = (obs[..., 6] > 0.5) & (obs[..., 7] > 0.5)
+    return legs & (np.abs(obs[..., 0]) < MAX_X) & ~measures(obs, info)["crashed"]
+
+
+def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
+    """`crashed`: the body touched the ground or left the screen (own reward -100); `landed`: at rest (own reward +100);
+    `final_x`."""
+    over, last = np.asarray(info["terminated"]), np.asarray(info["last_reward"])
+    return {"crashed": over & (last <= -100), "landed": over & (last >= 100), "final_x": obs[..., 0]}
+
+
+def dense_reward(own: Any) -> Any:
+    """Shaped reward of one step for training an expert: Gymnasium's own, scaled down."""
+    return 0.05 * own
+
+
+def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:
+    """One environment; the last step's `info` holds `success`, `crashed`, `landed` (bool), `final_x` and
+    `episode_return`, Gymnasium's own return.
+
+    Raises:
+        MissingExtra: Box2D or pygame is not installed.
+    """
+    env = own_make("LunarLander-v3", INSTALL, render_mode=render_mode)
+    return OutcomeReward(env, success, horizon, measures, dense_reward if dense else None)
+
+
+def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, engine: Engine = "auto") -> Any:
+    """B environments in lockstep, autoreset off; see `make` and `sppo_envs.engines.Engine`.
+
+    Raises:
+        MissingExtra: what the engine needs is not installed.
+        ValueError: horizon or num_envs below 1.
+    """
+    if engine == "envpool" or (engine == "auto" and has_envpool()):
+        reward = dense_reward if dense else None
+        return EnvPoolVectorEnv(
+            "LunarLander-v3", num_envs, horizon, success, measures, reward, OBS_SCALE, OBSERVATION_SPACE
+        )
+    return copies(
+        lambda: make(horizon=horizon, dense=dense), num_envs, "sync" if engine == "sync" else "processes", OBS_SCALE
+    )

@@ -1,0 +1,92 @@
+"""Sparse MountainCar: an engine too weak for the slope; reach the flag, x >= 0.45, within 1000 steps.
+
+Dynamics, observations, actions (one force in [-1, 1]) and initial states are Gymnasium's MountainCarContinuous. The
+reward is 0 until the episode ends, at the flag or at the horizon, then 1 for success; the force costs nothing.
+
+Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, x >= 0.45). Gymnasium's own limit is 999 steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_MountainCarEnv
+from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
+
+from .lockstep import BoolArray, FloatArray, NumpyVectorEnv
+from .outcome import OutcomeReward
+
+HORIZON = 1000
+"""steps"""
+OBS_SCALE = (1.0, 20.0)
+"""Brings position (m) and velocity (m/step) to about unit size for a network."""
+
+
+def dense_reward(velocity: FloatArray, at_goal: BoolArray) -> FloatArray:
+    """Shaped reward of one step for training an expert: a velocity bonus, 10 |v|, and 50 at the flag; both (B,)."""
+    return 10.0 * np.abs(velocity) + 50.0 * at_goal
+
+
+def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
+    """One environment; the last step's `info` holds `success` (bool) and `final_position` (m)."""
+    env = Continuous_MountainCarEnv(render_mode=render_mode)
+    return OutcomeReward(
+        env,
+        success=lambda obs, info: info["terminated"],  # which Gymnasium reports at the flag and nowhere else
+        measures=lambda obs, info: {"final_position": float(obs[0])},
+        horizon=horizon,
+    )
+
+
+class SparseMountainCarVectorEnv(NumpyVectorEnv):
+    """B environments in lockstep as one batch of numpy arrays; equal to Gymnasium's within float32 rounding.
+
+    `options["low"]` and `options["high"]` of `reset` bound the initial position, as in Gymnasium's.
+
+    Args:
+        num_envs: B.
+        horizon: longest episode in steps, at least 1.
+        dense: give `dense_reward` each step in place of the sparse one (for training an expert).
+
+    Raises:
+        ValueError: horizon or num_envs below 1.
+    """
+
+    obs_scale = OBS_SCALE
+    state_names = ("position (m)", "velocity (m/step)")
+
+    def __init__(self, num_envs: int = 1, horizon: int = HORIZON, dense: bool = False) -> None:
+        c = self._physics = Continuous_MountainCarEnv()  # its constants and spaces are the one source of them
+        super().__init__(num_envs, horizon, dense, c.observation_space, c.action_space)
+
+    def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
+        low, high = maybe_parse_reset_bounds(options, -0.6, -0.4)
+        return np.stack([rng.uniform(low=low, high=high, size=n), np.zeros(n)])
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        return self._state.T.astype(np.float32, order="C")
+
+    def _move(self, actions: npt.NDArray[Any]) -> FloatArray:
+        c = self._physics
+        position, velocity = self._state
+        force = np.minimum(np.maximum(actions[:, 0], c.min_action), c.max_action)
+        velocity = velocity + force * c.power - 0.0025 * np.cos(3 * position)
+        velocity = np.minimum(np.maximum(velocity, -c.max_speed), c.max_speed)
+        position = np.minimum(np.maximum(position + velocity, c.min_position), c.max_position)
+        velocity = np.where((position == c.min_position) & (velocity < 0), 0.0, velocity)
+        new = np.empty_like(self._state)
+        new[0], new[1] = position, velocity
+        return new.astype(np.float32).astype(np.float64)  # Gymnasium keeps its state in float32
+
+    def _over(self) -> BoolArray:
+        # compared in float32, as Gymnasium's state is: 0.45 in float32 lies a little below 0.45 in float64
+        self._at_goal = (self._state[0] >= np.float32(self._physics.goal_position)) & (self._state[1] >= 0)
+        return self._at_goal
+
+    def _judge(self) -> dict[str, npt.NDArray[Any]]:
+        return {"success": self._at_goal, "final_position": self._state[0]}
+
+    def _dense_reward(self) -> FloatArray:
+        return dense_reward(self._state[1], self._at_goal)

@@ -1,0 +1,167 @@
+"""Sparse Pendulum: a torque too weak to lift the pendulum at once; after 1000 steps it must stand, cos(theta) > 0.8.
+Context Pendulum: starts anywhere between upright and hanging; it must stand during all of the last 50 of 200 steps.
+
+Dynamics, observations (cos, sin, angular velocity) and actions (one torque in [-2, 2]) are Gymnasium's Pendulum; Sparse
+Pendulum's initial states too. The reward is 0 until the last step, then 1 for success.
+
+Sparse Pendulum looks at one moment only, so a pendulum that spins through the top meets the criterion 20-50 % of the
+time. `upright_share` and `balanced` tell standing from passing by: report them beside the success rate.
+
+Source of Sparse Pendulum: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, cos(theta) > 0.8 at the end); Gymnasium's
+own limit is 200 steps. Context Pendulum is this project's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+from .lockstep import BoolArray, FloatArray, NumpyVectorEnv, Seed
+from .outcome import OutcomeReward
+
+HORIZON = 1000
+"""steps"""
+UPRIGHT = 0.8
+"""cos(theta) above this counts as upright (37 degrees)"""
+WINDOW = 100
+"""steps at the end over which `upright_share` and `balanced` look"""
+CONTEXT_HORIZON = 200
+"""steps"""
+CONTEXT_WINDOW = 50
+"""steps at the end during which Context Pendulum must be upright"""
+CONTEXT_MAX_SPEED = 2.0
+"""Context Pendulum starts at any angle, with an angular velocity uniform in +- this, rad/s."""
+OBS_SCALE = (1.0, 1.0, 0.25)
+"""Brings cos, sin and angular velocity (rad/s) to about unit size for a network."""
+
+
+def dense_reward(cos_theta: FloatArray, omega: FloatArray) -> FloatArray:
+    """Shaped reward of one step for training an expert: an upright incentive less a little speed, (B,)."""
+    return 0.5 * (cos_theta - 0.01 * np.square(omega))
+
+
+# ------------------------------------------------------------------------------------------------ one environment
+class UprightPendulumEnv(PendulumEnv):
+    """Gymnasium's pendulum, which also counts how long it stands.
+
+    `info` of each step holds `upright_share`, the share of the last `window` steps (of all so far, if those are fewer)
+    that ended upright, and `balanced`, whether all did.
+
+    Args:
+        render_mode: as Gymnasium's.
+        window: steps.
+        anywhere: start at any angle, as Context Pendulum does.
+    """
+
+    def __init__(self, render_mode: str | None = None, window: int = WINDOW, anywhere: bool = False) -> None:
+        super().__init__(render_mode=render_mode)
+        self._recent: deque[bool] = deque(maxlen=window)
+        self._anywhere = anywhere
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """As Gymnasium's."""
+        self._recent.clear()
+        if self._anywhere and options is None:
+            options = {"x_init": np.pi, "y_init": CONTEXT_MAX_SPEED}
+        return super().reset(seed=seed, options=options)
+
+    def step(self, u: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """One step of 0.05 s."""
+        obs, reward, terminated, truncated, info = super().step(u)
+        self._recent.append(bool(np.cos(self.state[0]) > UPRIGHT))
+        share = float(np.mean(self._recent))
+        return obs, float(reward), terminated, truncated, {**info, "upright_share": share, "balanced": share == 1.0}
+
+
+def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
+    """Sparse Pendulum; the last step's `info` holds `success`, `balanced` (bool) and `upright_share`."""
+    env = UprightPendulumEnv(render_mode)
+    return OutcomeReward(env, success=lambda obs, info: bool(np.cos(env.state[0]) > UPRIGHT), horizon=horizon)
+
+
+def make_context(render_mode: str | None = None, horizon: int = CONTEXT_HORIZON) -> OutcomeReward:
+    """Context Pendulum; the last step's `info` holds `success`, `balanced` (bool) and `upright_share`."""
+    env = UprightPendulumEnv(render_mode, window=CONTEXT_WINDOW, anywhere=True)
+    return OutcomeReward(env, success=lambda obs, info: info["balanced"], horizon=horizon)
+
+
+# ------------------------------------------------------------------------------------------- B of them, as a batch
+class SparsePendulumVectorEnv(NumpyVectorEnv):
+    """B environments in lockstep as one batch of numpy arrays, equal to Gymnasium's.
+
+    Args:
+        num_envs: B.
+        horizon: steps an episode, at least 1.
+        dense: give `dense_reward` each step in place of the sparse one (for training an expert).
+
+    Raises:
+        ValueError: horizon or num_envs below 1.
+    """
+
+    obs_scale = OBS_SCALE
+    state_names = ("angle (rad)", "angular velocity (rad/s)")
+    window = WINDOW
+    start = (np.pi, 1.0)  # bounds of Gymnasium's initial states
+
+    def __init__(self, num_envs: int = 1, horizon: int = HORIZON, dense: bool = False) -> None:
+        c = self._physics = PendulumEnv()  # its constants and spaces are the one source of them
+        super().__init__(num_envs, horizon, dense, c.observation_space, c.action_space)
+
+    def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
+        self._recent = np.zeros((self.window, self.num_envs), dtype=np.bool_)
+        return super()._begin(seed, options)
+
+    def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
+        bound = np.array(self.start)[:, None]
+        return rng.uniform(-bound, bound, size=(2, n))
+
+    def _observe(self) -> npt.NDArray[np.float32]:
+        obs = np.empty((self.num_envs, 3), dtype=np.float32)
+        self._cos = np.cos(self._state[0])
+        obs[:, 0], obs[:, 1], obs[:, 2] = self._cos, np.sin(self._state[0]), self._state[1]
+        return obs
+
+    def _move(self, actions: npt.NDArray[Any]) -> FloatArray:
+        c = self._physics
+        theta, omega = self._state
+        torque = np.minimum(np.maximum(actions[:, 0], -c.max_torque), c.max_torque)
+        # The torque's share stays in the actions' own precision, float32, as in Gymnasium: near the top the motion is
+        # unstable, and rounding errors grow a thousandfold in an episode.
+        new = np.empty_like(self._state)
+        new[1] = omega + (3 * c.g / (2 * c.l) * np.sin(theta) + 3.0 / (c.m * c.l**2) * torque) * c.dt
+        np.clip(new[1], -c.max_speed, c.max_speed, out=new[1])
+        new[0] = theta + new[1] * c.dt
+        return new
+
+    def _over(self) -> BoolArray:
+        self._recent[self._steps % self.window] = self._cos > UPRIGHT
+        return np.zeros(self.num_envs, dtype=np.bool_)
+
+    def _judge(self) -> dict[str, npt.NDArray[Any]]:
+        share = self._recent.sum(axis=0) / min(self.window, self._steps)
+        return {"success": self._success(share), "balanced": share == 1.0, "upright_share": share}
+
+    def _success(self, share: FloatArray) -> BoolArray:
+        return self._cos > UPRIGHT
+
+    def _dense_reward(self) -> FloatArray:
+        return dense_reward(self._cos, self._state[1])
+
+
+class ContextPendulumVectorEnv(SparsePendulumVectorEnv):
+    """Context Pendulum as a batch; see `SparsePendulumVectorEnv`."""
+
+    window = CONTEXT_WINDOW
+    start = (np.pi, CONTEXT_MAX_SPEED)
+
+    def __init__(self, num_envs: int = 1, horizon: int = CONTEXT_HORIZON, dense: bool = False) -> None:
+        super().__init__(num_envs, horizon, dense)
+
+    def _success(self, share: FloatArray) -> BoolArray:
+        return share == 1.0
