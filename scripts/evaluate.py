@@ -1,0 +1,299 @@
+"""Success rate of a policy, what its episodes were like in numbers, and a video or film strip of some of them.
+
+    python scripts/evaluate.py --run runs/<folder>                           # a run's newest checkpoint
+    python scripts/evaluate.py --run sppo/PrecisionCartPole-v0 --greedy      # the starting policy of a task
+    python scripts/evaluate.py --run runs/<a> runs/<b> --json rates.json     # several policies, on equal terms
+    python scripts/evaluate.py --run runs/<folder> --video strip.png         # film strip; .gif or .mp4: a moving picture
+
+Actions are sampled, as in training; --greedy takes the most probable one. Equal arguments give equal episodes.
+Videos need no screen, but `pip install pillow pygame`, and for .mp4 `pip install imageio imageio-ffmpeg` too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+import sppo_envs
+from sppo_control import runs
+from sppo_control.policies import Policy, load_policy, shipped_policy
+from sppo_control.rollout import Evaluation, evaluate
+
+FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
+"""Endings of --video: width of a picture in pixels, most pictures an episode."""
+
+
+@dataclass
+class Args:
+    run: tuple[str, ...]
+    """run folders (their newest checkpoint), checkpoints of runs, policy files, or tasks' ids (their starting policy)"""
+    episodes: int = 1024
+    """whole episodes each"""
+    greedy: bool = False
+    """the most probable action (the mean, if continuous) in place of a sampled one"""
+    seed: int = 1
+    """of environments and actions"""
+    env_id: str | None = None
+    """act in this environment; None is the one that the policy was trained in"""
+    success_return: float | None = None
+    """for environments from outside this package: an episode whose return reaches this is a success; None is the run's"""
+    horizon: int | None = None
+    """longest episode in steps; None is the run's, else the task's"""
+    num_envs: int = 64
+    """episodes at a time; another number gives other episodes"""
+    engine: sppo_envs.Engine | None = None
+    """what steps the environments (envs/sppo_envs/engines.py); None is the run's, else the fastest there is"""
+    json: Path | None = None
+    """write the numbers to this file too"""
+    video: Path | None = None
+    """film strip (.png) or moving picture (.gif, .mp4) of some more episodes; needs a single --run"""
+    video_episodes: int = 4
+    """episodes to show: half successes, half failures, where there are such (1: the first one, whatever its outcome)"""
+
+    def __post_init__(self) -> None:
+        if not self.run or (self.video is not None and len(self.run) > 1):
+            raise ValueError(f"--run takes one policy or more, with --video one, got {len(self.run)}")
+        for name, least in {"episodes": 1, "num_envs": 1, "video_episodes": 1, "horizon": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        for out in filter(None, (self.json, self.video)):
+            if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
+                raise ValueError(f"cannot write {out}: name a file in a folder that exists and is writable")
+        if self.video is not None:
+            if self.video.suffix not in FORMATS:
+                raise ValueError(f"--video must end in {', '.join(FORMATS)}, got {self.video}")
+            needs = {"PIL": "pillow", "imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}  # module: package
+            used = list(needs) if self.video.suffix == ".mp4" else ["PIL"]
+            if missing := [needs[m] for m in used if importlib.util.find_spec(m) is None]:
+                raise ValueError(f"--video {self.video} needs a package more: pip install {' '.join(missing)}")
+
+
+def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
+    """The policy file that a value of --run means, and the task: arguments of `sppo_envs.make_task`."""
+    path = shipped_policy(name) if name in sppo_envs.TASKS else Path(name)
+    if (path / "config.json").is_file():
+        complete = sorted(p for p in path.glob("checkpoints/*") if p.name.isdigit())  # others are half-written
+        if not complete:
+            raise runs.UserError(f"{path} has no complete checkpoint; did the run stop before its first?")
+        path = complete[-1]
+    path = path / "policy.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        ids = ", ".join(task for task in sppo_envs.TASKS if shipped_policy(task).is_file())
+        raise runs.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            made_for = json.loads((file.metadata() or {})["sppo_control"])["env_id"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise runs.UserError(f"{path} is damaged, or no policy of this package ({error!r})") from error
+
+    task = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}
+    checkpoints = path.resolve().parent.parent
+    if checkpoints.name == "checkpoints" and (checkpoints.parent / "config.json").is_file():
+        trained = runs.read_json(checkpoints.parent / "config.json")["args"]
+        if args.env_id in (None, trained["env_id"]):  # else its rules belong to another environment
+            task |= {key: trained[key] for key in task if trained.get(key) is not None}
+    return path, task | {key: getattr(args, key) for key in task if getattr(args, key) is not None}
+
+
+def evaluate_in_batches(envs: Any, policy: Policy, args: Args) -> Evaluation:
+    """The same as `evaluate`, a batch at a time for the sake of a progress bar."""
+    rng, parts = np.random.default_rng(args.seed), []
+    with tqdm(total=args.episodes, unit="episode", desc="evaluating", delay=1, leave=False) as bar:
+        while bar.n < args.episodes:
+            parts.append(evaluate(envs, policy, min(envs.num_envs, args.episodes - bar.n), rng, args.greedy))
+            bar.update(len(parts[-1].outcome))
+    names = set.intersection(*(set(p.info) for p in parts))
+    info = {name: np.concatenate([p.info[name] for p in parts]) for name in sorted(names)}
+    return Evaluation(np.concatenate([p.outcome for p in parts]), info)
+
+
+def report(path: Path, task: dict[str, Any], result: Evaluation, args: Args) -> dict[str, Any]:
+    """Print one block; returns its numbers."""
+    won, actions = result.outcome, "greedy" if args.greedy else "sampled"
+    n, k = len(won), int(won.sum())
+    print(f"\n{task['env_id']}   {path}")
+    print(f"success {result}   {k} of {n} {actions} episodes, 95 % Wilson interval")
+    groups = {"all": won >= 0} | ({"successes": won, "failures": ~won} if 0 < k < n else {})
+    measures: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, values in result.info.items():
+        if name == "success" or values.ndim != 1 or values.dtype.kind not in "biuf":
+            continue
+        if not measures:
+            print(f"{'at the end':<16} {'of':<14} {'share or mean':<14} {'5 %':>9} {'50 %':>9} {'95 %':>9}")
+        measures[name] = {}
+        for group, members in groups.items():
+            x, label = values[members], f"{members.sum()} {group}"
+            if x.dtype == bool:
+                numbers, text = {"share": float(x.mean()), "count": int(x.sum())}, f"{x.mean():.3f} ({x.sum()})"
+            else:
+                low, middle, high = np.percentile(x, [5, 50, 95]).tolist()
+                numbers = {"mean": float(x.mean()), "percentile_5": low, "median": middle, "percentile_95": high}
+                text = f"{x.mean():<14.4g} {low:>9.4g} {middle:>9.4g} {high:>9.4g}"
+            measures[name][group] = numbers
+            print(f"{name:<16} {label:<14} {text}")
+    rate = {"episodes": n, "successes": k, "rate": result.rate, "interval_95": result.interval, "actions": actions}
+    return {"policy": str(path), **task, **rate, "seed": args.seed, "num_envs": args.num_envs, "measures": measures}
+
+
+def prepare_drawing() -> None:
+    """Without a screen, MuJoCo must be told how to draw before it is imported: another process tries what works here."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        return
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # for pygame
+    todo = "MUJOCO_GL" not in os.environ and importlib.util.find_spec("mujoco") is not None
+    for gl in ("egl", "osmesa") if todo else ():
+        trial = [sys.executable, "-c", f"import mujoco.{gl}; mujoco.{gl}.GLContext(64, 64).make_current()"]
+        if subprocess.run(trial, env={**os.environ, "MUJOCO_GL": gl}, capture_output=True).returncode == 0:
+            os.environ["MUJOCO_GL"] = gl
+            return
+
+
+def drawable(env_id: str, success_return: float | None, horizon: int | None, engine: str) -> gym.Env[Any, Any]:
+    """One environment of the task that can be drawn, which is tried."""
+    try:
+        own = env_id in sppo_envs.TASKS
+        env = gym.make(env_id, render_mode="rgb_array", **({"horizon": horizon} if own and horizon else {}))
+        with contextlib.suppress(AttributeError, KeyError):  # MuJoCo: Gymnasium's camera lets robots walk out of sight
+            env.unwrapped.mujoco_renderer.camera_id = env.unwrapped.model.camera("track").id
+        if not own:  # the success rule of make_task
+            env = sppo_envs.OutcomeReward(env, lambda obs, info: info["episode_return"] >= success_return, horizon)
+        env.reset(seed=0)
+        if np.ndim(env.render()) != 3:
+            raise TypeError("its render() returns no picture")
+    except Exception as error:  # renderers raise what they like
+        hint = "; without a screen MuJoCo needs EGL or OSMesa: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
+        hint = hint if any(module.startswith("mujoco") for module in sys.modules) else ""
+        raise runs.UserError(f"--video: cannot draw {env_id} ({error}){hint}") from error
+    return env
+
+
+def play(env: Any, policy: Policy, args: Args, number: int) -> Iterator[tuple[int, bool | None]]:
+    """The same as `rollout` with B = 1, step by step: yields t, from 0 on, and the outcome, None before the end."""
+    horizon, act, space = env.get_wrapper_attr("horizon"), policy.behaviour(), env.action_space
+    rng = np.random.default_rng([args.seed, number])
+    obs, _ = env.reset(seed=int(rng.integers(2**31 - 1)))
+    noise = [None] * horizon if args.greedy else policy.noise(rng, horizon, 1)
+    over, t = False, 0
+    yield t, None
+    while not over:
+        (action,), _ = act(np.asarray(obs, dtype=np.float32)[None], noise[t])
+        if isinstance(space, gym.spaces.Box):
+            action = np.clip(action, space.low, space.high)
+        obs, _, over, _, info = env.step(action)
+        t += 1
+        yield t, info["success"] if over else None
+
+
+def captioned(picture: Any, width: int, text: str, success: bool) -> Any:
+    """An image with a line of text above it; both sides even, as mp4 wants them."""
+    from PIL import Image, ImageDraw
+
+    height = picture.shape[0] * width // picture.shape[1] // 2 * 2
+    whole = Image.new("RGB", (width, height + 18), "white")
+    whole.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR), (0, 18))
+    ImageDraw.Draw(whole).text((4, 2), text, fill="#1a7f37" if success else "#b42318", font_size=12)
+    return whole
+
+
+def film(env: Any, policy: Policy, result: Evaluation, title: str, args: Args, path: Path) -> None:
+    """Choose episodes, play them again with the camera on, write the file."""
+    (width, most), want = FORMATS[path.suffix], args.video_episodes
+    tries = 12 * want if 0 < result.rate < 1 and want > 1 else want
+    numbers = tqdm(range(1, tries + 1), desc="choosing", unit="episode", delay=1, leave=False)
+    played = [(number, *list(play(env, policy, args, number))[-1]) for number in numbers]  # number, length, success
+    by_outcome = ([e for e in played if e[2] == outcome] for outcome in (True, False))
+    alternating = [e for pair in itertools.zip_longest(*by_outcome) for e in pair if e is not None]
+    chosen = sorted(alternating[:want])
+    print(f"\nvideo: episodes {', '.join(str(number) for number, *_ in chosen)} of the first {tries}")
+    skip = -(-max(length for _, length, _ in chosen) // most)  # steps between pictures of a movie, rounded up
+    fps = min(30.0, max(10.0, float(env.metadata.get("render_fps") or 30) / skip))
+
+    def pictures(number: int, length: int, success: bool) -> list[Any]:
+        movie, strip = [*range(0, length, skip), length], np.linspace(0, length, most).round()
+        moments, taken = set(strip if path.suffix == ".png" else movie), []
+        for t, outcome in play(env, policy, args, number):
+            if outcome != (success if t == length else None):
+                raise runs.UserError(f"episode {number} did not repeat: the seed of reset() does not determine it")
+            if t in moments:
+                text = f"episode {number}: {'success' if success else 'failure'}, step {t}/{length}"
+                taken.append(captioned(env.render(), width, text, success))
+        return taken
+
+    episodes = (pictures(*episode) for episode in tqdm(chosen, desc="drawing", unit="episode", delay=1, leave=False))
+    temporary = path.with_name(f".writing-{path.name}")
+    try:
+        write(temporary, episodes, fps, title)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)")
+
+
+def write(path: Path, episodes: Iterable[list[Any]], fps: float, title: str) -> None:
+    """A strip: one row an episode. A movie: one after the other, the last picture of each stays for a second."""
+    from PIL import Image, ImageDraw
+
+    if path.suffix == ".mp4":
+        import imageio.v2 as imageio
+
+        with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2) as writer:
+            for picture in (p for row in episodes for p in row + [row[-1]] * round(fps)):
+                writer.append_data(np.asarray(picture))
+    elif path.suffix == ".gif":
+        rows, tick = list(episodes), 10 * round(100 / fps)  # GIF counts hundredths of a second
+        first, *rest = (picture.quantize(32, dither=0) for row in rows for picture in row)
+        durations = [ms for row in rows for ms in [tick] * (len(row) - 1) + [tick + 1000]]
+        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    else:
+        rows = list(episodes)
+        width, height = (side + 6 for side in rows[0][0].size)
+        whole = Image.new("RGB", (width * max(map(len, rows)) + 6, height * len(rows) + 30), "lightgray")
+        ImageDraw.Draw(whole).text((10, 6), title, fill="black", font_size=14)
+        for i, row in enumerate(rows):
+            for j, picture in enumerate(row):
+                whole.paste(picture, (6 + j * width, 30 + i * height))
+        whole.save(path)
+
+
+def main(args: Args) -> None:
+    # ---- all that can be refused, before the long work
+    found = [find(name, args) for name in args.run]
+    if args.video is not None:
+        prepare_drawing()
+    with contextlib.ExitStack() as stack:
+        ready, numbers = [], []
+        for path, task in found:
+            envs = sppo_envs.make_task(num_envs=min(args.num_envs, args.episodes), **task)
+            stack.callback(envs.close)
+            ready.append((path, task, envs, load_policy(path, envs)))
+        if args.video is not None:
+            env = stack.enter_context(drawable(**task))
+        # ---- episodes
+        for path, task, envs, policy in ready:
+            result = evaluate_in_batches(envs, policy, args)
+            numbers.append(report(path, task, result, args))
+        if args.json is not None:
+            runs.write_json(args.json, {"evaluations": numbers, **runs.versions()})
+            print(f"wrote {args.json}")
+        if args.video is not None:
+            title = f"{task['env_id']}, {numbers[0]['actions']} actions: success {result} in {args.episodes} episodes"
+            film(env, policy, result, title, args, args.video)
+
+
+if __name__ == "__main__":
+    runs.main(main, Args, __doc__)
