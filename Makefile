@@ -18,8 +18,14 @@ test: .venv/.test  ## format, lint, types, tests
 bench: .venv/.bench  ## training speed against Stable-Baselines3
 	$(BIN)/python scripts/speed.py
 
-pretrained: .venv/.core  ## rebuild the shipped starting policies
-	$(BIN)/python scripts/pretrain.py
+pretrained: .venv/.tasks  ## rebuild the shipped starting policies, five minutes
+	$(BIN)/python scripts/pretrain.py --env-id sppo/PrecisionCartPole-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseMountainCar-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/SparsePendulum-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseLunarLander-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseHopper-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextCartPole-v0
+	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextPendulum-v0
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv
@@ -37,6 +43,10 @@ clean:  ## remove the virtual environment; runs/ stays
 	@$(PIP) -e '.[test]'
 	@touch $@
 
-.venv/.bench: .venv/.core
+.venv/.tasks: .venv/.core
+	@$(PIP) -e '.[tasks]'
+	@touch $@
+
+.venv/.bench: .venv/.tasks
 	@$(PIP) -e '.[bench]'
 	@touch $@

@@ -1,11 +1,15 @@
-"""Training speed against Stable-Baselines3: environment steps per second of whole runs, rollout and update together.
+"""How fast: environment steps per second, always beside a peer on the same cores, in turns within each round, so that
+what a busy machine does to one it does to all. Ratios are taken within a round.
 
-Each measurement is a process of its own; they alternate (sppo, ppo, sb3, sppo, ppo, sb3, ...) on the same cores, so that
-what a busy machine does to one it does to all, and the ratio is taken within a round. Ours are real runs of the scripts,
-with TensorBoard, progress bar and checkpoints; Stable-Baselines3's PPO gets the same task, starting weights, batch,
-epochs, minibatches and network sizes, and no logging.
+--what training: whole runs of the scripts (rollout, update, TensorBoard, progress bar, checkpoints), each in a process of
+its own, against Stable-Baselines3's PPO with the same task, starting weights, batch, epochs, minibatches and network
+sizes, and no logging.
 
-    make bench        # or: pip install -c constraints.txt -e '.[bench]' && python scripts/speed.py
+--what engines: of each task, (a) its engine alone with random actions, (b) rollouts of the shipped policy through it,
+(c) Gymnasium's SyncVectorEnv with random actions. EnvPool alone is measured as it comes, starting a new episode wherever
+one ends, so that no environment ever waits for the batch; the numpy engines alone run whole batches of episodes.
+
+    make bench        # or: pip install -c constraints.txt -e '.[bench,tasks]' && python scripts/speed.py --what engines
 """
 
 from __future__ import annotations
@@ -24,29 +28,47 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
+import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import runs
-from sppo_control.policies import shipped_policy, starting_policy
+from sppo_control.defaults import defaults
+from sppo_control.policies import load_policy, shipped_policy, starting_policy
+from sppo_control.rollout import rollout
+from sppo_envs.engines import EnvPoolVectorEnv, cores
 
 ENV_ID = "sppo/PrecisionCartPole-v0"
 B, H, EPOCHS, MINIBATCHES = 64, 200, 4, 4
 TARGETS = {"sppo": 8.0, "ppo": 5.0}
+PEERS = {
+    "sppo/PrecisionCartPole-v0": "CartPole-v1",
+    "sppo/SparseMountainCar-v0": "MountainCarContinuous-v0",
+    "sppo/SparsePendulum-v0": "Pendulum-v1",
+    "sppo/SparseLunarLander-v0": "LunarLander-v3",
+    "sppo/SparseHopper-v0": "Hopper-v5",
+    "sppo/ContextCartPole-v0": "CartPole-v1",
+    "sppo/ContextPendulum-v0": "Pendulum-v1",
+}
+"""The environment of Gymnasium that has the same dynamics."""
 
 
 @dataclass
 class Args:
+    what: Literal["training", "engines"] = "training"
+    """see above"""
     rounds: int = 6
     """how often each is measured"""
+    seconds: float = 2.0
+    """engines: of each measurement"""
     total_timesteps: int = 700_000
     """of each run of ours"""
     sb3_timesteps: int = 128_000
     """of each run of Stable-Baselines3"""
-    out: str = "runs/speed.json"
-    """where the table goes as JSON"""
+    out: str | None = None
+    """where the table goes as JSON; None is runs/speed_<what>.json"""
     worker: Literal["sb3"] | None = None
     """internal: be the measured process"""
 
@@ -94,9 +116,97 @@ def measure(name: str, args: Args) -> dict[str, float]:
         return json.loads(next(Path(folder).glob("*/summary.json")).read_text())
 
 
+# --------------------------------------------------------------------------------------------------------- engines
+def random_actions(space: gym.Space[Any], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Actions (*shape,) of a Discrete space or (*shape, A) of a Box."""
+    if isinstance(space, gym.spaces.Discrete):
+        return rng.integers(0, int(space.n), shape).astype(np.int32)
+    return rng.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
+
+
+def steps_alone(envs: Any, seconds: float) -> float:
+    """Steps/s of whole batches of episodes with random actions; only unfinished episodes count."""
+    rng, steps, began = np.random.default_rng(0), 0, time.perf_counter()
+    actions = random_actions(envs.single_action_space, (envs.horizon, envs.num_envs), rng)
+    while time.perf_counter() - began < seconds:
+        envs.reset(seed=int(rng.integers(2**30)))
+        done = np.zeros(envs.num_envs, dtype=bool)
+        for action in actions:
+            steps += envs.num_envs - int(done.sum())
+            done = envs.step(action)[2]
+            if done.all():
+                break
+    return steps / (time.perf_counter() - began)
+
+
+def steps_with_autoreset(envs: Any, space: gym.Space[Any], num_envs: int, seconds: float) -> float:
+    """Steps/s with random actions where every environment goes on with a new episode by itself."""
+    actions = random_actions(space, (100, num_envs), np.random.default_rng(0))
+    envs.reset()
+    steps, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for action in actions:
+            envs.step(action)
+        steps += num_envs * len(actions)
+    return steps / (time.perf_counter() - began)
+
+
+def measure_engines(args: Args) -> None:
+    """Print the table of engines and write it as JSON."""
+    rows: dict[str, dict[str, Any]] = {}
+    for env_id in tqdm(sppo_envs.TASKS, unit="task", desc="engines"):
+        num_envs = defaults(env_id).num_envs
+        envs = sppo_envs.make_task(env_id, num_envs)
+        policy = load_policy(shipped_policy(env_id), envs)
+        space = envs.single_action_space
+        sync = gym.make_vec(PEERS[env_id], num_envs=num_envs, vectorization_mode="sync")
+        engine, pool = type(envs).__name__, None
+        if isinstance(envs, EnvPoolVectorEnv):
+            pool = envs.bare_pool()
+        row: dict[str, Any] = {"num_envs": num_envs, "engine": engine, "bare": [], "rollout": [], "sync": []}
+        rng = np.random.default_rng(0)
+        rollout(envs, policy, rng)  # warm
+        for _ in range(args.rounds):
+            if pool is None:
+                row["bare"].append(steps_alone(envs, args.seconds))
+            else:
+                row["bare"].append(steps_with_autoreset(pool, space, num_envs, args.seconds))
+            steps, began = 0, time.perf_counter()
+            while time.perf_counter() - began < args.seconds:
+                steps += rollout(envs, policy, rng).num_steps
+            row["rollout"].append(steps / (time.perf_counter() - began))
+            row["sync"].append(steps_with_autoreset(sync, space, num_envs, args.seconds))
+        row["rollout_to_bare"] = statistics.median(a / b for a, b in zip(row["rollout"], row["bare"], strict=True))
+        row["bare_to_sync"] = statistics.median(a / b for a, b in zip(row["bare"], row["sync"], strict=True))
+        rows[env_id] = row
+        envs.close()
+    print(
+        "\n(steps/s, medians)\n| task | B | engine | alone | rollout | rollout / alone | SyncVectorEnv | alone / Sync |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for env_id, row in rows.items():
+        bare, roll, sync_speed = (f"{statistics.median(row[k]):,.0f}" for k in ("bare", "rollout", "sync"))
+        print(
+            f"| {env_id} | {row['num_envs']} | {row['engine']} | {bare} | {roll} | {row['rollout_to_bare']:.2f} | "
+            f"{sync_speed} | {row['bare_to_sync']:.1f} |"
+        )
+    write_table(args, {"cores": cores(), "rounds": args.rounds, **runs.versions(), "rows": rows})
+
+
+def write_table(args: Args, table: dict[str, Any]) -> None:
+    """Write the JSON file."""
+    out = Path(args.out or f"runs/speed_{args.what}.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    runs.write_json(out, table)
+    print(f"\nwritten to {out}")
+
+
 def main(args: Args) -> None:
     if args.worker:
         print(json.dumps(measure_sb3(args.sb3_timesteps)))
+        return
+    if args.what == "engines":
+        measure_engines(args)
         return
     try:
         sb3 = version("stable-baselines3")
@@ -136,9 +246,7 @@ def main(args: Args) -> None:
             f"| {labels[name]} | {statistics.median(speed[name]):,.0f} ({min(speed[name]):,.0f} to {max(speed[name]):,.0f})"
             f" | {statistics.median(ratio):.1f} ({min(ratio):.1f} to {max(ratio):.1f}) | {verdict} | {memory:.0f} MiB |"
         )
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.out).write_text(json.dumps(table, indent=2) + "\n")
-    print(f"\nwritten to {args.out}")
+    write_table(args, table)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,12 +62,24 @@ class Episodes:
         return self.reward.sum(dim=1)
 
 
+def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """What an environment reports at its episodes' ends beside the outcome, return and length: numbers and booleans,
+    one an episode, each (B,)."""
+    known = ("success", "episode_return", "episode_length")
+    return {
+        name: value
+        for name, value in sorted(info.items())
+        if not name.startswith("_") and name not in known and value.ndim == 1 and value.dtype.kind in "biuf"
+    }
+
+
 def rollout(
     envs: gym.vector.VectorEnv,
     policy: Policy,
     rng: np.random.Generator,
     greedy: bool = False,
     horizon: int | None = None,
+    group_size: int = 1,
 ) -> Episodes:
     """Reset all environments and run each to the end of its episode.
 
@@ -77,20 +90,27 @@ def rollout(
         rng: initial states and sampled actions are drawn from it and from nothing else.
         greedy: take the most probable action (the mean, for continuous actions).
         horizon: longest episode in steps; None takes the attribute `envs.horizon`.
+        group_size: N; each N consecutive episodes are reset with one seed, so that they share their context s_0 (and
+            whatever else of the environment that seed decides).
 
     Returns:
         `Episodes`, T being the longest episode's length.
 
     Raises:
+        ValueError: group_size does not divide B.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs
     horizon = int(getattr(envs, "horizon")) if horizon is None else horizon  # noqa: B009 - VectorEnv does not declare it
     act, box = policy.behaviour(), envs.single_action_space
     bounds = (box.low, box.high) if isinstance(box, gym.spaces.Box) else None
-    # One seed a batch, drawn here, makes the environments' randomness a function of rng alone: they hold no state
-    # that a resumed run would have to restore.
-    seed = int(rng.integers(2**31 - num_envs))
+    if group_size < 1 or num_envs % group_size:
+        raise ValueError(f"group_size must divide the number of environments, got {group_size} for {num_envs}")
+    # Seeds drawn here make the environments' randomness a function of rng alone: they hold no state that a resumed run
+    # would have to restore.
+    seed: Any = int(rng.integers(2**31 - num_envs))
+    if group_size > 1:
+        seed = np.repeat(rng.integers(2**31, size=num_envs // group_size), group_size).tolist()
     noise = None if greedy else policy.noise(rng, horizon, num_envs)
 
     raw, _ = envs.reset(seed=seed)
@@ -131,6 +151,37 @@ def _batch_first(steps: list[npt.NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(steps, axis=1))
 
 
+class ContextWindow:
+    """(s_0, R) pairs of the last W batches, for training SPPO's critic on more than the newest one.
+
+    Args:
+        window: W, at least 1.
+        num_envs: B.
+        obs_dim: D.
+    """
+
+    def __init__(self, window: int, num_envs: int, obs_dim: int) -> None:
+        self._contexts = torch.zeros(window, num_envs, obs_dim)
+        self._outcomes = torch.zeros(window, num_envs)
+        self._batches = torch.zeros((), dtype=torch.int64)  # seen so far
+
+    def add(self, episodes: Episodes) -> None:
+        """Take in a batch, in place of the oldest one when there are W."""
+        slot = int(self._batches) % len(self._contexts)
+        self._contexts[slot], self._outcomes[slot] = episodes.context, episodes.outcome
+        self._batches += 1
+
+    def sample(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Contexts (size, D) and outcomes (size,), drawn uniformly with replacement."""
+        filled = min(int(self._batches), len(self._contexts)) * self._contexts.shape[1]
+        rows = torch.from_numpy(rng.integers(filled, size=size))
+        return self._contexts.flatten(0, 1)[rows], self._outcomes.flatten()[rows]
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must hold; writing to these tensors restores it."""
+        return {"contexts": self._contexts, "outcomes": self._outcomes, "batches": self._batches}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Success of a policy over a number of episodes."""
@@ -149,6 +200,11 @@ class Evaluation:
     def interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `rate`."""
         return wilson_interval(int(self.outcome.sum()), len(self.outcome))
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: rate, its interval, number of episodes, and the mean of each side measure."""
+        measures = {name: float(value.mean()) for name, value in side_measures(self.info).items()}
+        return {"rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures}
 
     def __str__(self) -> str:
         low, high = self.interval
@@ -176,3 +232,21 @@ def evaluate(
     outcome = torch.cat([b.outcome for b in batches])[:episodes].numpy() > 0.5
     keys = set.intersection(*(set(b.info) for b in batches))
     return Evaluation(outcome, {k: np.concatenate([b.info[k] for b in batches])[:episodes] for k in sorted(keys)})
+
+
+def success_by_context(
+    envs: gym.vector.VectorEnv, policy: Policy, contexts: int, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """How likely success is from each of a number of contexts, by running B episodes from each.
+
+    Args:
+        envs: see `rollout`; B episodes start in each context.
+        policy: see `rollout`.
+        contexts: C, how many contexts are drawn.
+        rng: see `rollout`.
+
+    Returns:
+        The contexts s_0, (C, D) float32, and the success rate from each, (C,) float32.
+    """
+    batches = [rollout(envs, policy, rng, group_size=envs.num_envs) for _ in range(contexts)]
+    return torch.stack([b.context[0] for b in batches]), torch.stack([b.outcome.mean() for b in batches])

@@ -31,8 +31,8 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -46,12 +46,15 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .core import ClippedSurrogate
+from .defaults import defaults
 from .policies import Network, Policy, save_policy
-from .rollout import Episodes, Evaluation
+from .rollout import ContextWindow, Episodes, Evaluation, side_measures
 
 ArgsT = TypeVar("ArgsT")
 RESUMABLE_CHANGES = {"resume", "total_timesteps", "save_every", "eval_episodes"}
 """Arguments that may differ when a run is resumed: none of them changes what an update computes."""
+Part = Network | torch.optim.Optimizer | ContextWindow
+"""What a checkpoint is made of."""
 _STREAMS = ("rollout", "shuffle", "evaluate")
 
 
@@ -80,7 +83,7 @@ def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
         resume = getattr(args, "resume", None)
         if resume is None:
             return args
-        stored = _read_json(run_folder(Path(resume)) / "config.json")["args"]
+        stored = read_json(run_folder(Path(resume)) / "config.json")["args"]
         fields = {f.name for f in dataclasses.fields(cast(Any, args_type))}
         if unknown := set(stored) - fields:
             raise UserError(f"{resume} was made by another script or version: unknown arguments {sorted(unknown)}")
@@ -100,12 +103,16 @@ def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
     return args
 
 
-def check_args(args: Any) -> None:
-    """Refuse impossible values; called by every script's `Args.__post_init__`.
+def fill_args(args: Any) -> None:
+    """Put the task's own defaults where an argument is None, and refuse impossible values; called by every training
+    script's `Args.__post_init__`.
 
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
+    for name, value in dataclasses.asdict(defaults(args.env_id)).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(
             (
@@ -116,6 +123,7 @@ def check_args(args: Any) -> None:
                 "eval_episodes",
                 "save_every",
                 "horizon",
+                "critic_window",
             ),
             (lambda x: x >= 1, "at least 1"),
         ),
@@ -124,7 +132,7 @@ def check_args(args: Any) -> None:
             (lambda x: 0 < x < math.inf, "above 0"),
         ),
         **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
-        **dict.fromkeys(("ent_coef", "seed"), (lambda x: 0 <= x < math.inf, "0 or above")),
+        **dict.fromkeys(("ent_coef", "seed", "critic_steps"), (lambda x: 0 <= x < math.inf, "0 or above")),
         "success_return": (math.isfinite, "a finite number"),
         "hidden": (lambda x: all(width >= 1 for width in x), "widths of at least 1"),
     }
@@ -147,7 +155,7 @@ def main(train: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str
         train(parse_args(args_type, description))
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
-    except (UserError, ValueError, OSError) as error:
+    except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: an extra is missing
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -193,7 +201,9 @@ class Means:
         )
 
     def scalars(self) -> dict[str, float]:
-        """Everything added, under its TensorBoard tag."""
+        """Everything added, under its TensorBoard tag; nothing if there was no minibatch."""
+        if not self._values:
+            return {}
         means = {f"losses/{name}": self[name] for name in self._values}
         return means | {"losses/ratio_min": self.min("ratio_min"), "losses/ratio_max": self.max("ratio_max")}
 
@@ -232,18 +242,18 @@ class Run:
         """Episodes finished."""
         self.seconds = 0.0
         """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
-        self.parts: Mapping[str, Network | torch.optim.Optimizer] = {}
+        self.parts: Mapping[str, Part] = {}
         self._stop_signal: int | None = None
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
         self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
-        if self._resumed and (started_by := _read_json(self.folder / "config.json")["script"]) != self.script.name:
+        if self._resumed and (started_by := read_json(self.folder / "config.json")["script"]) != self.script.name:
             raise UserError(
                 f"{self.folder} was started by {started_by}, not by {self.script.name}; resume it with that"
             )
         self.summary: dict[str, Any] = {}
         if self._resumed and (self.folder / "summary.json").is_file():
-            self.summary = _read_json(self.folder / "summary.json")
+            self.summary = read_json(self.folder / "summary.json")
 
     def _create_folder(self) -> Path:
         env, stamp = self.args.env_id.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
@@ -255,7 +265,7 @@ class Run:
                 with contextlib.suppress(FileExistsError):
                     (folder / "checkpoints").mkdir(parents=True)
                     break
-            _write_json(folder / "config.json", config)
+            write_json(folder / "config.json", config)
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {folder} ({error}); name another place with --runs-dir"
@@ -267,11 +277,11 @@ class Run:
         """Evaluate and note in summary.json under `key`; a resumed run reads what was noted the first time."""
         if key not in self.summary:
             result = compute()
-            self.summary[key] = {"rate": result.rate, "interval": result.interval, "episodes": len(result.outcome)}
-            _write_json(self.folder / "summary.json", self.summary)
+            self.summary[key] = result.as_dict()
+            write_json(self.folder / "summary.json", self.summary)
         return self.summary[key]
 
-    def start(self, **parts: Network | torch.optim.Optimizer) -> None:
+    def start(self, **parts: Part) -> None:
         """Name what a checkpoint consists of (networks and optimisers), and restore it if the run is resumed.
 
         Raises:
@@ -282,7 +292,7 @@ class Run:
         resumed = self._resumed and (self._named_checkpoint() is not None or bool(self.checkpoints()))
         if resumed:
             self._restore()
-            began, now = _read_json(self.folder / "config.json"), versions()
+            began, now = read_json(self.folder / "config.json"), versions()
             for what in ("versions", "machine"):
                 if began[what] != now[what]:
                     note = f"note: {what} {now[what]}, the run began with {began[what]}; it may not repeat bit for bit"
@@ -318,18 +328,19 @@ class Run:
                     f"{self.checkpoints()[-1]}. A lower --learning-rate or --max-grad-norm often helps."
                 )
 
-    def end_update(self, episodes: Episodes, metrics: Mapping[str, float], extra_steps: int = 0) -> None:
+    def end_update(self, episodes: Episodes, metrics: Mapping[str, float], baseline: Episodes | None = None) -> None:
         """Count, log, show progress, save when due, and stop if Ctrl-C was pressed.
 
         Args:
             episodes: the batch of this update; its success rate, returns and lengths are logged.
             metrics: further TensorBoard scalars, tag to value.
-            extra_steps: environment steps beyond those of `episodes` (baseline rollouts).
+            baseline: episodes that were run for a baseline only; their steps and number count, nothing else of them.
         """
-        num_steps = episodes.num_steps + extra_steps
+        batches = [episodes] if baseline is None else [episodes, baseline]
+        num_steps = sum(batch.num_steps for batch in batches)
         self.update += 1
         self.steps += num_steps
-        self.episodes += len(episodes.outcome)
+        self.episodes += sum(len(batch.outcome) for batch in batches)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
         for tag, value in {
@@ -338,6 +349,7 @@ class Run:
             "charts/episodic_length": float(episodes.lengths.float().mean()),
             "charts/episodes": self.episodes,
             "charts/SPS": self.steps / self.seconds,
+            **{f"measures/{name}": float(x.mean()) for name, x in side_measures(episodes.info).items()},
             **metrics,
         }.items():
             self.writer.add_scalar(tag, value, self.steps)
@@ -370,19 +382,8 @@ class Run:
         if target.exists():
             return
         self.writer.flush()  # events up to here must not be lost if the run dies and resumes from this checkpoint
-        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
-        for name, part in self.parts.items():
-            path = temporary / f"{name}.safetensors"
-            if isinstance(part, Policy):
-                save_policy(part, path, self.args.env_id)
-            else:
-                save_file(_tensors(part), path)
         counters = {"update": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds}
-        _write_json(temporary / "state.json", {**counters, "recent_outcomes": list(self._recent)})
-        for file in temporary.iterdir():
-            _sync(file)
-        os.rename(temporary, target)
-        _sync(target.parent)
+        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)}, self.args.env_id)
 
     def _named_checkpoint(self) -> Path | None:
         """The checkpoint that --resume names; None where it names the run."""
@@ -391,15 +392,10 @@ class Run:
 
     def _restore(self) -> None:
         newest = self._named_checkpoint() or self.checkpoints()[-1]
-        try:
-            for name, part in self.parts.items():
-                _load_tensors(part, load_file(newest / f"{name}.safetensors"))
-            state = _read_json(newest / "state.json")
-            self.update, self.steps = int(state["update"]), int(state["steps"])
-            self.episodes, self.seconds = int(state["episodes"]), float(state["seconds"])
-            self._recent.extend(state["recent_outcomes"])
-        except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-            raise UserError(f"the checkpoint {newest} is damaged or belongs to another network: {error}") from error
+        state = read_checkpoint(newest, self.parts, ("update", "steps", "episodes", "seconds", "recent_outcomes"))
+        self.update, self.steps = state["update"], state["steps"]
+        self.episodes, self.seconds = state["episodes"], state["seconds"]
+        self._recent.extend(state["recent_outcomes"])
         # Resuming from an earlier checkpoint than the last: what came after it will be computed anew.
         for later in self.checkpoints():
             if int(later.name) > self.update:
@@ -414,15 +410,19 @@ class Run:
         self.writer.close()
         peak = peak_memory_mib()
         self.summary |= {
-            "after": {"rate": after.rate, "interval": after.interval, "episodes": len(after.outcome)},
+            "after": after.as_dict(),
             "updates": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds,
             "steps_per_second": self.steps / self.seconds if self.seconds else None, "peak_memory_mib": peak,
         }  # fmt: skip
-        _write_json(self.folder / "summary.json", self.summary)
+        write_json(self.folder / "summary.json", self.summary)
         low, high = before["interval"]
+        measures = "".join(
+            f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}   (mean)\n"
+            for name, value in self.summary["after"]["measures"].items()
+        )
         print(
             f"\nsuccess   before {before['rate']:.3f} [{low:.3f}, {high:.3f}]   after {after}"
-            f"   ({len(after.outcome)} sampled episodes, 95 % Wilson interval)\n"
+            f"   ({len(after.outcome)} sampled episodes, 95 % Wilson interval)\n{measures}"
             f"training  {self.seconds:.1f} s, {self.steps / max(self.seconds, 1e-9):,.0f} steps/s   "
             f"({self.steps:,} steps, {self.episodes:,} episodes, {self.update} updates, peak memory {peak:.0f} MiB)\n"
             f"run       {self.folder}\n"
@@ -451,18 +451,57 @@ class Run:
         os.write(2, b"\nFinishing this update, then saving; once more to stop at once.\n")
 
 
+# --------------------------------------------------------------------------------------------------- checkpoints
+def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any], env_id: str) -> None:
+    """Write `<name>.safetensors` for each part and `state.json` into the folder `target`, all of it or nothing: into a
+    temporary folder beside it first, renamed once it is on disk."""
+    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
+    for name, part in parts.items():
+        path = temporary / f"{name}.safetensors"
+        if isinstance(part, Policy):
+            save_policy(part, path, env_id)
+        else:
+            save_file(_tensors(part), path)
+    write_json(temporary / "state.json", state)
+    for file in temporary.iterdir():
+        _sync(file)
+    os.rename(temporary, target)
+    _sync(target.parent)
+
+
+def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]) -> dict[str, Any]:
+    """Load what `write_checkpoint` wrote into `parts`; returns its state, which holds all of `keys`.
+
+    Raises:
+        UserError: a file is missing or damaged, or belongs to another network.
+    """
+    try:
+        for name, part in parts.items():
+            _load_tensors(part, load_file(folder / f"{name}.safetensors"))
+        state = read_json(folder / "state.json")
+        return {key: state[key] for key in keys}
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserError) as error:
+        raise UserError(f"the checkpoint {folder} is damaged or belongs to another network: {error}") from error
+
+
 # ------------------------------------------------------------------------------------------------------- helpers
-def _tensors(part: Network | torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensors(part: Part) -> dict[str, Tensor]:
     """Weights of a network, or an optimiser's state (its hyper-parameters come from the arguments)."""
     if isinstance(part, Network):
         return {name: x.clone() for name, x in part.named_weights().items()}
+    if isinstance(part, ContextWindow):
+        return {name: x.clone() for name, x in part.named_tensors().items()}
     state = part.state_dict()["state"]
     return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
 
 
-def _load_tensors(part: Network | torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _load_tensors(part: Part, tensors: dict[str, Tensor]) -> None:
     if isinstance(part, Network):
         part.load_weights(tensors)
+        return
+    if isinstance(part, ContextWindow):
+        for name, x in part.named_tensors().items():
+            x.copy_(tensors[name])
         return
     state: dict[int, dict[str, Tensor]] = {}
     for name, x in tensors.items():
@@ -471,14 +510,20 @@ def _load_tensors(part: Network | torch.optim.Optimizer, tensors: dict[str, Tens
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UserError: no such file, or not JSON.
+    """
     try:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object, all of it or nothing."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text(json.dumps(value, indent=2) + "\n")
     _sync(temporary)
@@ -504,7 +549,10 @@ def peak_memory_mib() -> float:
 
 def versions() -> dict[str, Any]:
     """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
-    packages = ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")
+    packages = {p: version(p) for p in ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")}
+    for extra in ("envpool", "mujoco", "box2d"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[extra] = version(extra)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
@@ -512,6 +560,6 @@ def versions() -> dict[str, Any]:
         commit = None  # installed without its repository, or no git
     return {
         "git_commit": commit,
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in packages}},
+        "versions": {"python": platform.python_version(), **packages},
         "machine": {"platform": f"{platform.system()} {platform.machine()}", "torch_threads": torch.get_num_threads()},
     }

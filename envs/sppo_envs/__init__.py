@@ -93,7 +93,10 @@ def make_task(
     if engine == "envpool":
         return EnvPoolVectorEnv(env_id, num_envs, horizon, reached)
     try:
-        spec = gym.spec(env_id)  # known in a worker process too, where nobody has registered the id
+        module, _, name = env_id.rpartition(":")
+        if module:
+            importlib.import_module(module)
+        spec = gym.spec(name)  # known in a worker process too, where nobody has registered the id
         return copies(
             lambda: OutcomeReward(gym.make(spec), reached, horizon),
             num_envs,

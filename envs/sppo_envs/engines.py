@@ -63,6 +63,7 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         dense: own rewards (B,) -> what a step pays in place of the outcome; None for the sparse outcome.
         obs_scale: see `sppo_control.policies.Network`; None for 1.
         observation_space: of one environment; None for the one that EnvPool states.
+        action_space: likewise.
 
     Raises:
         MissingExtra: EnvPool is not installed.
@@ -80,6 +81,7 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         dense: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None,
         obs_scale: Sequence[float] | None = None,
         observation_space: gym.Space[Any] | None = None,
+        action_space: gym.Space[Any] | None = None,
     ) -> None:
         if not has_envpool():
             raise MissingExtra("EnvPool", 'pip install "envpool>=1.2.5"')
@@ -89,13 +91,15 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
             raise ValueError(f"EnvPool has no {engine_id}; leave --engine out, or use --engine processes")
         self._make, self._engine_id = envpool.make_gymnasium, engine_id
         self._success, self._measures, self._dense, self.obs_scale = success, measures, dense, obs_scale
-        self._limit = {} if horizon is None else {"max_episode_steps": max(horizon, 1)}
-        pool = self._make(engine_id, num_envs=1, **self._limit)
+        pool = self._make(engine_id, num_envs=1)
         own_limit = int(pool.config["max_episode_steps"])
         super().__init__(
             num_envs, own_limit if horizon is None else horizon, dense is not None,
-            observation_space or pool.observation_space, pool.action_space,
+            observation_space or pool.observation_space, action_space or pool.action_space,
         )  # fmt: skip
+        # One step more than the horizon, where `step` ends the episodes: EnvPool reports an episode that the environment
+        # itself ends at the pool's limit (a fall in the last step, say) as truncated and not as terminated.
+        self._limit = min(self.horizon + 1, 2**31 - 1)
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
         if options:
@@ -105,7 +109,7 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
             seeds = list(self.np_random.integers(2**31 - 1, size=self.num_envs))
         self._pool = self._make(
             self._engine_id, num_envs=self.num_envs, num_threads=min(cores(), self.num_envs),
-            env_seed=[int(s) for s in seeds if s is not None], **self._limit,
+            env_seed=[int(s) for s in seeds if s is not None], max_episode_steps=self._limit,
         )  # fmt: skip
         self._obs = np.array(self._pool.reset()[0])
         self._reward, self._return = np.zeros(self.num_envs), np.zeros(self.num_envs)
@@ -113,6 +117,10 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         self._truncated = self._terminated.copy()
         self._info: dict[str, npt.NDArray[Any]] = {}
         return self._obs
+
+    def bare_pool(self) -> Any:
+        """EnvPool's own vector environment as it comes, for measuring its speed."""
+        return self._make(self._engine_id, num_envs=self.num_envs, num_threads=min(cores(), self.num_envs))
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], BoolArray]:
         if self._any_done:
@@ -137,9 +145,9 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
 
     def _judge(self) -> dict[str, npt.NDArray[Any]]:
         own = {"episode_return": self._return.copy(), "episode_length": np.full(self.num_envs, self._steps)}
-        # EnvPool ends an episode at the limit as truncated, but for those that the environment ends there
+        truncated = ~self._terminated if self._steps >= self.horizon else self._truncated
         seen = {**self._info, **own, "last_reward": self._reward}
-        seen |= {"terminated": self._terminated, "truncated": self._truncated}
+        seen |= {"terminated": self._terminated, "truncated": truncated}
         success = checked_success(self._success(self._obs, seen), self.num_envs)
         return {"success": success, **own, **(self._measures(self._obs, seen) if self._measures else {})}
 
@@ -207,7 +215,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         seeds = env_seeds(seed, self.num_envs)
         infos: dict[str, Any] = {}
         for pipe, chunk in zip(self._pipes, self._chunks, strict=True):
-            pipe.send(("reset", None if seed is None else seeds[chunk], options))
+            _ask(pipe, "reset", None if seed is None else seeds[chunk], options)
         answers = [_answer(pipe) for pipe in self._pipes]
         self._obs = np.concatenate([obs for obs, _ in answers])
         for chunk, (_, info) in zip(self._chunks, answers, strict=True):
@@ -221,7 +229,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         actions = np.asarray(actions)
         busy = [(p, c) for p, c in zip(self._pipes, self._chunks, strict=True) if not self._done[c].all()]
         for pipe, chunk in busy:
-            pipe.send(("step", actions[chunk], None))
+            _ask(pipe, "step", actions[chunk])
         obs, rewards = self._obs.copy(), np.zeros(self.num_envs)
         infos = {name: value.copy() for name, value in self._last_infos.items()}
         self._done = self._done.copy()
@@ -247,11 +255,21 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 process.terminate()
 
 
+_DIED = "a worker process died; --engine sync runs the environments in this one"
+
+
+def _ask(pipe: Connection, command: str, value: Any, options: dict[str, Any] | None = None) -> None:
+    try:
+        pipe.send((command, value, options))
+    except OSError as error:
+        raise RuntimeError(_DIED) from error
+
+
 def _answer(pipe: Connection) -> Any:
     try:
         ok, value = pipe.recv()
-    except EOFError as error:
-        raise RuntimeError("a worker process died; --engine sync runs the environments in this one") from error
+    except (EOFError, OSError) as error:
+        raise RuntimeError(_DIED) from error
     if not ok:
         raise RuntimeError(f"an environment failed in its worker process:\n{value}")
     return value

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium import spaces
 
 from .engines import Engine, EnvPoolVectorEnv, copies, has_envpool, own_make
 from .outcome import OutcomeReward
@@ -25,7 +26,12 @@ MIN_DISTANCE = 1.0
 """metres"""
 OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.2)
 """Brings height (m), angles (rad), velocities (m/s, rad/s; Gymnasium clips them at 10) to about unit size."""
-INSTALL = 'pip install "mujoco>=3.1"'
+MAX_DENSE = 2.0
+"""most that a step of the dense reward pays"""
+ACTION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
+"""Gymnasium's; EnvPool states float64."""
+INSTALL = 'pip install "mujoco>=3.1" "imageio>=2.14.1"'
+"""Gymnasium imports imageio wherever it imports MuJoCo."""
 
 
 def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
@@ -39,8 +45,9 @@ def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def dense_reward(own: Any) -> Any:
-    """Shaped reward of one step for training an expert: Gymnasium's own (speed, staying up, less effort), scaled down."""
-    return 0.05 * own
+    """Shaped reward of one step for training an expert: Gymnasium's own (1 for staying up, + speed in m/s, - effort), with
+    speed worth nothing beyond about 1 m/s: the task asks to last, not to race."""
+    return np.minimum(own, MAX_DENSE)
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:
@@ -48,7 +55,7 @@ def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = F
     Gymnasium's own return.
 
     Raises:
-        MissingExtra: MuJoCo is not installed.
+        MissingExtra: MuJoCo or imageio is not installed.
     """
     env = own_make("Hopper-v5", INSTALL, render_mode=render_mode)
     return OutcomeReward(env, success, horizon, measures, dense_reward if dense else None)
@@ -63,7 +70,9 @@ def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, eng
     """
     if engine == "envpool" or (engine == "auto" and has_envpool()):
         reward = dense_reward if dense else None
-        return EnvPoolVectorEnv("Hopper-v5", num_envs, horizon, success, measures, reward, OBS_SCALE)
+        return EnvPoolVectorEnv(
+            "Hopper-v5", num_envs, horizon, success, measures, reward, OBS_SCALE, action_space=ACTION_SPACE
+        )
     return copies(
         lambda: make(horizon=horizon, dense=dense), num_envs, "sync" if engine == "sync" else "processes", OBS_SCALE
     )

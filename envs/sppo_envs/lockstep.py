@@ -136,7 +136,8 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any]):
         actions, space = np.asarray(actions), self.single_action_space
         if isinstance(space, spaces.Discrete):
             n = int(space.n)
-            if actions.shape != (self.num_envs,) or actions.min() < 0 or actions.max() >= n:
+            whole = actions.dtype.kind in "iu" and actions.shape == (self.num_envs,)
+            if not whole or actions.min() < 0 or actions.max() >= n:
                 raise ValueError(
                     f"actions must be {self.num_envs} whole numbers, each {' or '.join(map(str, range(n)))}, got {actions}"
                 )

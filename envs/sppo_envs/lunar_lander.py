@@ -47,8 +47,8 @@ def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def dense_reward(own: Any) -> Any:
-    """Shaped reward of one step for training an expert: Gymnasium's own, scaled down."""
-    return 0.05 * own
+    """Shaped reward of one step for training an expert: Gymnasium's own."""
+    return own
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:

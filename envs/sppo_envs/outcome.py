@@ -93,7 +93,10 @@ class OutcomeReward(gym.Wrapper[Any, Any, Any, Any]):
             raise TypeError(f"success must return a bool, got {success!r} of {type(success).__name__}")
         if self._measures is not None:
             values = self._measures(obs, seen)
-            info |= {name: x.item() if isinstance(x, np.generic) else x for name, x in values.items()}
+            info |= {
+                name: x.item() if isinstance(x, np.generic | np.ndarray) and x.ndim == 0 else x
+                for name, x in values.items()
+            }
         info["success"] = bool(success)
         self._last = obs, info
         return obs, float(success) if self._dense is None else reward, True, False, info
@@ -218,7 +221,8 @@ class OutcomeVectorReward(LockstepVectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the vector environment inside."""
-        self.envs.close()
+        if hasattr(self, "envs"):  # Gymnasium closes half-made environments too
+            self.envs.close()
 
 
 def checked_success(success: Any, num_envs: int) -> BoolArray:

@@ -1,5 +1,5 @@
 """Sparse Pendulum: a torque too weak to lift the pendulum at once; after 1000 steps it must stand, cos(theta) > 0.8.
-Context Pendulum: starts anywhere between upright and hanging; it must stand during all of the last 50 of 200 steps.
+Context Pendulum: starts anywhere between upright and hanging; it must stand during all of the last 50 of 100 steps.
 
 Dynamics, observations (cos, sin, angular velocity) and actions (one torque in [-2, 2]) are Gymnasium's Pendulum; Sparse
 Pendulum's initial states too. The reward is 0 until the last step, then 1 for success.
@@ -29,7 +29,7 @@ UPRIGHT = 0.8
 """cos(theta) above this counts as upright (37 degrees)"""
 WINDOW = 100
 """steps at the end over which `upright_share` and `balanced` look"""
-CONTEXT_HORIZON = 200
+CONTEXT_HORIZON = 100
 """steps"""
 CONTEXT_WINDOW = 50
 """steps at the end during which Context Pendulum must be upright"""
@@ -67,8 +67,8 @@ class UprightPendulumEnv(PendulumEnv):
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """As Gymnasium's."""
         self._recent.clear()
-        if self._anywhere and options is None:
-            options = {"x_init": np.pi, "y_init": CONTEXT_MAX_SPEED}
+        if self._anywhere:
+            options = {"x_init": np.pi, "y_init": CONTEXT_MAX_SPEED, **(options or {})}
         return super().reset(seed=seed, options=options)
 
     def step(self, u: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:

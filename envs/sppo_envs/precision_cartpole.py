@@ -26,7 +26,7 @@ HORIZON = 200
 """steps"""
 MAX_FINAL_ANGLE = math.radians(0.5)
 """radians"""
-CONTEXT_SPREAD = (0.8, 0.8, 0.1, 0.5)
+CONTEXT_SPREAD = (1.6, 1.2, 0.18, 1.2)
 """Context CartPole starts uniformly in +- these: position (m), velocity (m/s), angle (rad), angular velocity (rad/s)."""
 CONTEXT_MAX_FINAL_ANGLE = math.radians(3)
 """radians"""

@@ -1,0 +1,181 @@
+"""Starting policies: the shipped ones against their cards, and the script that makes them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import pretrain
+import sppo_envs
+from sppo_control import core, runs
+from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.rollout import evaluate, success_by_context
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = {"expert_success": 0.2, "demonstrations": 64, "eval_episodes": 128, "clone_updates": 400, "eval_every": 100}
+
+
+# ------------------------------------------------------------------------------------------------- shipped policies
+@pytest.mark.parametrize("env_id", sppo_envs.TASKS)
+def test_shipped_policy_matches_its_card(env_id):
+    """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate lies in the task's band."""
+    card = json.loads(shipped_policy(env_id).with_suffix(".json").read_text())
+    args = pretrain.Args(env_id=env_id)
+    assert card["env_id"] == env_id
+    assert card["band"] == [args.min_success, args.max_success]
+    sampled = card["success_sampled"]
+    assert args.min_success <= sampled["measures"].get("balanced", sampled["rate"]) <= args.max_success
+    recipe = {k: getattr(args, k) for k in card["arguments"]}
+    assert recipe == card["arguments"], "the shipped policy is the one that the script makes by default"
+    assert shipped_policy(env_id).stat().st_size < 100_000
+    episodes = 128 if env_id in ("sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0") else 1024
+    envs = sppo_envs.make_task(env_id, 128)
+    policy = load_policy(shipped_policy(env_id), envs)
+    for name, greedy in (("sampled", False), ("greedy", True)):
+        result = evaluate(envs, policy, episodes, np.random.default_rng(77), greedy)
+        low, high = core.wilson_interval(round(card[f"success_{name}"]["rate"] * 1024), 1024, z=4)
+        mine = core.wilson_interval(int(result.outcome.sum()), episodes, z=4)
+        assert mine[0] <= high
+        assert mine[1] >= low
+        assert result.as_dict()["measures"].keys() == card[f"success_{name}"]["measures"].keys()
+
+
+def test_pendulums_start_includes_episodes_that_balance():
+    card = json.loads(shipped_policy("sppo/SparsePendulum-v0").with_suffix(".json").read_text())
+    assert card["success_sampled"]["measures"]["balanced"] > 0.05
+
+
+@pytest.mark.parametrize("env_id", ["sppo/ContextCartPole-v0", "sppo/ContextPendulum-v0"])
+def test_contexts_of_varied_difficulty(env_id):
+    """The design criterion: from a fifth of the contexts success is rare, from another fifth it is nearly sure."""
+    envs = sppo_envs.make_task(env_id, 64)
+    policy = load_policy(shipped_policy(env_id), envs)
+    contexts, rate = success_by_context(envs, policy, 100, np.random.default_rng(3))
+    assert contexts.shape == (100, envs.single_observation_space.shape[0])
+    assert len(contexts.unique(dim=0)) == 100
+    assert (rate < 0.2).float().mean() >= 0.2
+    assert (rate > 0.8).float().mean() >= 0.2
+
+
+# ------------------------------------------------------------------------------------------------------- the script
+def make(tmp_path, name, **changes):
+    args = pretrain.Args(
+        **{**QUICK, "out": str(tmp_path / name), "work_dir": str(tmp_path / f"work-{name}"), **changes}
+    )
+    pretrain.main(args)
+    return args
+
+
+@pytest.mark.parametrize("band", [(0.02, 0.9), (0.9, 0.95)], ids=["met", "missed"])
+def test_is_deterministic_and_writes_a_card(tmp_path, band):
+    """A missed band is an error and must not take the place of a policy that is there already."""
+    met, contents = band[0] < 0.5, []
+    for name in ("a", "b"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / "PrecisionCartPole-v0.safetensors").write_bytes(b"precious")
+        if met:
+            make(tmp_path, name, min_success=band[0], max_success=band[1])
+        else:
+            with pytest.raises(runs.UserError, match=r"outside the band \[0.9, 0.95\]"):
+                make(tmp_path, name, min_success=band[0], max_success=band[1])
+        kept = (out / "PrecisionCartPole-v0.safetensors").read_bytes()
+        assert (kept == b"precious") is not met
+        stem = out / ("PrecisionCartPole-v0" if met else "PrecisionCartPole-v0.missed")
+        card = json.loads(Path(f"{stem}.json").read_text())
+        assert card["in_band"] is met is (band[0] <= card["success_sampled"]["rate"] <= band[1])
+        contents.append(Path(f"{stem}.safetensors").read_bytes())
+    assert contents[0] == contents[1]
+
+
+def launch(tmp_path, name, *words):
+    flags = [w for k, v in QUICK.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    folders = ["--out", str(tmp_path / name), "--work-dir", str(tmp_path / f"work-{name}")]
+    command = [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *flags, *folders, "--max-success", "0.9", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def test_killed_and_started_again_ends_the_same(tmp_path):
+    """SIGKILL while the expert is trained, Ctrl-C later on; also as two stages. The policy is the same, bit for bit."""
+    make(tmp_path, "whole", max_success=0.9)
+    first = launch(tmp_path, "cut")
+    folder = tmp_path / "work-cut" / "PrecisionCartPole-v0__1"
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("0*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.kill()
+    first.wait()
+    assert list(folder.glob("0*")), "killed before the first checkpoint"
+    assert not (folder / "expert.safetensors").exists(), "killed too late to show anything"
+    second = launch(tmp_path, "cut", "--stage", "expert")
+    out, err = second.communicate(timeout=120)
+    assert second.returncode == 0, err
+    assert "go on with --stage sft" in out
+    assert not (tmp_path / "cut" / "PrecisionCartPole-v0.safetensors").exists()
+    third = launch(tmp_path, "cut", "--stage", "sft")
+    while not list(folder.glob("demonstrations*.safetensors")) and third.poll() is None:
+        time.sleep(0.01)
+    third.send_signal(signal.SIGINT)
+    _, err = third.communicate(timeout=60)
+    assert third.returncode == 130, err
+    assert "goes on from the last checkpoint" in err
+    assert launch(tmp_path, "cut").wait(timeout=120) == 0
+    policies = [(tmp_path / n / "PrecisionCartPole-v0.safetensors").read_bytes() for n in ("whole", "cut")]
+    assert policies[0] == policies[1]
+    with pytest.raises(runs.UserError, match=r"was begun with --gamma 0\.99; use the same, remove it"):
+        make(tmp_path, "cut", gamma=0.5)
+
+
+def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
+    """An expert that hardly ever balances: the shipped start. Spinning episodes succeed and must not be kept."""
+    env_id = "sppo/SparsePendulum-v0"
+    args = pretrain.Args(env_id=env_id, demonstrations=5)
+    envs = sppo_envs.make_task(env_id, args.expert_num_envs)
+    obs, actions = pretrain.collect(args, load_policy(shipped_policy(env_id), envs))
+    assert obs.shape == (5 * 1000, 3)
+    assert actions.shape == (5 * 1000, 1)
+    assert (obs.view(5, 1000, 3)[:, -90:, 0] > 0.8).all()
+
+
+def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
+    """Evaluated every 100 updates, success leaps from 0 to above the band; halved steps then stop inside it."""
+    args = make(tmp_path, "a", clone_updates=4000, min_success=0.1, max_success=0.35, eval_every=200)
+    card = json.loads((tmp_path / "a" / "PrecisionCartPole-v0.json").read_text())
+    assert card["in_band"]
+    demos = load_file(next((Path(args.work_dir) / "PrecisionCartPole-v0__1").glob("demonstrations*.safetensors")))
+    args.max_success = 1.0
+    envs = sppo_envs.make_task(args.env_id, 256)
+    policy, _ = pretrain.clone(args, demos["obs"], demos["actions"])
+    leapt = evaluate(envs, policy, 1024, np.random.default_rng(0)).rate
+    assert leapt > 0.35, "without going back the same steps overshoot"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env_id": "CartPole-v1"}, "--env-id must be one of sppo/PrecisionCartPole-v0"),
+        ({"min_success": 0.5, "max_success": 0.4}, "need 0 <= --min-success < --max-success <= 1, got 0.5, 0.4"),
+        ({"target": 0.9}, "--target must lie above 0 and not above --max-success, got 0.9"),
+        ({"expert_success": 1.0}, "--expert-success must lie between 0 and 1, got 1.0"),
+        ({"demonstrations": 0}, "--demonstrations must be at least 1, got 0"),
+    ],
+)
+def test_impossible_arguments(changes, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain.Args(**changes)
+
+
+def test_a_clone_needs_an_expert(tmp_path):
+    with pytest.raises(runs.UserError, match=r"no expert at .*; make it with --stage expert"):
+        make(tmp_path, "a", stage="sft")
+
+
+def test_an_expert_that_does_not_get_there_says_so(tmp_path):
+    with pytest.raises(runs.UserError, match=r"after .* steps, 0\.99 was asked for; raise --expert-timesteps"):
+        make(tmp_path, "a", expert_success=0.99, expert_timesteps=20_000)
