@@ -38,24 +38,27 @@ class Args:
     """for other environments: an episode whose return reaches this number is a success"""
     horizon: int | None = None
     """longest episode in steps; None is the task's own"""
+    engine: sppo_envs.Engine = "auto"
+    """what runs the environments; auto is the fastest there is (docs/tasks.md)"""
     start: str | None = None
     """starting policy: a .safetensors file or a checkpoint; None is the one shipped for the task, else random weights"""
     from_scratch: bool = False
     """start with random weights even where a starting policy is shipped"""
     seed: int = 1
     """of environments, actions, shuffling and random weights"""
-    total_timesteps: int = 2_000_000
-    """environment steps of the whole run"""
+    total_timesteps: int | None = None
+    """environment steps of the whole run; this and what else is None below has a default of the task's own, in
+    sppo_control/defaults.py"""
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     """of the policy (Adam)"""
     critic_learning_rate: float = 1e-3
     """of the critic (Adam)"""
-    num_envs: int = 64
+    num_envs: int | None = None
     """B, episodes an update"""
     update_epochs: int = 4
     """passes over each batch"""
-    num_minibatches: int = 4
+    num_minibatches: int | None = None
     """minibatches of B / num_minibatches episodes each"""
     critic_loss: Literal["mse", "bce"] = "mse"
     """squared error, or binary cross-entropy on sigmoid(v)"""
@@ -69,8 +72,12 @@ class Args:
     """weight of an entropy bonus"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm, policy and critic each"""
+    skip_uniform_batches: bool = False
+    """leave out the update where all outcomes of the batch are equal"""
     hidden: tuple[int, ...] = (64, 64)
-    """hidden layers of the critic, and of a policy that starts from random weights"""
+    """hidden layers of a policy that starts from random weights"""
+    critic_hidden: tuple[int, ...] = (64, 64)
+    """hidden layers of the critic"""
 
     eval_episodes: int = 1024
     """episodes of the evaluations before and after training"""
@@ -87,15 +94,15 @@ class Args:
         return self.num_envs // self.num_minibatches
 
     def __post_init__(self) -> None:
-        runs.check_args(self)
+        runs.fill_args(self)
 
 
 def train(args: Args) -> runs.Run:
     # ---- setup
     torch.manual_seed(args.seed)  # random weights; every other random number comes from run.rng
-    envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon)
+    envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
-    critic = Critic(envs.single_observation_space.shape[0], args.hidden, policy.obs_scale.tolist())
+    critic = Critic(envs.single_observation_space.shape[0], args.critic_hidden, policy.obs_scale.tolist())
     optimizer = torch.optim.Adam(
         [
             {"params": list(policy.parameters()), "lr": args.learning_rate},
@@ -124,7 +131,8 @@ def train(args: Args) -> runs.Run:
 
             # ---- update
             stats, shuffle = runs.Means(), run.rng("shuffle")
-            for _ in range(args.update_epochs):
+            skipped = args.skip_uniform_batches and R.min() == R.max()
+            for _ in range(0 if skipped else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
                     # policy: clipped surrogate, mean over the minibatch's steps
                     obs = episodes.obs[mb]
@@ -163,6 +171,7 @@ def train(args: Args) -> runs.Run:
                 episodes,
                 {
                     "charts/learning_rate": args.learning_rate,
+                    "charts/skipped": float(skipped),
                     **stats.scalars(),
                     "losses/explained_variance": float(core.explained_variance(value, returns, mask)),
                     "advantages/mean": float(real_adv.mean()),

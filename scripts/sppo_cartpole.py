@@ -23,7 +23,7 @@ from torch.nn.utils import clip_grad_norm_
 import sppo_envs
 from sppo_control import core, runs
 from sppo_control.policies import Critic, starting_policy
-from sppo_control.rollout import evaluate, rollout
+from sppo_control.rollout import ContextWindow, evaluate, rollout
 
 
 @dataclass
@@ -34,24 +34,27 @@ class Args:
     """for other environments: an episode whose return reaches this number is a success"""
     horizon: int | None = None
     """longest episode in steps; None is the task's own"""
+    engine: sppo_envs.Engine = "auto"
+    """what runs the environments; auto is the fastest there is (docs/tasks.md)"""
     start: str | None = None
     """starting policy: a .safetensors file or a checkpoint; None is the one shipped for the task, else random weights"""
     from_scratch: bool = False
     """start with random weights even where a starting policy is shipped"""
     seed: int = 1
     """of environments, actions, shuffling and random weights"""
-    total_timesteps: int = 2_000_000
-    """environment steps of the whole run"""
+    total_timesteps: int | None = None
+    """environment steps of the whole run; this and what else is None below has a default of the task's own, in
+    sppo_control/defaults.py"""
 
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     """of the policy (Adam)"""
     critic_learning_rate: float = 1e-3
     """of the critic (Adam)"""
-    num_envs: int = 64
+    num_envs: int | None = None
     """B, episodes an update"""
     update_epochs: int = 4
     """passes over each batch"""
-    num_minibatches: int = 4
+    num_minibatches: int | None = None
     """minibatches of B / num_minibatches episodes each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
@@ -59,8 +62,16 @@ class Args:
     """weight of an entropy bonus"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm, policy and critic each"""
+    skip_uniform_batches: bool = False
+    """leave out the update where all outcomes of the batch are equal"""
     hidden: tuple[int, ...] = (64, 64)
-    """hidden layers of the critic, and of a policy that starts from random weights"""
+    """hidden layers of a policy that starts from random weights"""
+    critic_hidden: tuple[int, ...] = (64, 64)
+    """hidden layers of the critic"""
+    critic_steps: int = 0
+    """updates of the critic a batch, 128 contexts each; 0 is the paper's recipe: on the policy's minibatches"""
+    critic_window: int = 1
+    """batches, the newest ones, that those contexts are drawn from"""
 
     eval_episodes: int = 1024
     """episodes of the evaluations before and after training"""
@@ -77,15 +88,16 @@ class Args:
         return self.num_envs // self.num_minibatches
 
     def __post_init__(self) -> None:
-        runs.check_args(self)
+        runs.fill_args(self)
 
 
 def train(args: Args) -> runs.Run:
     # ---- setup
     torch.manual_seed(args.seed)  # random weights; every other random number comes from run.rng
-    envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon)
+    envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
-    critic = Critic(envs.single_observation_space.shape[0], args.hidden, policy.obs_scale.tolist())
+    critic = Critic(envs.single_observation_space.shape[0], args.critic_hidden, policy.obs_scale.tolist())
+    recent = ContextWindow(args.critic_window, args.num_envs, envs.single_observation_space.shape[0])
     optimizer = torch.optim.Adam(
         [
             {"params": list(policy.parameters()), "lr": args.learning_rate},
@@ -97,7 +109,7 @@ def train(args: Args) -> runs.Run:
 
     with runs.Run(args, __file__) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
-        run.start(policy=policy, critic=critic, optimizer=optimizer)
+        run.start(policy=policy, critic=critic, optimizer=optimizer, recent=recent)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes under the current policy
             episodes = rollout(envs, policy, run.rng("rollout"))
@@ -110,7 +122,8 @@ def train(args: Args) -> runs.Run:
 
             # ---- update
             stats, shuffle = runs.Means(), run.rng("shuffle")
-            for _ in range(args.update_epochs):
+            skipped = args.skip_uniform_batches and R.min() == R.max()
+            for _ in range(0 if skipped else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
                     # policy: clipped surrogate, mean over the minibatch's steps
                     logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])
@@ -123,7 +136,9 @@ def train(args: Args) -> runs.Run:
                         policy_loss = policy_loss - args.ent_coef * mean_entropy
 
                     # critic: binary cross-entropy at the initial state alone
-                    value_loss = core.bernoulli_value_loss(critic(episodes.context[mb]), R[mb])
+                    value_loss = torch.zeros(())
+                    if args.critic_steps == 0:
+                        value_loss = core.bernoulli_value_loss(critic(episodes.context[mb]), R[mb])
 
                     # one backward pass serves both: the networks share no weight
                     optimizer.zero_grad()
@@ -135,8 +150,21 @@ def train(args: Args) -> runs.Run:
                     optimizer.step()
 
                     stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
-                    stats.add(len(mb), value_loss=value_loss.detach())
                     stats.add(1, grad_norm=grad_norm)
+                    if args.critic_steps == 0:
+                        stats.add(len(mb), value_loss=value_loss.detach())
+
+            # critic on its own: a context is one row, so that many steps cost little
+            recent.add(episodes)
+            for _ in range(0 if skipped else args.critic_steps):
+                contexts, outcomes = recent.sample(128, shuffle)
+                value_loss = core.bernoulli_value_loss(critic(contexts), outcomes)
+                optimizer.zero_grad()  # the policy's gradients are then None, and Adam leaves its weights alone
+                value_loss.backward()
+                critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, foreach=False)
+                run.check_finite(value_loss=value_loss, critic_gradient_norm=critic_grad_norm)
+                optimizer.step()
+                stats.add(1, value_loss=value_loss.detach())
 
             # ---- log
             v0 = torch.sigmoid(value_logit)
@@ -144,6 +172,7 @@ def train(args: Args) -> runs.Run:
                 episodes,
                 {
                     "charts/learning_rate": args.learning_rate,
+                    "charts/skipped": float(skipped),
                     **stats.scalars(),
                     "losses/explained_variance": float(core.explained_variance(v0, R)),
                     "advantages/mean": float(adv.mean()),

@@ -11,7 +11,7 @@ from torch import nn
 import sppo_envs
 from sppo_control import policies
 from sppo_control.policies import CategoricalPolicy, Critic, GaussianPolicy, load_policy, make_policy, save_policy
-from sppo_control.rollout import evaluate, rollout
+from sppo_control.rollout import ContextWindow, evaluate, rollout, success_by_context
 
 ID = "sppo/PrecisionCartPole-v0"
 
@@ -218,3 +218,64 @@ def test_critic_reads_one_state_or_many():
     obs = torch.randn(5, 3, 4)
     assert critic(obs[:, 0]).shape == (5,)
     torch.testing.assert_close(critic(obs)[:, 0], critic(obs[:, 0]), rtol=1e-4, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ groups and greedy twins
+@pytest.mark.parametrize("env_id", ["sppo/ContextCartPole-v0", "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"])
+def test_episodes_of_a_group_share_their_context_and_nothing_else(env_id):
+    envs = sppo_envs.make_task(env_id, 12, horizon=30)
+    policy = policies.starting_policy(envs, env_id, None, False, ())
+    episodes = rollout(envs, policy, np.random.default_rng(0), group_size=4)
+    groups = episodes.context.unflatten(0, (3, 4))
+    assert torch.equal(groups, groups[:, :1].expand_as(groups))
+    assert len(episodes.context.unique(dim=0)) == 3
+    assert len({tuple(row.tolist()) for row in episodes.actions.flatten(1)}) > 6, "their actions are their own"
+    with pytest.raises(ValueError, match="group_size must divide the number of environments, got 5 for 12"):
+        rollout(envs, policy, np.random.default_rng(0), group_size=5)
+
+
+@pytest.mark.parametrize("env_id", ["sppo/ContextCartPole-v0", "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"])
+def test_a_greedy_rollout_of_the_same_generator_starts_in_the_same_contexts(env_id):
+    envs = sppo_envs.make_task(env_id, 6, horizon=30)
+    policy = policies.starting_policy(envs, env_id, None, False, ())
+    sampled, greedy = (rollout(envs, policy, np.random.default_rng(4), g) for g in (False, True))
+    assert torch.equal(sampled.context, greedy.context)
+    assert not torch.equal(sampled.actions[:, :10], greedy.actions[:, :10])
+
+
+def test_success_by_context_is_the_rate_of_each_context():
+    env_id = "sppo/ContextCartPole-v0"
+    envs = sppo_envs.make_task(env_id, 16)
+    policy = policies.starting_policy(envs, env_id, None, False, ())
+    contexts, rate = success_by_context(envs, policy, 5, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    for i in range(5):
+        episodes = rollout(envs, policy, rng, group_size=16)
+        assert torch.equal(contexts[i], episodes.context[7])
+        assert rate[i] == episodes.outcome.mean()
+    assert len(rate.unique()) > 1
+
+
+def test_context_window_holds_the_newest_batches(envs):
+    policy, rng = make_policy(envs), np.random.default_rng(0)
+    batches = [rollout(envs, policy, rng) for _ in range(3)]
+    for i, batch in enumerate(batches):
+        batch.outcome.fill_(i / 2)
+    window = ContextWindow(2, 16, 4)
+    window.add(batches[0])
+    context, outcome = window.sample(500, rng)
+    assert (outcome == 0).all(), "empty places are never drawn"
+    assert len(context.unique(dim=0)) == 16
+    window.add(batches[1])
+    window.add(batches[2])
+    context, outcome = window.sample(2000, rng)
+    assert set(outcome.tolist()) == {0.5, 1.0}, "the oldest batch has left"
+    newest = batches[2].context
+    for c, r in zip(context[:50], outcome[:50], strict=True):
+        assert bool((newest == c).all(1).any()) == (r == 1.0), "contexts stay with their outcomes"
+    copy = ContextWindow(2, 16, 4)
+    for name, x in copy.named_tensors().items():
+        x.copy_(window.named_tensors()[name])
+    a, b = (w.sample(64, np.random.default_rng(5)) for w in (window, copy))
+    assert torch.equal(a[0], b[0])
+    assert torch.equal(a[1], b[1])

@@ -1,0 +1,235 @@
+"""Run a grid of algorithm x task x seed x setting, and gather all curves in one file.
+
+    python scripts/benchmark.py --env-ids sppo/PrecisionCartPole-v0 --algorithms sppo ppo --seeds 1 2 3
+    python scripts/benchmark.py --settings learning-rate=3e-4 learning-rate=1e-3 --out results/rates.parquet
+    python scripts/report.py --results results/study.parquet        # figures and tables
+
+A cell of the grid is one run of a training script, a process with one thread; --jobs of them run at a time, or as many as a
+Ray cluster has CPUs:
+
+    ray start --head            # a cluster of one machine; `ray start --address HEAD:6379` on others that have this folder
+    python scripts/benchmark.py --ray-address auto ...
+
+Started again, it skips the cells that are in the file already, goes on with interrupted ones from their last checkpoint,
+and tries those that failed once more. If any failed, it ends with status 1 and names them with their logs.
+
+The file has a row for each point of each curve: success over the episodes since the point before, against episodes,
+environment steps and seconds of training, next to the cell (env_id, algorithm, setting, seed), its arguments, commit,
+versions, and success before and after training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import sppo_envs
+from sppo_control import runs
+from sppo_envs.engines import cores
+
+ALGORITHMS = {
+    "sppo": "sppo_cartpole.py",
+    "sppo-paper": "sppo_cartpole.py --critic-steps 0",
+    "sppo-skip": "sppo_cartpole.py --skip-uniform-batches",
+    "ppo": "ppo_cartpole.py",
+    "ppo-bce": "ppo_cartpole.py --critic-loss bce",
+    "ppo-skip": "ppo_cartpole.py --skip-uniform-batches",
+    "grpo": "grpo_cartpole.py",
+    "rloo": "rloo_cartpole.py",
+    "reinforce": "rloo_cartpole.py --group-size 1",
+    "remax": "remax_cartpole.py",
+}
+"""Name: script and flags."""
+
+
+@dataclass
+class Args:
+    env_ids: tuple[str, ...] = sppo_envs.TASKS
+    """tasks"""
+    algorithms: tuple[str, ...] = ("sppo", "ppo")
+    """sppo (the default critic), sppo-paper (the paper's critic), ppo, ppo-bce (critic trained with BCE), sppo-skip and
+    ppo-skip (batches of equal outcomes left out), grpo, rloo, reinforce (batch mean as baseline), remax"""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """seeds of the runs"""
+    settings: tuple[str, ...] = ("",)
+    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting"""
+    starts: Path | None = None
+    """folder of starting policies named as the shipped ones; None takes the shipped ones"""
+    eval_episodes: int = 256
+    """episodes of the evaluations before and after training"""
+    points: int = 100
+    """most points of a curve; each is a mean over as many updates as that takes"""
+    out: Path = Path("results/study.parquet")
+    """file of the results; written anew after every cell"""
+    work_dir: Path = Path("runs/benchmark")
+    """run folders and logs of the cells"""
+    jobs: int | None = None
+    """cells that run at a time; None is one a core"""
+    ray_address: str | None = None
+    """run the cells on this Ray cluster; "auto" is the one of this machine"""
+
+    def __post_init__(self) -> None:
+        if unknown := [a for a in self.algorithms if a not in ALGORITHMS]:
+            raise ValueError(f"--algorithms must be of {', '.join(ALGORITHMS)}, got {', '.join(unknown)}")
+        for name in ("env_ids", "algorithms", "seeds", "settings"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name.replace('_', '-')} is empty")
+        for name in ("eval_episodes", "points", "jobs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.out.suffix != ".parquet":
+            raise ValueError(f"--out must end in .parquet, got {self.out}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    env_id: str
+    algorithm: str
+    setting: str
+    seed: int
+    starts: str
+    """folder of the starting policies, "shipped" for the package's own"""
+
+    def __str__(self) -> str:
+        return f"{self.algorithm} {self.env_id} seed {self.seed}" + (f" {self.setting}" if self.setting else "")
+
+
+def run_cell(job: tuple[Cell, list[str], Path, int]) -> tuple[Cell, list[dict[str, Any]], str]:
+    """Run one cell to its end, or go on with it; returns its rows, and an error text where it failed."""
+    cell, words, folder, points = job
+    folder.mkdir(parents=True, exist_ok=True)
+    started = sorted(p for p in folder.iterdir() if (p / "config.json").is_file())
+    command = [sys.executable, words[0]]
+    command += ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
+    log = folder / "log.txt"
+    with log.open("w") as file:
+        done = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    if done.returncode:
+        tail = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
+        return cell, [], f"{cell}: exit status {done.returncode}; {' '.join(tail)} (log: {log.resolve()})"
+    return cell, rows_of(cell, next(p for p in folder.iterdir() if (p / "summary.json").is_file()), points), ""
+
+
+def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
+    """A finished run's curve, at most `points` of it, with all that identifies the run in every row."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    curve = {tag: np.array([e.value for e in events.Scalars(tag)]) for tag in events.Tags()["scalars"]}
+    steps = np.array([e.step for e in events.Scalars("charts/success_rate")])
+    seconds = steps / curve["charts/SPS"]
+    config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
+    same = {
+        **dataclasses.asdict(cell), "commit": config["git_commit"], "versions": json.dumps(config["versions"]),
+        "arguments": json.dumps(config["args"]), "peak_memory_mib": summary["peak_memory_mib"],
+        "success_before": summary["before"]["rate"], "success_after": summary["after"]["rate"],
+        "eval_episodes": summary["after"]["episodes"], "measures_after": json.dumps(summary["after"]["measures"]),
+    }  # fmt: skip
+    size = -(-len(steps) // points)  # updates a point
+    rows = []
+    for first in range(0, len(steps), size):
+        part, last = slice(first, first + size), min(first + size, len(steps)) - 1
+        means = {tag.split("/")[1]: float(curve[tag][part].mean()) for tag in CURVES if tag in curve}
+        rows.append(
+            {**same, "episodes": int(curve["charts/episodes"][last]), "steps": int(steps[last]),
+             "seconds": float(seconds[last]), "updates": last + 1, **means}
+        )  # fmt: skip
+    return rows
+
+
+CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
+"""What is kept of a run beside its x-axes; means over the updates of a point."""
+
+
+def flags_of(setting: str) -> list[str]:
+    """ "learning-rate=3e-4,critic-hidden=16 16" -> --learning-rate 3e-4 --critic-hidden 16 16."""
+    pairs = (part.partition("=") for part in setting.split(",") if part)
+    return [word for name, _, value in pairs for word in (f"--{name.strip()}", *value.split())]
+
+
+def cells_of(args: Args) -> list[tuple[Cell, list[str], Path, int]]:
+    """The grid, seed by seed, so that a study cut short has all algorithms at fewer seeds; with each cell's command,
+    folder and number of points."""
+    scripts, jobs = Path(__file__).resolve().parent, []
+    for seed in args.seeds:
+        for env_id in args.env_ids:
+            for algorithm in args.algorithms:
+                for setting in args.settings:
+                    script, *flags = shlex.split(ALGORITHMS[algorithm])
+                    words = [str(scripts / script), "--env-id", env_id, "--seed", str(seed), *flags]
+                    words += ["--eval-episodes", str(args.eval_episodes), *flags_of(setting)]
+                    if args.starts is not None:
+                        words += ["--start", str((args.starts / f"{env_id.split('/')[-1]}.safetensors").resolve())]
+                    digest = hashlib.sha256(" ".join(words[1:]).encode()).hexdigest()[:8]
+                    folder = args.work_dir.resolve() / f"{env_id.split('/')[-1]}__{algorithm}__{seed}__{digest}"
+                    starts = "shipped" if args.starts is None else args.starts.name
+                    jobs.append((Cell(env_id, algorithm, setting, seed, starts), words, folder, args.points))
+    return jobs
+
+
+def pool(args: Args) -> Any:
+    """Something with `imap_unordered`: threads that wait for local processes, or actors of a Ray cluster."""
+    if args.ray_address is None:
+        return ThreadPool(args.jobs or cores())
+    try:
+        import ray
+        from ray.util.multiprocessing import Pool
+    except ModuleNotFoundError as error:
+        raise runs.UserError("Ray is not installed; run: pip install -c constraints.txt -e '.[ray]'") from error
+    # Scripts import this package from where this process has it.
+    ray.init(args.ray_address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
+    return Pool(args.jobs)
+
+
+def main(args: Args) -> None:
+    try:
+        import pandas as pd
+        import pyarrow  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise runs.UserError("pandas or pyarrow is missing: pip install -c constraints.txt -e '.[study]'") from error
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    keys = [f.name for f in dataclasses.fields(Cell)]
+    table = pd.read_parquet(args.out) if args.out.is_file() else pd.DataFrame(columns=keys)
+    finished = {Cell(*key) for key in table[keys].drop_duplicates().itertuples(index=False)}
+    jobs = [job for job in cells_of(args) if job[0] not in finished]
+    failures: list[str] = []
+    with pool(args) as workers, tqdm(total=len(jobs), unit="run", desc="benchmark", dynamic_ncols=True) as bar:
+        results: Iterator[tuple[Cell, list[dict[str, Any]], str]] = workers.imap_unordered(run_cell, jobs)
+        for cell, rows, failure in results:
+            if failure:
+                failures.append(failure)
+                bar.write(f"FAILED {failure}", file=sys.stderr)
+            else:
+                table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if len(table) else pd.DataFrame(rows)
+                table.to_parquet(args.out.with_suffix(".writing"), compression="zstd")
+                os.replace(args.out.with_suffix(".writing"), args.out)
+                bar.set_postfix_str(f"{cell}: {rows[0]['success_before']:.2f} to {rows[0]['success_after']:.2f}")
+            bar.update()
+    print(f"{len(jobs) - len(failures)} runs added to {args.out}, {len(finished)} cells were there")
+    if failures:
+        sys.exit("\n".join([f"{len(failures)} of {len(jobs)} runs failed:", *failures]))
+
+
+if __name__ == "__main__":
+    try:
+        runs.main(main, Args, __doc__)
+    except KeyboardInterrupt:
+        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
