@@ -20,6 +20,7 @@ section 5.3; the paper gives neither hyper-parameters nor success rates. What is
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import sys
@@ -281,11 +282,7 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
     optimizer = torch.optim.Adam(parameters, lr=args.clone_learning_rate, fused=True)
     rng = generator(args, 4, 0)
 
-    def snapshot() -> list[Tensor]:
-        adam = optimizer.state_dict()["state"]
-        return [policy.flat.detach().clone(), *(x.clone() for x in adam[0].values())]
-
-    before: list[Tensor] = []
+    before = policy.flat.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
     with tqdm(total=args.clone_updates, unit="update", desc="cloning", dynamic_ncols=True) as bar:
         for update in range(1, args.clone_updates + 1):
             batch = torch.from_numpy(rng.integers(len(obs), size=args.clone_batch))
@@ -301,17 +298,14 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
             if rate > args.target / 2 and args.eval_episodes > 256:
                 rate = is_demonstration(evaluate(envs, policy, args.eval_episodes, rng).info).mean()
             bar.set_postfix_str(f"success {rate:.2f}")
-            if rate > args.max_success and before:
-                flat, *adam = before
+            if rate > args.max_success:
                 with torch.no_grad():
-                    policy.flat.copy_(flat)
-                    for x, old in zip(optimizer.state[policy.flat].values(), adam, strict=True):
-                        x.copy_(old)
+                    policy.flat.copy_(before[0])
                 optimizer.param_groups[0]["lr"] /= 2
+                optimizer.load_state_dict({**optimizer.state_dict(), "state": before[1]})
             elif rate >= args.target:
                 break
-            else:
-                before = snapshot()
+            before = policy.flat.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
     envs.close()
     return policy, update
 
@@ -343,7 +337,9 @@ def main(args: Args) -> None:
         folder / f"demonstrations_{args.demonstrations}.safetensors",
     )
     started = time.perf_counter()
-    torch.set_num_threads(1)  # so that the number of cores does not change the sums; these networks gain nothing by more
+    torch.set_num_threads(
+        1
+    )  # so that the number of cores does not change the sums; these networks gain nothing by more
     envs = sppo_envs.make_task(args.env_id, args.expert_num_envs, engine=args.engine)
     try:
         if not expert_path.is_file():

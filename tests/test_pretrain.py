@@ -19,6 +19,7 @@ from sppo_control.rollout import evaluate, success_by_context
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"expert_success": 0.2, "demonstrations": 64, "eval_episodes": 128, "clone_updates": 400, "eval_every": 100}
+TWO_CHECKPOINTS = {"expert_success": 0.6}
 
 
 # ------------------------------------------------------------------------------------------------- shipped policies
@@ -95,7 +96,7 @@ def test_is_deterministic_and_writes_a_card(tmp_path, band):
 
 
 def launch(tmp_path, name, *words):
-    flags = [w for k, v in QUICK.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    flags = [w for k, v in (QUICK | TWO_CHECKPOINTS).items() for w in (f"--{k.replace('_', '-')}", str(v))]
     folders = ["--out", str(tmp_path / name), "--work-dir", str(tmp_path / f"work-{name}")]
     command = [sys.executable, str(ROOT / "scripts" / "pretrain.py"), *flags, *folders, "--max-success", "0.9", *words]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
@@ -103,7 +104,7 @@ def launch(tmp_path, name, *words):
 
 def test_killed_and_started_again_ends_the_same(tmp_path):
     """SIGKILL while the expert is trained, Ctrl-C later on; also as two stages. The policy is the same, bit for bit."""
-    make(tmp_path, "whole", max_success=0.9)
+    make(tmp_path, "whole", max_success=0.9, **TWO_CHECKPOINTS)
     first = launch(tmp_path, "cut")
     folder = tmp_path / "work-cut" / "PrecisionCartPole-v0__1"
     deadline = time.monotonic() + 60
@@ -129,7 +130,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
     policies = [(tmp_path / n / "PrecisionCartPole-v0.safetensors").read_bytes() for n in ("whole", "cut")]
     assert policies[0] == policies[1]
     with pytest.raises(runs.UserError, match=r"was begun with --gamma 0\.99; use the same, remove it"):
-        make(tmp_path, "cut", gamma=0.5)
+        make(tmp_path, "cut", gamma=0.5, **TWO_CHECKPOINTS)
 
 
 def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
@@ -144,8 +145,8 @@ def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
 
 
 def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
-    """Evaluated every 100 updates, success leaps from 0 to above the band; halved steps then stop inside it."""
-    args = make(tmp_path, "a", clone_updates=4000, min_success=0.1, max_success=0.35, eval_every=200)
+    """At a high learning rate success leaps from 0 to above the band; taken back and halved, it stops inside."""
+    args = make(tmp_path, "a", clone_updates=4000, min_success=0.02, max_success=0.2, clone_learning_rate=3e-3)
     card = json.loads((tmp_path / "a" / "PrecisionCartPole-v0.json").read_text())
     assert card["in_band"]
     demos = load_file(next((Path(args.work_dir) / "PrecisionCartPole-v0__1").glob("demonstrations*.safetensors")))
@@ -153,7 +154,7 @@ def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
     envs = sppo_envs.make_task(args.env_id, 256)
     policy, _ = pretrain.clone(args, demos["obs"], demos["actions"])
     leapt = evaluate(envs, policy, 1024, np.random.default_rng(0)).rate
-    assert leapt > 0.35, "without going back the same steps overshoot"
+    assert leapt > 0.2, "without going back the same steps overshoot"
 
 
 @pytest.mark.parametrize(
