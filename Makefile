@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test bench pretrained clean
+.PHONY: train test bench pretrained study-small clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -13,12 +13,18 @@ test: .venv/.test  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-bench: .venv/.bench  ## training speed against Stable-Baselines3
+bench: .venv/.bench  ## training speed against Stable-Baselines3, engines against Gymnasium's
 	$(BIN)/python scripts/speed.py
+	$(BIN)/python scripts/speed.py --what engines
 
-pretrained: .venv/.tasks  ## rebuild the shipped starting policies, five minutes
+study-small: .venv/.study  ## a small version of the paper's figure 8: three tasks, three seeds, under 15 minutes
+	$(BIN)/python scripts/benchmark.py --algorithms sppo ppo --seeds 1 2 3 --out runs/study_small.parquet \
+	  --env-ids sppo/PrecisionCartPole-v0 sppo/SparseMountainCar-v0 sppo/SparsePendulum-v0
+	$(BIN)/python scripts/report.py --results runs/study_small.parquet --out runs/study_small --figures fig8 fig5
+
+pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
 	$(BIN)/python scripts/pretrain.py --env-id sppo/PrecisionCartPole-v0
 	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseMountainCar-v0
 	$(BIN)/python scripts/pretrain.py --env-id sppo/SparsePendulum-v0
@@ -45,6 +51,10 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.tasks: .venv/.core
 	@$(PIP) -e '.[tasks]'
+	@touch $@
+
+.venv/.study: .venv/.tasks
+	@$(PIP) -e '.[study]'
 	@touch $@
 
 .venv/.bench: .venv/.tasks

@@ -2,10 +2,9 @@
 
     python scripts/benchmark.py --env-ids sppo/PrecisionCartPole-v0 --algorithms sppo ppo --seeds 1 2 3
     python scripts/benchmark.py --settings learning-rate=3e-4 learning-rate=1e-3 --out results/rates.parquet
-    python scripts/report.py --results results/study.parquet        # figures and tables
 
-A cell of the grid is one run of a training script, a process with one thread; --jobs of them run at a time, or as many as a
-Ray cluster has CPUs:
+A cell of the grid is one run of a training script, a process with one thread; --jobs of them run at a time, or as many
+as a Ray cluster has CPUs:
 
     ray start --head            # a cluster of one machine; `ray start --address HEAD:6379` on others that have this folder
     python scripts/benchmark.py --ray-address auto ...
@@ -14,14 +13,16 @@ Started again, it skips the cells that are in the file already, goes on with int
 and tries those that failed once more. If any failed, it ends with status 1 and names them with their logs.
 
 The file has a row for each point of each curve: success over the episodes since the point before, against episodes,
-environment steps and seconds of training, next to the cell (env_id, algorithm, setting, seed), its arguments, commit,
-versions, and success before and after training.
+environment steps and seconds of training, next to the cell, its arguments, commit, versions, success before and after.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
+import importlib.util
+import itertools
 import json
 import os
 import shlex
@@ -40,7 +41,7 @@ import sppo_envs
 from sppo_control import runs
 from sppo_envs.engines import cores
 
-ALGORITHMS = {
+ALGORITHMS = {  # name: script and flags
     "sppo": "sppo_cartpole.py",
     "sppo-paper": "sppo_cartpole.py --critic-steps 0",
     "sppo-skip": "sppo_cartpole.py --skip-uniform-batches",
@@ -52,7 +53,8 @@ ALGORITHMS = {
     "reinforce": "rloo_cartpole.py --group-size 1",
     "remax": "remax_cartpole.py",
 }
-"""Name: script and flags."""
+CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
+"""What is kept of a run beside its x-axes; means over the updates of a point."""
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Args:
     work_dir: Path = Path("runs/benchmark")
     """run folders and logs of the cells"""
     jobs: int | None = None
-    """cells that run at a time; None is one a core"""
+    """cells that run at a time on this machine; None is one a core"""
     ray_address: str | None = None
     """run the cells on this Ray cluster; "auto" is the one of this machine"""
 
@@ -85,46 +87,63 @@ class Args:
         if unknown := [a for a in self.algorithms if a not in ALGORITHMS]:
             raise ValueError(f"--algorithms must be of {', '.join(ALGORITHMS)}, got {', '.join(unknown)}")
         for name in ("env_ids", "algorithms", "seeds", "settings"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name.replace('_', '-')} is empty")
+            values = getattr(self, name)
+            if len(set(values)) != len(values) or not values:
+                raise ValueError(f"--{name.replace('_', '-')} must be different values, at least one, got {values}")
+        if taken := {"--env-id", "--seed", "--runs-dir", "--resume"} & {w for s in self.settings for w in flags_of(s)}:
+            raise ValueError(f"--settings must leave {', '.join(taken)} to the grid")
         for name in ("eval_episodes", "points", "jobs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.out.suffix != ".parquet":
-            raise ValueError(f"--out must end in .parquet, got {self.out}")
+        if self.ray_address is not None and self.jobs is not None:
+            raise ValueError("--jobs is for local processes; a Ray cluster runs as many cells as it has CPUs")
+        if self.out.suffix != ".parquet" or self.out.is_dir():
+            raise ValueError(f"--out must be a file whose name ends in .parquet, got {self.out}")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run."""
+    """One run; `starts` is the folder of its starting policies, "shipped" for the package's own."""
 
     env_id: str
     algorithm: str
     setting: str
     seed: int
     starts: str
-    """folder of the starting policies, "shipped" for the package's own"""
 
     def __str__(self) -> str:
         return f"{self.algorithm} {self.env_id} seed {self.seed}" + (f" {self.setting}" if self.setting else "")
 
 
-def run_cell(job: tuple[Cell, list[str], Path, int]) -> tuple[Cell, list[dict[str, Any]], str]:
+Job = tuple[Cell, list[str], Path, int]  # its command, its folder, most points of its curve
+Result = tuple[Cell, list[dict[str, Any]], str]  # its rows, what went wrong
+
+
+def run_cell(job: Job) -> Result:
     """Run one cell to its end, or go on with it; returns its rows, and an error text where it failed."""
     cell, words, folder, points = job
+    try:
+        return cell, rows_of(cell, run(words, folder), points), ""
+    except Exception as error:  # whatever is wrong with one cell must not end the others
+        text = str(error) if isinstance(error, runs.UserError) else repr(error)
+        return cell, [], f"{cell}: {text} (log: {folder / 'log.txt'})"
+
+
+def run(words: list[str], folder: Path) -> Path:
+    """Run a training script, or resume the run that is in `folder` already; returns the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    started = sorted(p for p in folder.iterdir() if (p / "config.json").is_file())
-    command = [sys.executable, words[0]]
-    command += ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
     log = folder / "log.txt"
-    with log.open("w") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
-    if done.returncode:
-        tail = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
-        return cell, [], f"{cell}: exit status {done.returncode}; {' '.join(tail)} (log: {log.resolve()})"
-    return cell, rows_of(cell, next(p for p in folder.iterdir() if (p / "summary.json").is_file()), points), ""
+    with log.open("a") as file:
+        # The script inherits the lock. Where it outlived a benchmark that was killed, this waits until it has finished.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        started = sorted(p.parent for p in folder.glob("*/config.json"))
+        rest = ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
+        command, one_thread = [sys.executable, words[0], *rest], {**os.environ, "OMP_NUM_THREADS": "1"}
+        status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread).returncode
+    if status:
+        last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
+        raise runs.UserError(f"exit status {status}; {' '.join(last)}")
+    return max(p.parent for p in folder.glob("*/config.json"))
 
 
 def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
@@ -134,7 +153,6 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     curve = {tag: np.array([e.value for e in events.Scalars(tag)]) for tag in events.Tags()["scalars"]}
     steps = np.array([e.step for e in events.Scalars("charts/success_rate")])
-    seconds = steps / curve["charts/SPS"]
     config, summary = (json.loads((run / name).read_text()) for name in ("config.json", "summary.json"))
     same = {
         **dataclasses.asdict(cell), "commit": config["git_commit"], "versions": json.dumps(config["versions"]),
@@ -142,77 +160,73 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
         "success_before": summary["before"]["rate"], "success_after": summary["after"]["rate"],
         "eval_episodes": summary["after"]["episodes"], "measures_after": json.dumps(summary["after"]["measures"]),
     }  # fmt: skip
-    size = -(-len(steps) // points)  # updates a point
-    rows = []
+    rows, size = [], -(-len(steps) // points)  # updates a point
     for first in range(0, len(steps), size):
         part, last = slice(first, first + size), min(first + size, len(steps)) - 1
         means = {tag.split("/")[1]: float(curve[tag][part].mean()) for tag in CURVES if tag in curve}
-        rows.append(
-            {**same, "episodes": int(curve["charts/episodes"][last]), "steps": int(steps[last]),
-             "seconds": float(seconds[last]), "updates": last + 1, **means}
-        )  # fmt: skip
+        x = {"episodes": int(curve["charts/episodes"][last]), "steps": int(steps[last]), "updates": last + 1}
+        x["seconds"] = float(steps[last] / curve["charts/SPS"][last])
+        rows.append({**same, **x, **means})
     return rows
-
-
-CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
-"""What is kept of a run beside its x-axes; means over the updates of a point."""
 
 
 def flags_of(setting: str) -> list[str]:
     """ "learning-rate=3e-4,critic-hidden=16 16" -> --learning-rate 3e-4 --critic-hidden 16 16."""
     pairs = (part.partition("=") for part in setting.split(",") if part)
-    return [word for name, _, value in pairs for word in (f"--{name.strip()}", *value.split())]
+    return [word for name, _, value in pairs for word in (f"--{name.strip().replace('_', '-')}", *value.split())]
 
 
-def cells_of(args: Args) -> list[tuple[Cell, list[str], Path, int]]:
-    """The grid, seed by seed, so that a study cut short has all algorithms at fewer seeds; with each cell's command,
-    folder and number of points."""
-    scripts, jobs = Path(__file__).resolve().parent, []
-    for seed in args.seeds:
-        for env_id in args.env_ids:
-            for algorithm in args.algorithms:
-                for setting in args.settings:
-                    script, *flags = shlex.split(ALGORITHMS[algorithm])
-                    words = [str(scripts / script), "--env-id", env_id, "--seed", str(seed), *flags]
-                    words += ["--eval-episodes", str(args.eval_episodes), *flags_of(setting)]
-                    if args.starts is not None:
-                        words += ["--start", str((args.starts / f"{env_id.split('/')[-1]}.safetensors").resolve())]
-                    digest = hashlib.sha256(" ".join(words[1:]).encode()).hexdigest()[:8]
-                    folder = args.work_dir.resolve() / f"{env_id.split('/')[-1]}__{algorithm}__{seed}__{digest}"
-                    starts = "shipped" if args.starts is None else args.starts.name
-                    jobs.append((Cell(env_id, algorithm, setting, seed, starts), words, folder, args.points))
-    return jobs
+def jobs_of(args: Args) -> Iterator[Job]:
+    """The grid, seed by seed, so that a study cut short has all algorithms at fewer seeds."""
+    starts = "shipped" if args.starts is None else args.starts.resolve().name
+    for seed, env_id, algorithm, setting in itertools.product(args.seeds, args.env_ids, args.algorithms, args.settings):
+        script, *flags = shlex.split(ALGORITHMS[algorithm])
+        words = [str(Path(__file__).resolve().with_name(script)), "--env-id", env_id, "--seed", str(seed), *flags]
+        words += ["--eval-episodes", str(args.eval_episodes), *flags_of(setting)]
+        task = env_id.split("/")[-1]
+        if args.starts is not None:
+            words += ["--start", str((args.starts / f"{task}.safetensors").resolve())]
+        digest = hashlib.sha256(" ".join(words[1:]).encode()).hexdigest()[:8]
+        folder = args.work_dir.resolve() / f"{task}__{algorithm}__{seed}__{digest}"
+        yield Cell(env_id, algorithm, setting, seed, starts), words, folder, args.points
 
 
-def pool(args: Args) -> Any:
-    """Something with `imap_unordered`: threads that wait for local processes, or actors of a Ray cluster."""
+def results_of(jobs: list[Job], args: Args) -> Iterator[Result]:
+    """Run all jobs and give each result when it is there."""
     if args.ray_address is None:
-        return ThreadPool(args.jobs or cores())
-    try:
-        import ray
-        from ray.util.multiprocessing import Pool
-    except ModuleNotFoundError as error:
-        raise runs.UserError("Ray is not installed; run: pip install -c constraints.txt -e '.[ray]'") from error
+        with ThreadPool(args.jobs or cores()) as threads:  # they only wait for their processes
+            yield from threads.imap_unordered(run_cell, jobs)
+        return
+    import ray
+
     # Scripts import this package from where this process has it.
     ray.init(args.ray_address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
-    return Pool(args.jobs)
+    task = ray.remote(num_cpus=1, max_retries=0)(run_cell)  # by itself Ray would try again, silently
+    waiting = {task.remote(job): job[0] for job in jobs}
+    while waiting:
+        (done,), _ = ray.wait(list(waiting))
+        cell = waiting.pop(done)
+        try:
+            yield ray.get(done)
+        except ray.exceptions.RayError as error:  # a worker died, or its machine
+            yield cell, [], f"{cell}: {error}"
 
 
 def main(args: Args) -> None:
-    try:
-        import pandas as pd
-        import pyarrow  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise runs.UserError("pandas or pyarrow is missing: pip install -c constraints.txt -e '.[study]'") from error
+    extras = {"pandas": "study", "pyarrow": "study"} | ({"ray": "ray"} if args.ray_address else {})
+    for package, extra in extras.items():
+        if importlib.util.find_spec(package) is None:
+            raise runs.UserError(f"{package} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'")
+    import pandas as pd
+
     args.out.parent.mkdir(parents=True, exist_ok=True)
     keys = [f.name for f in dataclasses.fields(Cell)]
     table = pd.read_parquet(args.out) if args.out.is_file() else pd.DataFrame(columns=keys)
     finished = {Cell(*key) for key in table[keys].drop_duplicates().itertuples(index=False)}
-    jobs = [job for job in cells_of(args) if job[0] not in finished]
+    jobs = [job for job in jobs_of(args) if job[0] not in finished]
     failures: list[str] = []
-    with pool(args) as workers, tqdm(total=len(jobs), unit="run", desc="benchmark", dynamic_ncols=True) as bar:
-        results: Iterator[tuple[Cell, list[dict[str, Any]], str]] = workers.imap_unordered(run_cell, jobs)
-        for cell, rows, failure in results:
+    with tqdm(total=len(jobs), unit="run", desc="benchmark", dynamic_ncols=True) as bar:
+        for cell, rows, failure in results_of(jobs, args):
             if failure:
                 failures.append(failure)
                 bar.write(f"FAILED {failure}", file=sys.stderr)

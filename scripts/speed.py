@@ -63,6 +63,8 @@ class Args:
     """how often each is measured"""
     seconds: float = 2.0
     """engines: of each measurement"""
+    num_envs: int | None = None
+    """engines: B; None is each task's own"""
     total_timesteps: int = 700_000
     """of each run of ours"""
     sb3_timesteps: int = 128_000
@@ -155,7 +157,7 @@ def measure_engines(args: Args) -> None:
     """Print the table of engines and write it as JSON."""
     rows: dict[str, dict[str, Any]] = {}
     for env_id in tqdm(sppo_envs.TASKS, unit="task", desc="engines"):
-        num_envs = defaults(env_id).num_envs
+        num_envs = args.num_envs or defaults(env_id).num_envs
         envs = sppo_envs.make_task(env_id, num_envs)
         policy = load_policy(shipped_policy(env_id), envs)
         space = envs.single_action_space

@@ -1,0 +1,351 @@
+"""The figures of scripts/report.py: what each shows, what it needs of the results, how it is drawn."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from report_statistics import (
+    CRITIC,
+    MEASURES,
+    TAIL,
+    Run,
+    Study,
+    band,
+    interval,
+    iqm,
+    separable,
+    short,
+    span,
+    stages,
+    summary,
+)
+from sppo_control import core
+
+
+class Style(NamedTuple):
+    label: str
+    colour: str
+    line: str = "-"
+
+
+STYLES = {  # Okabe and Ito's colours and darker shades of them; variants of an algorithm are dashed or dotted too
+    "sppo": Style("SPPO", "#0072B2"),
+    "sppo-paper": Style("SPPO, paper's critic", "#56B4E9", "--"),
+    "sppo-skip": Style("SPPO, no uniform batches", "#00304D", ":"),
+    "ppo": Style("PPO", "#D55E00"),
+    "ppo-bce": Style("PPO + BCE", "#E69F00", "--"),
+    "ppo-skip": Style("PPO, no uniform batches", "#6B2F00", ":"),
+    "grpo": Style("GRPO", "#009E73"),
+    "rloo": Style("RLOO", "#CC79A7"),
+    "reinforce": Style("REINFORCE, batch mean", "#000000"),
+    "remax": Style("ReMax", "#E6C700"),
+}
+METHODS = ("sppo", "ppo", "grpo", "rloo", "reinforce", "remax")
+LABELS = {"episodes": "episodes", "steps": "environment steps", "seconds": "seconds of training"}
+LINES = (
+    "Line: interquartile mean over seeds (n in the titles). Band: its 95 % percentile bootstrap interval, seeds resampled. "
+    "Curves: moving mean of 5 points, up to where the shortest run ends. Baselines' rollouts count."
+)
+BARS = "Marks: interquartile mean over seeds (n at the left), with 95 % percentile bootstrap interval, seeds resampled."
+
+
+# ------------------------------------------------------------------------------------------------------- panels
+def style(algorithm: str) -> Style:
+    return STYLES.get(algorithm, Style(algorithm, "#999999", "-."))
+
+
+def count(arms: Iterable[Sequence[Any]]) -> str:
+    """How many runs the arms have: "n = 3", "n = 3 to 10"."""
+    return f"n = {span(map(len, arms))}"
+
+
+def panels(rows: int, columns: int, height: float = 1.9) -> tuple[Any, Any]:
+    """A figure as wide as a README's column, and its axes (rows, columns)."""
+    width = 8.0 if columns > 1 else 5.5
+    return plt.subplots(rows, columns, figsize=(width, height * rows + 1.0), squeeze=False, layout="constrained")
+
+
+def draw_curves(axes: Any, arms: dict[str, Sequence[Run]], axis: str, styles: dict[str, Style]) -> None:
+    for i, (name, arm) in enumerate(arms.items()):
+        grid, middle, low, high = band(arm, axis)
+        look = styles[name]
+        axes.plot(grid, middle, look.line, color=look.colour, linewidth=1.6, label=look.label, zorder=3 - 0.05 * i)
+        axes.fill_between(grid, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    axes.set(xlabel=LABELS[axis], ylim=(-0.03, 1.03), xlim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    if axis != "seconds":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def finish(figure: Any, columns: int = 4, free: Any = None) -> Any:
+    """Grids, and one legend: above all panels, or where a panel is free."""
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        handles |= {
+            label: h for h, label in zip(*axes.get_legend_handles_labels(), strict=True) if label not in handles
+        }
+    if free is not None:
+        free.set_axis_off()
+        free.legend(handles.values(), handles, loc="center left", frameon=False).set_in_layout(False)
+    elif handles:
+        figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
+    return figure
+
+
+def grid_of_tasks(tasks: dict[str, dict[str, Sequence[Run]]], axis: str, styles: dict[str, Style], columns: int) -> Any:
+    """One panel a task."""
+    across = min(len(tasks), 3)
+    figure, axes = panels(-(-len(tasks) // across), across)
+    for at, (task, arms) in zip(axes.flat, tasks.items(), strict=False):
+        draw_curves(at, arms, axis, styles)
+        at.set_title(f"{short(task)}, {count(arms.values())}")
+    for at in axes[:, 0]:
+        at.set_ylabel("success rate")
+    free = list(axes.flat[len(tasks) :])
+    for at in free[1:]:
+        at.remove()
+    return finish(figure, columns, free[0] if free else None)
+
+
+def fig8(tasks: dict[str, Any]) -> Any:
+    """Success against episodes. Paper: SPPO matches or beats PPO on five tasks; on Hopper and MountainCar PPO stays near
+    zero. Here: the same two algorithms with one set of hyper-parameters a task; panels with a context task are new."""
+    return grid_of_tasks(tasks, "episodes", STYLES, 2)
+
+
+def fig8_all(tasks: dict[str, Any]) -> Any:
+    """Success against episodes, every algorithm. The paper has no such figure for control. GRPO's groups count as N
+    episodes, ReMax's greedy episode counts too."""
+    styles = {a: style(a) for arms in tasks.values() for a in arms}
+    return grid_of_tasks(tasks, "episodes", styles, 3)
+
+
+def fig5(tasks: dict[str, Any]) -> Any:
+    """Success against seconds of training and against environment steps. Paper: SPPO reaches GRPO's peak 5.9 times sooner
+    in wall-clock, on language models. Here: control; seconds are those of the machine as loaded during the study."""
+    figure, axes = panels(len(tasks), 2)
+    for row, (task, arms) in zip(axes, tasks.items(), strict=True):
+        for at, axis in zip(row, ("seconds", "steps"), strict=True):
+            draw_curves(at, arms, axis, STYLES)
+            at.set_title(f"{short(task)}, {count(arms.values())}")
+        row[0].set_ylabel("success rate")
+    return finish(figure, 6)
+
+
+def fig4(tasks: dict[str, Any]) -> Any:
+    """Left: PPO whose critic is trained with BCE. Paper: it collapses like PPO, so the gain comes from the sequence-level
+    formulation and not from the loss. Right, not in the paper: batches of equal outcomes left out of the update, the
+    suspected cause of PPO's flat lines."""
+    figure, axes = panels(len(tasks), 2)
+    for row, (task, arms) in zip(axes, tasks.items(), strict=True):
+        for at, variants in zip(row, (("ppo-bce",), ("sppo-skip", "ppo-skip")), strict=True):
+            shown = {a: runs for a, runs in arms.items() if a in ("sppo", "ppo", *variants)}
+            if set(variants) & set(shown):
+                draw_curves(at, shown, "steps", STYLES)
+                at.set_title(f"{short(task)}, {count(shown.values())}")
+            else:
+                at.text(0.5, 0.5, f"no runs of {' or '.join(variants)}", ha="center", transform=at.transAxes)
+        row[0].set_ylabel("success rate")
+    return finish(figure, 3)
+
+
+def grpo_points(size: int) -> tuple[Any, Any, Any]:
+    """p = k / N for k of N successes, and the advantages of a success and of a failure that core gives them."""
+    p, won, lost = [], [], []
+    for k in range(1, size):
+        advantage = core.group_relative_advantage((torch.arange(size) < k).double(), size)
+        p, won, lost = [*p, k / size], [*won, float(advantage[0])], [*lost, float(advantage[-1])]
+    return np.array(p), np.array(won), np.array(lost)
+
+
+def fig2(sizes: Sequence[int]) -> Any:
+    """GRPO's advantage against the success rate p. Paper (and appendix A): sqrt((1 - p) / p) for a success and
+    -sqrt(p / (1 - p)) for a failure, without bound towards rare outcomes. Here: dots are core.group_relative_advantage on
+    k successes out of N; SPPO's R - V with V = p for comparison."""
+    figure, axes = panels(1, 1, 3.2)
+    at, p = axes[0, 0], np.linspace(0.005, 0.995, 400)
+    green, blue = STYLES["grpo"].colour, STYLES["sppo"].colour
+    for curve, text, place in (
+        (np.sqrt((1 - p) / p), r"success: $\sqrt{(1-p)/p}$", (0.2, 3.6)),
+        (-np.sqrt(p / (1 - p)), r"failure: $-\sqrt{p/(1-p)}$", (0.52, -4.2)),
+    ):
+        at.plot(p, curve, color=green)
+        at.text(*place, f"GRPO, {text}", color=green)
+    for size, mark in zip(sizes, ("o", "."), strict=True):
+        k, won, lost = grpo_points(size)
+        look = {"markerfacecolor": "white" if mark == "o" else "black", "markeredgecolor": "black", "zorder": 3}
+        at.plot([*k, *k], [*won, *lost], mark, markersize=5, **look, label=f"core, k of N = {size}")
+    at.plot(p, 1 - p, "--", color=blue)
+    at.plot(p, -p, "--", color=blue)
+    at.text(0.03, 0.25, "SPPO with V = p: 1 - p, -p", color=blue, va="center", fontsize=8)
+    at.set(xlabel="success rate p", ylabel="advantage", ylim=(-8.5, 8.5), xlim=(0, 1))
+    return finish(figure)
+
+
+def fig1(tails: list[Any]) -> Any:
+    """Tail effect: V along successful and failed episodes. Paper (figures 1 and 9, language models): a critic at every
+    token tells right from wrong only near the end, so earlier steps get no signal. Here: PPO's V(s_t), and on the right how
+    well it separates (0.5: not at all); SPPO's V(s_0) is one number an episode."""
+    rows = [(task, chosen) for task, found in tails for chosen in stages(found)]
+    figure, axes = panels(len(rows), 2, 2.2)
+    for (left, right), (task, chosen) in zip(axes, rows, strict=True):
+        for algorithm in ("sppo", "ppo"):
+            members, look = [r for r in chosen if r["algorithm"] == algorithm], STYLES[algorithm]
+            for outcome, line, shade in (("successes", "-", look.colour), ("failures", "--", "#7F7F7F")):
+                having = [r[outcome] for r in members if r[outcome]["episodes"]]
+                if having:
+                    x = np.array(having[0]["progress"])
+                    mean, low, high = (
+                        iqm([np.interp(x, r["progress"], r[name]) for r in having], axis=0) for name in TAIL[1:]
+                    )
+                    left.plot(x, mean, line, color=look.colour, label=f"{look.label}, {outcome}")
+                    if algorithm == "ppo":
+                        left.fill_between(x, low, high, color=shade, alpha=0.22, linewidth=0)
+            both = [r for r in members if separable(r)]
+            if both:
+                x = np.array(both[0]["successes"]["progress"])
+                values = np.stack([np.interp(x, r["successes"]["progress"], r["auc"]) for r in both], axis=-1)
+                right.plot(x, iqm(values), color=look.colour)
+                right.fill_between(x, *interval(iqm, values), color=look.colour, alpha=0.15, linewidth=0)
+        number = count([r for r in chosen if r["algorithm"] == a] for a in {r["algorithm"] for r in chosen})
+        updates = f"update {span(r['update'] for r in chosen)}"
+        right.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
+        for at, label in ((left, "V"), (right, "P(V of a success >\nV of a failure)")):
+            at.set(title=f"{short(task)}, {updates}, {number}", xlabel="share of the episode", ylabel=label)
+            at.set_ylim(min(-0.03, at.get_ylim()[0]), max(1.03, at.get_ylim()[1]))
+    return finish(figure)
+
+
+def reliability(v0: Any, rate: Any, bins: int = 10) -> tuple[Any, Any, Any]:
+    """Mean V, mean success and number of contexts of each bin of V that has any (those of the ECE)."""
+    member = np.minimum((v0 * bins).astype(int), bins - 1)
+    number = np.bincount(member, minlength=bins)
+    sums = (np.bincount(member, weights=x, minlength=bins)[number > 0] for x in (v0, rate))
+    return *(s / number[number > 0] for s in sums), number[number > 0]
+
+
+def fig7(rows: list[Any]) -> Any:
+    """Calibration: V(s_0) against success over 64 rollouts of each context, all seeds' contexts; reliability diagram, dots
+    by number of contexts. Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664, predictions bunch at 0.6 to
+    0.7. Here: the last update in the file."""
+    tasks = list(dict.fromkeys(row["env_id"] for row in rows))
+    last = {task: stages([row for row in rows if row["env_id"] == task], last=True)[0] for task in tasks}
+    algorithms = sorted({row["algorithm"] for row in rows}, key=lambda a: ([*STYLES, a].index(a), a))
+    figure, axes = panels(len(tasks), len(algorithms) + 1, 3.4)
+    for row, task in zip(axes, tasks, strict=True):
+        row[-1].set_title(f"{short(task)}\nreliability, 10 bins")
+        for at, algorithm in zip(row, algorithms, strict=False):
+            members, look = [row for row in last[task] if row["algorithm"] == algorithm], style(algorithm)
+            if not members:
+                at.remove()
+                continue
+            v0, rate = (np.concatenate([np.asarray(r[name], float) for r in members]) for name in ("v0", "rate"))
+            text = [f"{short(task)}", f"{look.label}, n = {len(members)} seeds"]
+            for name in MEASURES:
+                label = name.upper() if name == "ece" else name.capitalize()
+                text.append(f"{label} {summary(r[name] for r in members)}")
+            at.scatter(v0, rate, s=9, color=look.colour, alpha=0.35, linewidth=0)
+            at.set_title("\n".join(text))
+            x, y, number = reliability(v0, rate)
+            row[-1].plot(x, y, look.line, color=look.colour, label=look.label)
+            row[-1].scatter(x, y, s=8 + 120 * number / number.sum(), color=look.colour)
+        for at in (a for a in row if a.figure is not None):
+            at.plot([0, 1], [0, 1], ":", color="black", linewidth=0.8)
+            at.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="V(s_0)", aspect="equal")
+        row[0].set_ylabel(f"success over {last[task][0]['episodes']} rollouts")
+        row[-1].set_ylabel("success in the bin")
+    return finish(figure)
+
+
+def fig6(tasks: dict[str, Any]) -> Any:
+    """Critic size. Paper (7B): a 1.5B critic saves 12.8 points of the device's memory, and SPPO is no worse with it. Here:
+    peak memory of the process (PyTorch alone takes some 300 MiB), milliseconds an update (rollouts included), success."""
+    figure, axes = panels(len(tasks), 3, 2.4)
+    for row, (task, arms) in zip(axes, tasks.items(), strict=True):
+        widths = {name: arm[0].arguments["critic_hidden"] for sizes in arms.values() for name, arm in sizes.items()}
+        order = sorted(widths, key=lambda name: (sum(a * b for a, b in itertools.pairwise(widths[name])), widths[name]))
+        for algorithm, sizes in arms.items():
+            look, names = style(algorithm), [name for name in order if name in sizes]
+            for at, (label, value) in zip(row, SIZE_PANELS.items(), strict=True):
+                values = [[value(run) for run in sizes[name]] for name in names]
+                middle = np.array([iqm(v) for v in values])
+                reach = np.abs(np.array([interval(iqm, v) for v in values]).T - middle)
+                at.errorbar([order.index(n) for n in names], middle, reach, fmt="o" + look.line, color=look.colour,
+                            markersize=4, capsize=2, label=look.label)  # fmt: skip
+                at.set(title=label, xlabel="critic's hidden layers")
+                at.set_xticks(range(len(order)), order, rotation=30)
+        row[2].set(ylim=(-0.03, 1.03))
+        policy = "x".join(map(str, next(iter(next(iter(arms.values())).values()))[0].arguments["hidden"]))
+        number = count(arm for sizes in arms.values() for arm in sizes.values())
+        row[0].set_ylabel(f"{short(task)}\npolicy {policy}, {number}")
+    return finish(figure)
+
+
+SIZE_PANELS: dict[str, Callable[[Run], float]] = {
+    "peak memory, MiB": lambda run: run.peak_memory_mib,
+    "ms an update": lambda run: 1000 * run.x["seconds"][-1] / run.updates,
+    "final success": lambda run: run.after,
+}
+
+
+def critics(tasks: dict[str, Any]) -> Any:
+    """SPPO by how its critic is trained: updates of the critic a batch, how many recent batches they draw from, learning
+    rate. The paper trains it on the policy's minibatches and has no such figure."""
+    merged = {
+        task: {k: v for sizes in reversed(arms.values()) for k, v in sizes.items()} for task, arms in tasks.items()
+    }
+    names = sorted({n for arms in merged.values() for n in arms}, key=lambda n: (n[0] != "o", len(n.split()[0]), n))
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    lines = itertools.cycle(("-", "--", "-.", ":"))
+    styles = {n: Style(n, matplotlib.colors.to_hex(c), next(lines)) for n, c in zip(names, colours, strict=True)}
+    return grid_of_tasks(
+        {t: {n: arms[n] for n in names if n in arms} for t, arms in merged.items()}, "steps", styles, 2
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- registry
+class Figure(NamedTuple):
+    draw: Callable[[Any], Any]
+    """from what `what` found in the results"""
+    what: Callable[[Study], Any]
+    needs: str
+    """where `what` finds nothing"""
+    note: str = LINES
+    """below the picture"""
+
+
+def ablated(study: Study) -> dict[str, Any]:
+    variants = {"ppo-bce", "ppo-skip", "sppo-skip"}
+    found = study.with_algorithms(("sppo", "sppo-skip", "ppo", "ppo-bce", "ppo-skip"))
+    return {t: arms for t, arms in found.items() if variants & set(arms) and set(arms) - variants}
+
+
+FIGURES = {
+    "fig1": Figure(fig1, lambda s: s.tails, "tail.json of scripts/probe.py",
+                   "Line: interquartile mean over seeds (n in the titles). Bands, left: 10th to 90th percentile of "
+                   "episodes (PPO; coloured: successes, grey: failures), right: 95 % bootstrap interval, seeds resampled."),
+    "fig2": Figure(fig2, lambda s: (8, 64), "nothing", "No runs: equations and sppo_control/core.py."),
+    "fig4": Figure(fig4, ablated, "runs of ppo-bce, ppo-skip or sppo-skip beside ppo or sppo on one task"),
+    "fig5": Figure(fig5, lambda s: s.with_algorithms(METHODS), "runs of two algorithms on one task"),
+    "fig6": Figure(fig6, lambda s: s.varied(("critic-hidden",), ("sppo", "ppo")), "settings critic-hidden=...", BARS),
+    "fig7": Figure(fig7, lambda s: s.calibration, "calibration.json of scripts/probe.py",
+                   "Numbers: interquartile mean over seeds, with 95 % bootstrap interval, seeds resampled. "
+                   "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664."),
+    "fig8": Figure(fig8, lambda s: s.with_algorithms(("sppo", "ppo")), "runs of sppo and ppo on one task"),
+    "fig8_all": Figure(fig8_all, lambda s: s.with_algorithms(dict.fromkeys(a for _, a, _ in s.arms), 3),
+                       "runs of three algorithms on one task"),
+    "critics": Figure(critics, lambda s: s.varied(CRITIC, ("sppo", "sppo-paper")),
+                      "SPPO with settings critic-steps=..., critic-window=... or critic-learning-rate=..."),
+}  # fmt: skip
