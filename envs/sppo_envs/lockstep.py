@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ FloatArray = npt.NDArray[np.float64]
 Seed = int | Sequence[int] | None
 
 
-class LockstepVectorEnv(VectorEnv[Any, Any, Any]):
+class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
     """B episodes in lockstep, autoreset off, reward 0 until an episode's last step and then 1 for success or 0.
 
     A finished episode is left as it is: its observation stays, its reward is 0, and it is reported as terminated until
@@ -58,22 +59,22 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any]):
         self._steps = -1  # -1 before the first reset
 
     # -- what a task defines
+    @abstractmethod
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
         """Start B episodes; returns their first observations (B, D)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], BoolArray]:
         """Move the episodes where `_done` is False; returns observations (B, D) and which are over, (B,), the horizon
         left aside."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _judge(self) -> dict[str, npt.NDArray[Any]]:
         """`success` (bool) and side measures, each (B,), of all episodes as they stand now."""
-        raise NotImplementedError
 
     def _dense_reward(self) -> npt.NDArray[Any]:
         """Shaped reward of the step just made, (B,); asked for only if `dense`."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has no dense reward")
 
     # -- Gymnasium's interface
     def reset(
@@ -157,21 +158,21 @@ class NumpyVectorEnv(LockstepVectorEnv):
     state_names: tuple[str, ...]
     """What the S rows are, with units."""
 
+    @abstractmethod
     def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
         """n initial states, (S, n)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _observe(self) -> npt.NDArray[np.float32]:
         """Observations (B, D) of the present state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _move(self, actions: npt.NDArray[Any]) -> FloatArray:
         """The state one step on, (S, B), of all episodes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _over(self) -> BoolArray:
         """Which episodes the task ends in the present state, (B,)."""
-        raise NotImplementedError
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
         options = options or {}
