@@ -24,8 +24,8 @@ from sppo_control.policies import starting_policy
 from sppo_control.rollout import success_by_context
 
 AXES = {
-    "sppo/PrecisionCartPole-v0": (2, 3, "angle (rad)", "angular velocity (rad/s)"),
-    "sppo/ContextCartPole-v0": (2, 3, "angle (rad)", "angular velocity (rad/s)"),
+    "sppo/PrecisionCartPole-v0": (0, 1, "position (m)", "velocity (m/s)"),
+    "sppo/ContextCartPole-v0": (0, 1, "position (m)", "velocity (m/s)"),
     "sppo/SparsePendulum-v0": (None, 2, "angle from upright (rad)", "angular velocity (rad/s)"),
     "sppo/ContextPendulum-v0": (None, 2, "angle from upright (rad)", "angular velocity (rad/s)"),
 }
@@ -70,12 +70,12 @@ def main(args: Args) -> None:
 
         left.hist(rate, bins=np.linspace(0, 1, 21), color="C0")
         left.set(
-            title=f"{env_id}: {low:.0%} below 0.2, {high:.0%} above 0.8",
+            title=f"{env_id}\n{low:.0%} below 0.2, {high:.0%} above 0.8",
             xlabel=f"success rate over {args.episodes} episodes", ylabel=f"of {args.contexts} contexts",
         )  # fmt: skip
         i, j, x_name, y_name = AXES.get(env_id, (0, 1, "observation 0", "observation 1"))
         x = np.arctan2(obs[:, 1], obs[:, 0]) if i is None else obs[:, i]
-        dots = right.scatter(x, obs[:, j], c=rate, cmap="RdYlGn", vmin=0, vmax=1, s=14, edgecolor="0.4", linewidth=0.3)
+        dots = right.scatter(x, obs[:, j], c=rate, cmap="viridis", vmin=0, vmax=1, s=14, edgecolor="0.4", linewidth=0.3)
         right.set(title="where they lie", xlabel=x_name, ylabel=y_name)
         figure.colorbar(dots, ax=right, label="success rate")
     figure.savefig(args.out)

@@ -1,0 +1,79 @@
+"""The small tools: contexts.py draws what it prints; speed.py counts the steps that were really made."""
+
+import json
+import re
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import contexts
+import speed
+import sppo_envs
+from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.rollout import success_by_context
+
+
+def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, capsys):
+    env_id, out = "sppo/ContextCartPole-v0", tmp_path / "c.svg"
+    contexts.main(contexts.Args(env_ids=(env_id,), contexts=12, episodes=8, seed=4, out=out))
+    printed = capsys.readouterr().out
+    envs = sppo_envs.make_task(env_id, 8)
+    _, rate = success_by_context(envs, load_policy(shipped_policy(env_id), envs), 12, np.random.default_rng(4))
+    low, high = (rate < 0.2).float().mean(), (rate > 0.8).float().mean()
+    assert f"mean {rate.mean():.3f}; {low:.0%} of contexts below 0.2, {high:.0%} above 0.8" in printed
+    assert out.read_text().count("<path") > 20
+
+
+class Clock:
+    """Time passes only when `seconds` are asked for."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(speed.time, "perf_counter", lambda: self.now)
+
+
+def test_speed_counts_unfinished_episodes_only(monkeypatch):
+    """Three episodes of 1, 2 and 4 steps: 7 steps a batch, whatever the batch waits for."""
+    clock = Clock(monkeypatch)
+
+    class Envs:
+        num_envs, horizon, single_action_space = 3, 10, gym.spaces.Discrete(2)
+
+        def reset(self, seed):
+            self.t = 0
+
+        def step(self, action):
+            self.t += 1
+            clock.now += 0.1
+            return None, None, np.array([1, 2, 4]) <= self.t, None, {}
+
+    assert speed.steps_alone(Envs(), seconds=0.75) == pytest.approx(14 / 0.8)
+
+
+def test_speed_counts_every_environment_where_episodes_start_anew(monkeypatch):
+    clock = Clock(monkeypatch)
+
+    class Envs:
+        def reset(self):
+            pass
+
+        def step(self, action):
+            assert action.shape == (5, 2)
+            clock.now += 0.001
+
+    box = gym.spaces.Box(-1, 1, (2,), np.float32)
+    assert speed.steps_with_autoreset(Envs(), box, 5, seconds=0.25) == pytest.approx(5 / 0.001)
+
+
+def test_engine_table_names_every_task_and_its_peer(tmp_path, capsys):
+    out = tmp_path / "speed.json"
+    speed.main(speed.Args(what="engines", rounds=1, seconds=0.01, num_envs=2, out=str(out)))
+    table, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert set(table["rows"]) == set(sppo_envs.TASKS) == set(speed.PEERS)
+    for env_id, row in table["rows"].items():
+        assert row["rollout_to_bare"] == pytest.approx(row["rollout"][0] / row["bare"][0])
+        assert row["bare_to_sync"] == pytest.approx(row["bare"][0] / row["sync"][0])
+        assert re.search(rf"\| {env_id} \| 2 \| {row['engine']} \|", printed)
+        dynamics = gym.make(speed.PEERS[env_id]).observation_space
+        assert dynamics.shape == sppo_envs.make_task(env_id, 1).single_observation_space.shape
