@@ -39,7 +39,6 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import runs
-from sppo_envs.engines import cores
 
 ALGORITHMS = {  # name: script and flags
     "sppo": "sppo_cartpole.py",
@@ -191,10 +190,15 @@ def jobs_of(args: Args) -> Iterator[Job]:
         yield Cell(env_id, algorithm, setting, seed, starts), words, folder, args.points
 
 
+def available_cores() -> int:
+    """Cores that this process may use. OMP_NUM_THREADS says nothing here: every cell has one thread anyway."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def results_of(jobs: list[Job], args: Args) -> Iterator[Result]:
     """Run all jobs and give each result when it is there."""
     if args.ray_address is None:
-        with ThreadPool(args.jobs or cores()) as threads:  # they only wait for their processes
+        with ThreadPool(args.jobs or available_cores()) as threads:  # they only wait for their processes
             yield from threads.imap_unordered(run_cell, jobs)
         return
     import ray
