@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test bench pretrained study-small clean
+.PHONY: train test bench pretrained study study-small clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -23,6 +23,28 @@ study-small: .venv/.study  ## a small version of the paper's figure 8: three tas
 	$(BIN)/python scripts/benchmark.py --algorithms sppo ppo --seeds 1 2 3 --out runs/study_small.parquet \
 	  --env-ids sppo/PrecisionCartPole-v0 sppo/SparseMountainCar-v0 sppo/SparsePendulum-v0
 	$(BIN)/python scripts/report.py --results runs/study_small.parquet --out runs/study_small --figures fig8 fig5
+
+CHEAP := sppo/PrecisionCartPole-v0 sppo/SparseMountainCar-v0 sppo/SparsePendulum-v0
+CONTEXTS := sppo/ContextCartPole-v0 sppo/ContextPendulum-v0
+DEAR := sppo/SparseLunarLander-v0 sppo/SparseHopper-v0
+GRID := $(BIN)/python scripts/benchmark.py --starts results/starts
+TENTIMES := 11 12 13 14 15 16 17 18 19 20
+
+study: .venv/.study  ## the whole study of docs/results.md: hours; what is in results/ already is not run again
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids $(CHEAP) $(CONTEXTS) \
+	  --algorithms sppo sppo-paper ppo ppo-bce grpo rloo remax reinforce
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids $(CHEAP) $(CONTEXTS) \
+	  --algorithms sppo-skip ppo-skip
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 14 15 --env-ids $(DEAR) --algorithms sppo ppo
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 --env-ids $(DEAR) \
+	  --algorithms sppo-paper ppo-bce grpo rloo remax reinforce
+	$(GRID) --out results/critic_size.parquet --work-dir runs/size --seeds 11 12 13 14 15 --env-ids sppo/ContextCartPole-v0 \
+	  --algorithms sppo ppo --settings "critic-hidden=8 8" "critic-hidden=64 64" "critic-hidden=256 256" "critic-hidden=1024 1024"
+	$(GRID) --out results/rates_tuning.parquet --work-dir runs/rates --seeds 201 202 203 --env-ids sppo/PrecisionCartPole-v0 \
+	  --algorithms sppo ppo grpo rloo remax --settings learning-rate=3e-4 learning-rate=1e-3 learning-rate=3e-3
+	$(GRID) --out results/rates_tuning.parquet --work-dir runs/rates --seeds 201 202 203 \
+	  --env-ids sppo/SparseMountainCar-v0 sppo/SparsePendulum-v0 \
+	  --algorithms sppo ppo grpo rloo remax --settings learning-rate=1e-4 learning-rate=3e-4 learning-rate=1e-3
 
 pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
 	$(BIN)/python scripts/pretrain.py --env-id sppo/PrecisionCartPole-v0
