@@ -206,14 +206,14 @@ def results_of(jobs: list[Job], args: Args) -> Iterator[Result]:
     # Scripts import this package from where this process has it.
     ray.init(args.ray_address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
     task = ray.remote(num_cpus=1, max_retries=0)(run_cell)  # by itself Ray would try again, silently
-    waiting = {task.remote(job): job[0] for job in jobs}
+    waiting = {task.remote(job): job for job in jobs}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
-        cell = waiting.pop(done)
+        cell, _, folder, _ = waiting.pop(done)
         try:
             yield ray.get(done)
         except ray.exceptions.RayError as error:  # a worker died, or its machine
-            yield cell, [], f"{cell}: {error}"
+            yield cell, [], f"{cell}: {error} (log: {folder / 'log.txt'})"
 
 
 def main(args: Args) -> None:

@@ -230,7 +230,7 @@ def fig1(tails: list[Any]) -> Any:
 
 def reliability(v0: Any, rate: Any, bins: int = 10) -> tuple[Any, Any, Any]:
     """Mean V, mean success and number of contexts of each bin of V that has any (those of the ECE)."""
-    member = np.minimum((v0 * bins).astype(int), bins - 1)
+    member = np.clip((v0 * bins).astype(int), 0, bins - 1)  # a plain critic may leave [0, 1]
     number = np.bincount(member, minlength=bins)
     sums = (np.bincount(member, weights=x, minlength=bins)[number > 0] for x in (v0, rate))
     return *(s / number[number > 0] for s in sums), number[number > 0]
@@ -243,7 +243,7 @@ def fig7(rows: list[Any]) -> Any:
     tasks = list(dict.fromkeys(row["env_id"] for row in rows))
     last = {task: stages([row for row in rows if row["env_id"] == task], last=True)[0] for task in tasks}
     algorithms = sorted({row["algorithm"] for row in rows}, key=lambda a: ([*STYLES, a].index(a), a))
-    figure, axes = panels(len(tasks), len(algorithms) + 1, 3.4)
+    figure, axes = panels(len(tasks), len(algorithms) + 1, 2.9)
     for row, task in zip(axes, tasks, strict=True):
         row[-1].set_title(f"{short(task)}\nreliability, 10 bins")
         for at, algorithm in zip(row, algorithms, strict=False):
@@ -257,7 +257,7 @@ def fig7(rows: list[Any]) -> Any:
                 label = name.upper() if name == "ece" else name.capitalize()
                 text.append(f"{label} {summary(r[name] for r in members)}")
             at.scatter(v0, rate, s=9, color=look.colour, alpha=0.35, linewidth=0)
-            at.set_title("\n".join(text))
+            at.set_title("\n".join(text), fontsize=7.5)
             x, y, number = reliability(v0, rate)
             row[-1].plot(x, y, look.line, color=look.colour, label=look.label)
             row[-1].scatter(x, y, s=8 + 120 * number / number.sum(), color=look.colour)

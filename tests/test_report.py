@@ -190,6 +190,9 @@ def test_reliability_bins_are_those_of_the_ece():
     assert float(np.sum(number * abs(x - y)) / len(v0)) == pytest.approx(ece)
     x, y, number = report_figures.reliability(np.array([0.05, 0.15, 0.16]), np.array([0.0, 0.5, 1.0]))
     assert (x.tolist(), y.tolist(), number.tolist()) == ([0.05, pytest.approx(0.155)], [0, 0.75], [1, 2])
+    # PPO's plain critic knows no sigmoid: what leaves [0, 1] belongs to the outermost bins
+    x, y, number = report_figures.reliability(np.array([-0.4, 0.05, 1.3]), np.array([0.0, 0.5, 1.0]))
+    assert (y.tolist(), number.tolist()) == ([0.25, 1.0], [2, 1])
 
 
 def tail(algorithm, seed, update, ends=(0.9, 0.1), episodes=(10, 10)):
