@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test bench pretrained study study-small clean
+.PHONY: train test test-verl bench pretrained study study-small clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -14,6 +14,9 @@ test: .venv/.test  ## format, lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-verl: .venv-verl/.test  ## the verl plug-in, in an environment of its own: verl and TRL need different transformers
+	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
 
 bench: .venv/.bench  ## training speed against Stable-Baselines3, engines against Gymnasium's
 	$(BIN)/python scripts/speed.py
@@ -69,6 +72,13 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.test: .venv/.core
 	@$(PIP) -e '.[test]'
+	@touch $@
+
+.venv-verl/.test: pyproject.toml constraints-verl.txt
+	@test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
+	@echo "Installing into .venv-verl (two to three minutes the first time) ..."
+	@.venv-verl/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	@.venv-verl/bin/python -m pip install --disable-pip-version-check -q -c constraints-verl.txt -e '.[verl]' pytest
 	@touch $@
 
 .venv/.tasks: .venv/.core

@@ -330,6 +330,14 @@ def test_without_a_failure_or_a_success_there_is_no_auc(trained, tmp_path):
         assert full["mean"] == full["low"] == full["high"]
 
 
+def test_success_and_horizon_are_those_of_the_run(tmp_path):
+    """A user's own task: no episode can be long enough to succeed, unless one of the two is forgotten."""
+    args = {"env_id": "CartPole-v1", "success_return": 25.0, "horizon": 24, "num_envs": 4, "total_timesteps": 1}
+    run = ppo_cartpole.train(ppo_cartpole.Args(**args, eval_episodes=1, runs_dir=str(tmp_path)))
+    (row,) = measure(tmp_path / "a.json", "tail", run.folder)["runs"]
+    assert (row["successes"]["episodes"], row["failures"]["episodes"]) == (0, 70)
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 def refusal(monkeypatch, capsys, *words):
     for name in ("rollout", "success_by_context"):

@@ -1,0 +1,62 @@
+"""The language-model adapter: the functions of `sppo_control.core` on language models.
+
+| name              | file        | what it is                                                                  |
+| ----------------- | ----------- | --------------------------------------------------------------------------- |
+| `token_log_probs` | logprobs.py | log-probabilities (and entropy) of given tokens, without the (B, T, V) logits |
+| `PromptCritic`    | critic.py   | V(s_p): a backbone with one scalar head at the last prompt token             |
+| `exact_match`     | rewards.py  | 1 where a completion is the answer, else 0                                   |
+| `MathReward`      | rewards.py  | the same for boxed mathematical answers, through math-verify                 |
+| `SPPOConfig`, `SPPOTrainer` | trainer.py | SPPO in TRL: a subclass of its GRPOTrainer                        |
+
+Names are imported when they are first used, so that importing this package needs none of the packages of the extra `llm`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sppo_control.llm.critic import PromptCritic as PromptCritic
+    from sppo_control.llm.logprobs import token_log_probs as token_log_probs
+    from sppo_control.llm.rewards import MathReward as MathReward
+    from sppo_control.llm.rewards import exact_match as exact_match
+
+INSTALL = "pip install -c constraints.txt -e '.[llm]'"
+"""What brings every package that this adapter uses."""
+
+_HOME = {
+    "token_log_probs": "logprobs",
+    "PromptCritic": "critic",
+    "exact_match": "rewards",
+    "MathReward": "rewards",
+    "SPPOConfig": "trainer",
+    "SPPOTrainer": "trainer",
+}
+
+__all__ = ["INSTALL", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the file that holds `name`.
+
+    Raises:
+        AttributeError: there is no such name.
+        ImportError: a package of the extra `llm` is missing; the text has the command that installs it.
+    """
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
+    home = f"{__name__}.{_HOME[name]}"
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        if error.name == home:
+            raise  # a broken installation of this package itself, which no extra would mend
+        raise ImportError(
+            f"{__name__}.{name} needs the package {error.name!r}, which is not installed; run: {INSTALL}",
+            name=error.name,
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,310 @@
+"""SPPO's critic for language models: V(s_p) = sigmoid(v), the probability of success read from the prompt alone.
+
+| symbol         | shape        | meaning                                                     |
+| -------------- | ------------ | ----------------------------------------------------------- |
+| input_ids      | (B, P), int  | prompts, padded left or right                               |
+| attention_mask | (B, P)       | 1 on the prompt's tokens, 0 on padding                      |
+| v, value_logit | (B,)         | the scalar head at the last prompt token (SPPO, section 4)  |
+
+A critic is saved by itself and is of use by itself: `PromptCritic.from_pretrained(folder).predict(prompts)` says how likely
+the policy is to succeed on each prompt.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+
+from sppo_control import core
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""Text, or chat messages."""
+
+_MARKER = "prompt_critic.json"
+"""The file that is written last: a folder without it holds no whole critic."""
+
+
+class PromptCritic(nn.Module):
+    """A backbone and one linear head on its hidden state at the last prompt token.
+
+    The head starts at zero, so that V = 1/2 for every prompt: the first advantages are R - 1/2, not noise. The backbone's
+    gradient is zero for that first step only. Build it with `from_backbone` or `from_pretrained`; both leave it in
+    evaluation mode, since dropout would make V, and with it the advantage, random.
+
+    Args:
+        backbone: a Hugging Face model without language-model head, whose output has `last_hidden_state`; its last prompt
+            position must see the whole prompt, as in every decoder. Used as it is, not copied.
+        tokenizer: the backbone's tokenizer, for `predict`; it must be the policy's as well (`check_same_tokenizer`).
+    """
+
+    def __init__(self, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.backbone.config.use_cache = False  # keys and values of a prompt are never used again
+        parameter = next(backbone.parameters())
+        width = backbone.config.get_text_config().hidden_size
+        # The head is small and its sum decides everything: float32 beside a bfloat16 backbone.
+        dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        self.head = nn.Linear(width, 1, device=parameter.device, dtype=dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.tokenizer = tokenizer
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The critic's logit of each prompt.
+
+        Args:
+            input_ids: (B, P), int64. What stands on padding does not matter, as long as it is a token.
+            attention_mask: (B, P), bool or int, at least one True a row.
+
+        Returns:
+            value_logit, (B,), in the head's dtype, with gradient.
+
+        Raises:
+            ValueError: wrong shapes, a prompt without a token (on the CPU; elsewhere the device stops).
+        """
+        if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
+            raise ValueError(
+                "input_ids and attention_mask must be (B, P) alike, "
+                f"got {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
+            )
+        mask = attention_mask.bool()
+        core._require(mask.any(dim=1).all(), "a prompt has no token: a row of attention_mask is all 0")
+        # Padding goes to the right, wherever it stood. There every decoder counts positions from 0 at the first real
+        # token, and no real token sees padding; position_ids would do the same, but not every architecture takes them.
+        order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)  # (B, P)
+        input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
+        hidden = self.backbone(input_ids=input_ids, attention_mask=mask.to(attention_mask.dtype)).last_hidden_state
+        last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]  # (B, D)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(last.to(self.head.weight.dtype))[:, 0]
+
+    @torch.no_grad()
+    def predict(self, prompts: Sequence[Prompt], batch_size: int = 16) -> Tensor:
+        """How likely success is on each prompt.
+
+        Args:
+            prompts: n texts, exactly as the policy reads them; or chats, which get the tokenizer's chat template with the
+                generation prompt.
+            batch_size: prompts in one forward pass, at least 1.
+
+        Returns:
+            V(s_p), (n,), float32, on the CPU.
+
+        Raises:
+            ValueError: no tokenizer, one string instead of a list, an empty prompt, batch_size below 1.
+        """
+        if self.tokenizer is None:
+            raise ValueError(
+                "predict needs a tokenizer; give one: critic.tokenizer = AutoTokenizer.from_pretrained(...)"
+            )
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts must be a list, got one string; pass [{prompts[:20]!r}...]")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        ids = [self._tokens(prompt) for prompt in prompts]
+        if empty := [index for index, row in enumerate(ids) if not row]:
+            raise ValueError(f"the prompt at index {empty[0]} has no token; leave empty prompts out")
+        value = torch.empty(len(ids))
+        by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # little padding in each batch
+        training = self.training
+        self.eval()
+        for start in range(0, len(ids), batch_size):
+            rows = by_length[start : start + batch_size]
+            width = len(ids[rows[-1]])
+            padded = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in rows], device=self.head.weight.device)
+            length = torch.tensor([len(ids[i]) for i in rows], device=padded.device)
+            mask = torch.arange(width, device=padded.device) < length[:, None]
+            value[rows] = torch.sigmoid(self(padded, mask.long())).float().cpu()
+        self.train(training)
+        return value
+
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt)["input_ids"])
+        return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+
+    # ------------------------------------------------------------------------------------------ making, saving, loading
+    @classmethod
+    def from_backbone(
+        cls, model_or_path: PreTrainedModel | str | os.PathLike[str], tokenizer: Any = None, **kwargs: Any
+    ) -> PromptCritic:
+        """A critic with the weights of a language model and a head of zeros.
+
+        Args:
+            model_or_path: a Hugging Face model, with or without its language-model head, which is copied (the policy
+                itself may be given); or a folder or Hub id.
+            tokenizer: None loads the one that lies beside the weights, if there is one.
+            kwargs: for `AutoModel.from_pretrained`. `dtype` is float32 unless given: the critic is trained, and small
+                updates of bfloat16 weights are lost.
+        """
+        if isinstance(model_or_path, PreTrainedModel):
+            backbone: PreTrainedModel = copy.deepcopy(model_or_path.base_model)  # type: ignore[assignment]
+            backbone.requires_grad_(True)
+            backbone.zero_grad(set_to_none=True)
+            return cls(backbone, tokenizer).eval()
+        backbone = AutoModel.from_pretrained(model_or_path, **{"dtype": torch.float32, **kwargs})
+        if tokenizer is None and not (os.path.isdir(model_or_path) and not _has_tokenizer(Path(model_or_path))):
+            tokenizer = AutoTokenizer.from_pretrained(model_or_path)
+        return cls(backbone, tokenizer).eval()
+
+    def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+        """Write the critic into a folder, which is made: the backbone as `AutoModel` saves it (safetensors and JSON), the
+        head (`head.safetensors`), the tokenizer, and last `prompt_critic.json`. Files of other names stay.
+
+        Args:
+            folder: where to.
+            state_dict: the whole weights, named as in `self.state_dict()`, where the critic itself holds shards of them.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = self.state_dict() if state_dict is None else state_dict
+        parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+        for name, x in weights.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = x.detach().cpu().contiguous()
+        (folder / _MARKER).unlink(missing_ok=True)  # from here until the end there is no whole critic in the folder
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
+            self.backbone.save_pretrained(temporary, state_dict=parts["backbone"])
+            save_file(parts["head"], Path(temporary, "head.safetensors"))
+            if self.tokenizer is not None:
+                self.tokenizer.save_pretrained(temporary)
+            Path(temporary, _MARKER).write_text(
+                json.dumps({"format": 1, "tokenizer": self.tokenizer is not None}) + "\n"
+            )
+            files = sorted(Path(temporary).iterdir(), key=lambda path: path.name == _MARKER)
+            for path in files:
+                os.replace(path, folder / path.name)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> PromptCritic:
+        """Load what `save_pretrained` wrote; executes no code from the folder.
+
+        Args:
+            folder: where it is.
+            kwargs: for `AutoModel.from_pretrained`; `dtype` is the saved one unless given.
+
+        Raises:
+            FileNotFoundError: no critic in the folder, or one whose writing was interrupted.
+            ValueError: weights are missing.
+        """
+        folder = Path(folder)
+        if not (folder / _MARKER).is_file():
+            raise FileNotFoundError(
+                f"no critic in {folder}: {_MARKER} is missing (save_pretrained writes it last); for a critic that starts "
+                "from a language model use PromptCritic.from_backbone"
+            )
+        settings = {"dtype": "auto", **kwargs, "trust_remote_code": False, "use_safetensors": True}
+        backbone, info = AutoModel.from_pretrained(folder, output_loading_info=True, **settings)
+        if info["missing_keys"]:  # transformers would fill them with random numbers
+            raise ValueError(f"{folder} lacks weights of the backbone: {', '.join(sorted(info['missing_keys'])[:5])}")
+        tokenizer = None
+        if json.loads((folder / _MARKER).read_text())["tokenizer"]:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        critic = cls(backbone, tokenizer)
+        critic.head.load_state_dict(load_file(folder / "head.safetensors"))
+        return critic.eval()
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"))
+
+
+def check_same_tokenizer(policy_tokenizer: Any, critic_tokenizer: Any) -> None:
+    """The critic reads the policy's token ids, so every id must mean the same to both.
+
+    Raises:
+        ValueError: the vocabularies differ, or split a text differently.
+    """
+    way_out = "use a critic of the same model family, or one trained with the policy's tokenizer"
+    policy, critic = policy_tokenizer.get_vocab(), critic_tokenizer.get_vocab()
+    if policy != critic:
+        differing = sorted(policy.items() ^ critic.items(), key=lambda item: (item[1], item[0]))
+        token, index = differing[0]
+        raise ValueError(
+            f"the critic's tokenizer is not the policy's: {len(policy)} and {len(critic)} tokens, {len(differing)} entries "
+            f"differ, the first is {token!r} with id {index}; {way_out}"
+        )
+    text = "Solve 12 + 345 = ?\n\tLet $x^2 \\le \\frac{1}{3}$, été 数学."
+    pieces = [list(t(text)["input_ids"]) for t in (policy_tokenizer, critic_tokenizer)]
+    if pieces[0] != pieces[1]:
+        raise ValueError(
+            f"the critic's tokenizer has the policy's vocabulary, but splits {text!r} into other tokens: "
+            f"{pieces[0]} and {pieces[1]}; {way_out}"
+        )
+
+
+# -------------------------------------------------------------------------------------------------------- training
+def train_critic(
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    outcome: Tensor,
+    steps: int = 1,
+    batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    max_grad_norm: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Optimiser steps on the binary cross-entropy between V(s_p) and R (SPPO, eq. 2): the warm-up before the first policy
+    update, and the `critic_steps` of each update.
+
+    Args:
+        critic: a PromptCritic, or what wraps one. It stays in the mode, training or evaluation, in which it is.
+        optimizer: over the critic's parameters.
+        input_ids: (N, P).
+        attention_mask: (N, P).
+        outcome: R, (N,), in [0, 1].
+        steps: optimiser steps, at least 0.
+        batch_size: prompts a step, at most N; None takes all N in each. Batches are drawn without replacement; when too
+            few prompts are left for one, the order is drawn anew.
+        micro_batch_size: prompts in memory at once; None is batch_size. It does not change the gradient.
+        max_grad_norm: gradients are scaled down to this norm; None leaves them.
+        generator: draws the order, on the CPU; not used where each step takes all prompts.
+
+    Returns:
+        The loss of each step, before it, (steps,), without gradient.
+
+    Raises:
+        ValueError: steps below 0, batch_size outside 1..N, micro_batch_size below 1; what the critic and
+            `core.bernoulli_value_loss` raise.
+    """
+    n = len(outcome)
+    batch_size = n if batch_size is None else batch_size
+    micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
+    if steps < 0 or not 1 <= batch_size <= n or micro_batch_size < 1:
+        raise ValueError(
+            f"need steps >= 0, batch_size in 1..{n} (the number of prompts) and micro_batch_size >= 1, "
+            f"got {steps}, {batch_size} and {micro_batch_size}"
+        )
+    losses = torch.zeros(steps, device=outcome.device)
+    batches = _batches(n, batch_size, generator)
+    for step in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        for rows in next(batches).to(outcome.device).split(micro_batch_size):
+            logit = critic(input_ids[rows], attention_mask[rows])
+            loss = core.bernoulli_value_loss(logit, outcome[rows].to(logit.dtype), denominator=batch_size)
+            loss.backward()
+            losses[step] += loss.detach()
+        if max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(critic.parameters(), max_grad_norm)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+def _batches(n: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    while True:
+        order = torch.arange(n) if batch_size == n else torch.randperm(n, generator=generator)
+        yield from order[: n - n % batch_size].split(batch_size)

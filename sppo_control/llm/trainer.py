@@ -1,0 +1,464 @@
+"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation a prompt and a critic in place of the group.
+
+What is added to a script that uses GRPOTrainer, besides the two names, is how the critic learns:
+
+    from sppo_control.llm import MathReward, SPPOConfig, SPPOTrainer
+
+    args = SPPOConfig(
+        output_dir="runs/sppo",
+        reduction="token-mean",        # 1  named, see the table
+        critic_learning_rate=1e-5,     # 2  its own Adam
+        critic_steps=2,                # 3  updates of the critic a batch
+    )
+    trainer = SPPOTrainer(model="Qwen/Qwen2.5-Math-1.5B", reward_funcs=MathReward(), args=args, train_dataset=dataset)
+    trainer.train()                    # then trainer.critic.predict(prompts); each checkpoint holds the critic as well
+
+`critic=` takes a `PromptCritic`, its folder, or the folder or Hub id of a language model; without it the critic starts as
+a float32 copy of the policy. The equations are `sppo_control.core`'s: A = R - sigmoid(V(s_p)) is `sequence_advantage`, the
+critic's loss is `bernoulli_value_loss` (through `train_critic`); the clipped ratio per token is TRL's own and equals
+`clipped_surrogate` (tests/test_llm_trainer.py). B and T below are those of all micro-batches and processes of one
+optimiser step, H is max_completion_length:
+
+| reduction       | TRL's loss_type | divisor                                                                             |
+| --------------- | --------------- | ----------------------------------------------------------------------------------- |
+| "token-mean"    | "dapo"          | tokens of the generation batch / its optimiser steps: exactly the step's own tokens |
+|                 |                 | where a generation batch is one step, else their mean over its steps                |
+| "sequence-mean" | "grpo"          | each sequence's tokens, then B                                                      |
+| "fixed"         | "dr_grpo"       | B x H                                                                               |
+
+The order of events for each generation batch: generate, R, V(s_p), A; then the critic's steps; then the policy's. So V is
+that of a critic which has not seen these outcomes. See docs/llm_trl.md for arguments, launches and what was not run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from accelerate.utils import send_to_device  # type: ignore[import-untyped]
+from datasets import IterableDataset  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
+from transformers import PreTrainedModel
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
+
+from sppo_control import core
+from sppo_control.llm.critic import PromptCritic, check_same_tokenizer, train_critic
+from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
+
+logger = logging.get_logger(__name__)
+
+LOSS_TYPES: dict[str, str] = {"token-mean": "dapo", "sequence-mean": "grpo", "fixed": "dr_grpo"}
+"""core's reduction -> TRL's loss_type; the module's docstring has the divisors."""
+
+
+class _DividesAll(int):
+    """TRL wants at least two generations a prompt, and whole groups in a batch. Groups of one are always whole."""
+
+    def __rmod__(self, other: int) -> int:
+        return 0
+
+
+def _argument(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SPPOConfig(GRPOConfig):
+    """TRL's GRPOConfig with SPPO's arguments; the learning rate is constant unless asked.
+
+    Raises:
+        ValueError: an argument that SPPO does not have (more than one generation, a KL penalty, rewards divided by their
+            standard deviation, ratios of sequences, a loss_type that is not the reduction's), or one out of its range.
+    """
+
+    reduction: core.Reduction = _argument("token-mean", "How all tokens' losses become one number.")  # noqa: RUF009
+    critic_learning_rate: float = _argument(1e-5, "Of the critic's Adam; constant.")
+    critic_steps: int = _argument(1, "Updates of the critic for each generation batch, each on all its prompts.")
+    critic_warmup_batches: int = _argument(0, "Generation batches for the critic alone, before the first update.")
+    max_prompt_length: int | None = _argument(None, "Longest training prompt in tokens; None is no limit.")
+    long_prompts: Literal["drop", "error"] = _argument("drop", "Longer ones are counted and left out, or refused.")
+    num_generations: int = _argument(1, "One response a prompt, nothing else.")
+    loss_type: str = _argument("", "Set by `reduction`.")
+    scale_rewards: str = _argument("none", "SPPO does not normalise.")
+    lr_scheduler_type: str = _argument("constant", "The policy's learning rate schedule.")
+    disable_dropout: bool = _argument(True, "With dropout the ratio of an unchanged policy is not 1.")
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("reduction", get_args(core.Reduction)), ("long_prompts", ("drop", "error"))):
+            if (choice := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {choice!r}")
+        for name, least in (("critic_steps", 1), ("critic_warmup_batches", 0), ("max_prompt_length", 1)):
+            if (number := getattr(self, name)) is not None and number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
+        if not self.critic_learning_rate > 0:
+            raise ValueError(f"critic_learning_rate must be above 0, got {self.critic_learning_rate}")
+        given = self.num_generations, self.loss_type or LOSS_TYPES[self.reduction]
+        self.num_generations, self.loss_type = _DividesAll(2), LOSS_TYPES[self.reduction]
+        super().__post_init__()
+        self.num_generations = 1
+        for name, value, wanted, why in (
+            ("num_generations", given[0], 1, "the critic takes the place of the group (TRL's GRPOTrainer has groups)"),
+            ("loss_type", given[1], self.loss_type, f"reduction={self.reduction!r} sets it"),
+            ("beta", self.beta, 0.0, "SPPO has no KL penalty"),
+            ("scale_rewards", self.scale_rewards, "none", "A = R - V(s_p) is not normalised"),
+            ("importance_sampling_level", self.importance_sampling_level, "token", "the ratio is that of each token"),
+            ("multi_objective_aggregation", self.multi_objective_aggregation, "sum_then_normalize", "R is a plain sum"),
+        ):
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted!r} for SPPO, got {value!r}: {why}; leave it out")
+
+
+class EpochSampler(Sampler[int]):
+    """TRL's RepeatSampler for one generation a prompt, with an order that depends on (seed, epoch) alone.
+
+    TRL's draws all permutations from one generator, which a resumed run starts anew: it would see the first epoch's order
+    again. Each block of prompts comes `repeat` times, as TRL's loader expects; an incomplete last block is left out.
+
+    Args:
+        order: the prompts' order in the current epoch, asked for when an iteration begins.
+        size: prompts in the dataset.
+        block: prompts in a generation batch, of all processes.
+        repeat: how often the loader asks for a block.
+    """
+
+    def __init__(self, order: Callable[[], list[int]], size: int, block: int, repeat: int) -> None:
+        self.order, self.starts, self.block, self.repeat = order, range(0, size - size % block, block), block, repeat
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.order()
+        for start in self.starts:
+            yield from order[start : start + self.block] * self.repeat
+
+    def __len__(self) -> int:
+        return len(self.starts) * self.block * self.repeat
+
+
+class SPPOTrainer(GRPOTrainer):
+    """TRL's GRPOTrainer with SPPO's advantage and critic; see the module's docstring.
+
+    On several processes the critic is replicated (DDP) where the policy is, and sharded (FSDP2's `fully_shard`, over all
+    processes) under FSDP and DeepSpeed, whatever engine holds the policy.
+
+    Args:
+        model, reward_funcs, args and all others: as in GRPOTrainer; args is an SPPOConfig. R is the weighted sum of the
+            reward functions, and must be 0 or 1.
+        critic: PromptCritic, its folder, or the folder or Hub id of a language model with the policy's tokenizer; None
+            copies the policy into float32.
+
+    Attributes:
+        critic: the PromptCritic; under FSDP and DeepSpeed a sharded one, whose methods all processes must call together.
+        num_long_prompts: training prompts above max_prompt_length, left out.
+
+    Raises:
+        TypeError: args is not an SPPOConfig; critic is of another type; a streamed training dataset.
+        ValueError: another tokenizer; no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; multimodal models;
+            a dataset without a column that is needed, smaller than a generation batch, or with long prompts under
+            long_prompts="error"; while training, rewards that are not 0 or 1.
+    """
+
+    _tag_names = ["trl", "sppo"]  # noqa: RUF012, TRL's attributes, for the model card
+    _name = "SPPO"
+    _paper = {"title": "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks", "id": "2604.08865"}  # noqa: RUF012
+
+    # TRL's types allow None where it cannot be
+    args: Any
+    model: Any
+    train_dataset: Any
+    _logs: Any
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: SPPOConfig | None = None,
+        *rest: Any,
+        critic: PromptCritic | str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            name = model if isinstance(model, str) else model.config._name_or_path
+            args = SPPOConfig(f"{name.rsplit('/', 1)[-1] or 'model'}-SPPO")
+        if not isinstance(args, SPPOConfig):
+            raise TypeError(f"args must be an SPPOConfig, got {type(args).__name__}; it takes the same arguments")
+        super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self._check_data()
+        self._critic_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        self._critic_bf16 = bool(args.bf16) or self.model.dtype == torch.bfloat16
+        self.critic = self._make_critic(critic)
+        self._critic = self._distribute(self.critic)  # what is called in training
+        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_learning_rate)
+        self._warmup_left = args.critic_warmup_batches
+        self._outcome = torch.empty(0)
+
+    # ------------------------------------------------------------------------------------------------------- checks
+    def _check_data(self) -> None:
+        data, limit, size = self.train_dataset, self.args.max_prompt_length, self.args.generation_batch_size
+        if isinstance(data, IterableDataset):
+            raise TypeError(
+                "train_dataset must not be streamed, resuming could not skip what was seen: Dataset.from_list(list(stream))"
+            )
+        self.num_long_prompts = 0
+        if self.environment_factories is None:  # else the prompts are the environment's
+            columns = set(data.column_names)
+            for function in (None, *self.reward_funcs):
+                if missing := {"prompt"} - columns if function is None else _missing_columns(function, columns):
+                    name = "SPPOTrainer" if function is None else getattr(function, "__name__", function)
+                    raise ValueError(
+                        f"{name} needs the column {', '.join(sorted(missing))} of train_dataset, which has "
+                        f"{', '.join(sorted(columns))}; rename yours with dataset.rename_column"
+                    )
+            if limit is not None:
+                lengths: list[int] = []
+                for start in range(0, len(data), 1000):
+                    lengths += map(len, self._tokenize_prompts(data[start : start + 1000]["prompt"])[0])
+                self.train_dataset = data.select([row for row, length in enumerate(lengths) if length <= limit])
+                self.num_long_prompts = len(data) - len(self.train_dataset)
+                text = (
+                    f"{self.num_long_prompts} of {len(data)} training prompts are longer than max_prompt_length={limit}"
+                )
+                if self.num_long_prompts and self.args.long_prompts == "error":
+                    raise ValueError(f"{text}, the longest has {max(lengths)} tokens; raise it, or long_prompts='drop'")
+                if self.num_long_prompts:
+                    logger.warning(f"{text} tokens and are left out")
+        if len(self.train_dataset) < size:
+            raise ValueError(
+                f"train_dataset has {len(self.train_dataset)} prompts, fewer than one generation batch of {size} "
+                "(per_device_train_batch_size x steps_per_generation x processes); lower one of these"
+            )
+
+    def _make_critic(self, critic: PromptCritic | str | os.PathLike[str] | None) -> PromptCritic:
+        plugin = self.accelerator.state.deepspeed_plugin
+        if plugin is not None and plugin.zero_stage == 3:
+            raise ValueError(
+                "DeepSpeed ZeRO-3 cuts every model into pieces while it is loaded, the critic too; "
+                "use FSDP (fsdp_version: 2) to shard the policy, or ZeRO stage 1 or 2"
+            )
+        if self._is_vlm:
+            raise ValueError("the critic reads text alone; give a tokenizer as processing_class, not a processor")
+        if critic is None:
+            policy = self.model
+            if not isinstance(policy, PreTrainedModel) or getattr(policy, "is_quantized", False):
+                raise ValueError(
+                    "without critic= the critic is a copy of the policy, which an adapter (PEFT) or a quantised model does "
+                    f"not allow; pass critic='<path or Hub id>' with the tokenizer of {policy.config._name_or_path!r}"
+                )
+            critic = PromptCritic.from_backbone(policy, self._tokenizer)
+            critic.backbone.float()  # small steps are lost in bfloat16 weights
+        elif isinstance(critic, str | os.PathLike):
+            path = critic
+            try:
+                critic = PromptCritic.from_pretrained(path)
+            except FileNotFoundError:  # no critic's folder: a language model
+                critic = PromptCritic.from_backbone(path)
+        elif not isinstance(critic, PromptCritic):
+            raise TypeError(f"critic must be a PromptCritic, a path or a Hub id, got {type(critic).__name__}")
+        if critic.tokenizer is not None:
+            check_same_tokenizer(self._tokenizer, critic.tokenizer)
+        elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(self._tokenizer):  # type: ignore[arg-type]
+            raise ValueError(f"the critic knows {rows} tokens, the policy's tokenizer has {len(self._tokenizer)}")
+        critic.tokenizer = self._tokenizer  # so that the saved critic can predict
+        return critic
+
+    def _distribute(self, critic: PromptCritic) -> nn.Module:
+        device, world = self.accelerator.device, self.accelerator.num_processes
+        if any(x.is_meta for x in critic.parameters()):  # FSDP's cpu_ram_efficient_loading: rank 0 alone has weights
+            critic.to_empty(device=device)
+        else:
+            critic.to(device)
+        if world == 1:
+            return critic
+        for x in [*critic.parameters(), *critic.buffers()]:
+            dist.broadcast(x.data, src=0)
+        if not self._critic_sharded:
+            return DistributedDataParallel(critic)
+        mesh = init_device_mesh(device.type, (world,))
+        layers = set(critic.backbone._no_split_modules or ())
+        for module in list(critic.backbone.modules()):
+            if type(module).__name__ in layers:
+                fully_shard(module, mesh=mesh)
+        fully_shard(critic, mesh=mesh)
+        return critic
+
+    # --------------------------------------------------------------------------------------------------------- data
+    def _order(self, epoch: int, stream: int = 0) -> list[int]:
+        """The prompts' order in an epoch, on every process and after every resume the same."""
+        size = len(self.train_dataset)
+        if not self.shuffle_dataset:
+            return list(range(size))
+        return np.random.default_rng([self.args.seed, epoch, stream]).permutation(size).tolist()
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        # The trainer's state is asked, not set_epoch(): accelerate does not forward that when it skips batches.
+        return EpochSampler(
+            lambda: self._order(int(self.state.epoch or 0)),
+            size=len(self.train_dataset),
+            block=self.args.generation_batch_size,
+            repeat=self.num_iterations * self.args.steps_per_generation,
+        )
+
+    # -------------------------------------------------------------------------------------- outcome, advantage, critic
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        rewards = super()._calculate_rewards(*args, **kwargs)  # (B of all processes, functions)
+        outcome = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1)
+        outcome[rewards.isnan().all(dim=1)] = torch.nan  # every function returned None
+        check_outcomes(outcome)
+        self._outcome = outcome
+        return rewards
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            return self._roll_out(inputs, "eval")[0]
+        if self._warmup_left:
+            self._warm_up()
+        output, outcome = self._roll_out(inputs, "train")
+        losses = self._train_critic(output, outcome)
+        self._metrics["train"]["critic/loss"].append(losses[0].item())
+        self._metrics["train"]["critic/last_loss"].append(losses[-1].item())
+        return output
+
+    def _roll_out(self, inputs: list[dict[str, Any]], mode: str) -> tuple[dict[str, Any], Tensor]:
+        """TRL's batch with SPPO's advantages, and the outcomes of this process's rows."""
+        output = super()._generate_and_score_completions(inputs)
+        ids, mask = output["prompt_ids"], output["prompt_mask"]
+        size = self.args.per_device_train_batch_size
+        with torch.no_grad(), self._autocast():
+            logit = torch.cat([self.critic(*rows) for rows in zip(ids.split(size), mask.split(size), strict=True)])
+        logit = self.accelerator.gather(logit)  # (B,) of all processes, as the outcomes are
+        outcome = self._outcome.to(logit.dtype)
+        advantage = core.sequence_advantage(outcome, logit)
+        start = self.accelerator.process_index * len(ids)
+        output["advantages"] = advantage[start : start + len(ids)]
+
+        v0, metrics = logit.sigmoid(), self._metrics[mode]
+        metrics.pop("frac_reward_zero_std", None)  # of groups of one: always 1
+        for name, value in (
+            ("advantages/mean", advantage.mean()),
+            ("advantages/std", advantage.std(correction=0)),
+            ("critic/v0_mean", v0.mean()),
+            ("critic/brier", core.brier_score(v0, outcome)),
+            ("critic/ece", core.expected_calibration_error(v0, outcome)),
+        ):
+            metrics[name].append(value.item())
+        logged = self._logs["advantages"]  # TRL has put a zero there for each row
+        for _ in range(min(len(advantage), len(logged))):
+            logged.pop()
+        logged.extend(advantage.tolist())
+        return output, outcome[start : start + len(ids)]
+
+    def _train_critic(self, output: dict[str, Any], outcome: Tensor) -> Tensor:
+        """Every process takes its own rows, equally many; gradients are averaged by DDP or fully_shard. The optimiser is
+        torch's own: accelerate's would skip steps while the policy accumulates gradients."""
+        with self._autocast():
+            losses = train_critic(
+                self._critic,
+                self.critic_optimizer,
+                output["prompt_ids"],
+                output["prompt_mask"],
+                outcome,
+                steps=self.args.critic_steps,
+                micro_batch_size=self.args.per_device_train_batch_size,
+                max_grad_norm=self.args.max_grad_norm or None,
+            )
+        return self.accelerator.reduce(losses, reduction="mean")
+
+    def _autocast(self) -> torch.autocast:
+        # Without the cache, which would keep the weights of before the optimiser's step.
+        device = self.accelerator.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self._critic_bf16, cache_enabled=False)
+
+    def _warm_up(self) -> None:
+        """Batches for the critic alone, in an order of their own; the policy, its optimiser and schedule stay untouched."""
+        size = self.args.generation_batch_size
+        mine = size // self.accelerator.num_processes
+        per_epoch = len(self.train_dataset) // size
+        metrics, self._metrics["train"] = self._metrics["train"], defaultdict(list)
+        for batch in range(self._warmup_left):
+            start = batch % per_epoch * size + self.accelerator.process_index * mine
+            rows = self._order(batch // per_epoch, stream=1)[start : start + mine]
+            losses = self._train_critic(*self._roll_out([self.train_dataset[row] for row in rows], "train"))
+            metrics["critic/warmup_loss"].append(losses[0].item())
+        self._metrics["train"], self._warmup_left = metrics, 0
+
+    # -------------------------------------------------------------------------------------------------- checkpoints
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """GRPOTrainer's, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`."""
+        folder = os.path.join(output_dir or self.args.output_dir, "critic")
+        weights = self.critic.state_dict()
+        if self._critic_sharded:  # whole on rank 0, empty elsewhere
+            weights = get_model_state_dict(self.critic, options=_WHOLE)
+        if self.args.should_save and weights:
+            self.critic.save_pretrained(folder, weights)
+        super().save_model(output_dir, _internal_call)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = get_optimizer_state_dict(self.critic, self.critic_optimizer, options=_WHOLE)
+        if self.args.should_save and state:
+            torch.save(state, os.path.join(output_dir, "critic_optimizer.pt"))
+        # In the middle of a generation batch (several optimiser steps on it) what is left of it belongs to the state.
+        spent = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        rows = {"world": self.args.world_size, "step": self._step, "left": None if spent else self._buffered_inputs}
+        os.makedirs(output_dir, exist_ok=True)
+        torch.save(rows, os.path.join(output_dir, f"sppo_state_{self.args.process_index}.pt"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        paths = [os.path.join(checkpoint, "critic_optimizer.pt"), os.path.join(checkpoint, "sppo_state_0.pt")]
+        for path in paths:
+            if self.args.process_index == 0 and not os.path.isfile(path):
+                raise FileNotFoundError(
+                    f"cannot resume: {path} is missing; SPPOTrainer writes it into each checkpoint unless save_only_model "
+                    "is set. To start anew from these weights, pass the folder as model and its folder 'critic' as critic"
+                )
+        # A sharded critic comes from rank 0: other nodes need not see its disk, nor hold it whole.
+        read = self.args.process_index == 0 or not self._critic_sharded
+        weights = PromptCritic.from_pretrained(os.path.join(checkpoint, "critic")).state_dict() if read else {}
+        state = torch.load(paths[0], map_location="cpu", weights_only=True) if read else {}
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self._critic_sharded)
+        set_model_state_dict(self.critic, weights, options=options)
+        set_optimizer_state_dict(self.critic, self.critic_optimizer, state, options=options)
+        mine = os.path.join(checkpoint, f"sppo_state_{self.args.process_index}.pt")
+        rows = torch.load(mine if os.path.isfile(mine) else paths[1], map_location="cpu", weights_only=True)
+        if rows["left"] is not None and rows["world"] != self.args.world_size:
+            raise ValueError(
+                f"{checkpoint} was written by {rows['world']} processes in the middle of a generation batch, and cannot be "
+                f"resumed by {self.args.world_size}; use as many, or a checkpoint at the end of a generation batch"
+            )
+        self._step, self._warmup_left = rows["step"] if rows["left"] else 0, 0
+        self._buffered_inputs = send_to_device(rows["left"], self.accelerator.device)
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _missing_columns(function: Any, columns: set[str]) -> set[str]:
+    """Parameters without default of a reward function, which TRL fills with the dataset's columns, that are not there."""
+    if isinstance(function, nn.Module):
+        return set()
+    if isinstance(function, MathReward):
+        return set() if columns & set(COLUMNS) else {" or ".join(COLUMNS)}
+    given = {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name for p in parameters if p.kind in kinds and p.default is p.empty} - given - columns
