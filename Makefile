@@ -13,7 +13,7 @@ test: .venv/.test  ## format, lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # tests of training are few and long
 
 test-verl: .venv-verl/.test  ## the verl plug-in, in an environment of its own: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl

@@ -5,7 +5,8 @@ does to one it does to all. Ratios are taken within a round.
 (a) naive: logits, log_softmax, gather; (b) ours: `sppo_control.llm.token_log_probs`; (c) TRL's chunked kernel (Triton on
 CUDA, torch elsewhere); (d) Liger's fused GRPO loss, without its reference model and torch.compile. Whatever is not
 installed is left out and named. Peak memory is what a fresh process holds at most above its inputs, gradients included;
-"less gradients" leaves out the gradients of hidden and head, which each variant must return.
+"less gradients" leaves out the gradients of hidden and head, which each variant must return. Seconds are by the clock, and,
+for --device cpu, of CPU time as well, which other work on the machine disturbs less.
 
     pip install -c constraints.txt -e '.[llm]' && pip install --no-deps liger-kernel
     python scripts/speed_llm.py --what loss               # about five minutes on one core; --device cuda on a GPU
@@ -108,15 +109,15 @@ def liger(b: Batch) -> Tensor:
 VARIANTS: dict[str, Callable[[Batch], Tensor]] = {"naive": naive, "ours": ours, "trl": trl, "liger": liger}
 
 
-def loss_and_gradient(name: str, batch: Batch) -> tuple[float, float]:
-    """Seconds, and the loss."""
+def loss_and_gradient(name: str, batch: Batch) -> tuple[float, float, float]:
+    """Seconds by the clock, seconds of CPU time, and the loss."""
     batch.hidden.grad = batch.weight.grad = None
     synchronize(batch.hidden)
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), time.process_time()
     loss = VARIANTS[name](batch)
     loss.backward()
     synchronize(batch.hidden)
-    return time.perf_counter() - began, float(loss.detach())
+    return time.perf_counter() - began, time.process_time() - cpu_began, float(loss.detach())
 
 
 def synchronize(x: Tensor) -> None:
@@ -149,35 +150,45 @@ def measure_loss(args: Args) -> dict[str, Any]:
     for name in PACKAGES.keys() - set(names):
         print(f"left out: {name}, {PACKAGES[name]} is not installed")
     rows = []
-    print("\n| V | B x T | D | variant | peak MiB | less gradients | times naive | tokens/s | seconds to naive's |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n| V | B x T | D | variant | peak MiB | less gradients | times naive | tokens/s | seconds to naive's | CPU s |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for index, size in enumerate(SIZES[args.device]):
         V, B, T, D = size
         memory = {name: child(args, f"{name}:{index}") for name in names}
         batch = make_batch(size, args.device)
         seconds: dict[str, list[float]] = {name: [] for name in names}
+        cpu_seconds: dict[str, list[float]] = {name: [] for name in names}
         loss: dict[str, float] = {}
         for name in names:
             loss_and_gradient(name, batch)  # warm
         for _ in tqdm(range(args.rounds), unit="round", desc=f"V = {V}, B x T = {B} x {T}", leave=False):
             for name in names:
-                spent, loss[name] = loss_and_gradient(name, batch)
+                spent, cpu_spent, loss[name] = loss_and_gradient(name, batch)
                 seconds[name].append(spent)
+                cpu_seconds[name].append(cpu_spent)
         gradients = (batch.hidden.nbytes + batch.weight.nbytes) / 2**20
         for name in names:
-            ratio = [a / b for a, b in zip(seconds[name], seconds["naive"], strict=True)]
+            ratio, cpu_ratio = (
+                [a / b for a, b in zip(measured[name], measured["naive"], strict=True)]
+                for measured in (seconds, cpu_seconds)
+            )
             row = {
                 "vocabulary": V, "sequences": B, "length": T, "width": D, "variant": name,
                 "peak_mib": memory[name] / 2**20, "peak_to_naive": memory[name] / memory["naive"],
                 "peak_less_gradients_mib": memory[name] / 2**20 - gradients,
                 "seconds": seconds[name], "tokens_per_second": B * T / statistics.median(seconds[name]),
-                "seconds_to_naive": statistics.median(ratio), "loss": loss[name],
+                "seconds_to_naive": statistics.median(ratio), "cpu_seconds": cpu_seconds[name],
+                "cpu_seconds_to_naive": statistics.median(cpu_ratio) if args.device == "cpu" else None,
+                "loss": loss[name],
             }  # fmt: skip
             rows.append(row)
             tqdm.write(
                 f"| {V:,} | {B} x {T} | {D} | {name} | {row['peak_mib']:,.0f} | {row['peak_less_gradients_mib']:,.0f} | "
                 f"{row['peak_to_naive']:.2f} | {row['tokens_per_second']:,.0f} | "
-                f"{row['seconds_to_naive']:.2f} ({min(ratio):.2f} to {max(ratio):.2f}) |"
+                f"{row['seconds_to_naive']:.2f} ({min(ratio):.2f} to {max(ratio):.2f}) | "
+                + (f"{row['cpu_seconds_to_naive']:.2f} |" if args.device == "cpu" else "- |")
             )
     return {"rows": rows}
 
@@ -221,7 +232,7 @@ def main(args: Args) -> None:
         "device": device_name(args.device),
         "dtype": str(DTYPES[args.device]),
         "torch_threads": torch.get_num_threads(),
-        "peers": {package: version(package) for package in PACKAGES.values() if installed(package)},
+        "packages": {package: version(package) for package in PACKAGES.values() if installed(package)},
         **runs.versions(),
     }
     out = Path(args.out)

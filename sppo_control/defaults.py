@@ -24,7 +24,7 @@ TASKS = {
     "sppo/PrecisionCartPole-v0": Defaults(),
     "sppo/SparseMountainCar-v0": Defaults(8, 4, 3e-4, 500_000),
     "sppo/SparsePendulum-v0": Defaults(16, 4, 3e-4, 3_000_000),
-    "sppo/SparseLunarLander-v0": Defaults(16, 2, 5e-4, 2_000_000),
+    "sppo/SparseLunarLander-v0": Defaults(16, 2, 3e-4, 2_000_000),
     "sppo/SparseHopper-v0": Defaults(8, 2, 3e-4, 2_000_000),
     "sppo/ContextCartPole-v0": Defaults(),
     "sppo/ContextPendulum-v0": Defaults(),

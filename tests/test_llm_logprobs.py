@@ -65,6 +65,15 @@ def test_each_output_alone_gives_its_gradient(which):
     assert token_log_probs(hidden, weight, tokens, bias).entropy is None
 
 
+@pytest.mark.parametrize("used", [False, True])
+def test_an_entropy_that_is_only_logged_costs_nothing_in_the_backward_pass(used):
+    (hidden, weight, bias), tokens, _ = batch()
+    logp, entropy = token_log_probs(hidden, weight, tokens, bias, entropy=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        (logp.sum() + (entropy.sum() if used else 0.0)).backward()
+    assert any("xlogy" in event.key for event in profile.key_averages()) == used
+
+
 @pytest.mark.parametrize("trained", [0, 1, 2])
 def test_only_what_is_trained_gets_a_gradient(trained):
     """A frozen head, as under LoRA, is the usual case."""

@@ -88,7 +88,7 @@ def test_last_boxed(text, boxed):
         ("(x+1)^2", "x^2+2x+1", 1.0),
         ("x = 3", "3", 1.0),
         ("2, 1", r"\{1,2\}", 1.0),
-        ("3", r"the solution is \boxed{3}", 1.0),  # an answer column that holds whole solutions
+        ("3", r"not \boxed{2}, but \boxed{3}", 1.0),  # an answer column that holds whole solutions
         ("3", "$3$", 1.0),
         ("3", 3, 1.0),
         (r"\text{East}", "east", 1.0),
@@ -148,7 +148,9 @@ def verifier(tmp_path, monkeypatch):
         (folder / "__init__.py").write_text(
             "import os, time\nclass LatexExtractionConfig:\n    def __init__(self, **_): pass\n"
             "def parse(text, *_, **__): return [text.encode()]\n"
-            f"def verify(gold, boxed, **_):\n    if b'bad' in boxed[0]: {verify}\n    return gold == boxed\n"
+            "def verify(gold, boxed, raise_on_error=False, **_):\n    try:\n"
+            f"        if b'bad' in boxed[0]: {verify}\n    except Exception:\n"
+            "        if raise_on_error: raise\n        return False\n    return gold == boxed\n"
         )
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
@@ -162,14 +164,14 @@ def verifier(tmp_path, monkeypatch):
         ("raise RecursionError", "crashed"),
         ("os._exit(3)", "crashed"),
         ("os.abort()", "crashed"),
-        ("bytearray(2**40)", "crashed"),  # memory
+        ("bytearray(2**31)", "crashed"),  # 2 GiB
         ("time.sleep(1000)", "timed_out"),
         ("print('noise')", None),  # must not be taken for an answer
     ],
 )
 def test_a_fault_in_the_verifier_scores_0_is_counted_and_is_over(verifier, fault, key):
     verifier(fault)
-    reward = MathReward(timeout=1.0 if key == "timed_out" else 60)
+    reward = MathReward(timeout=1.0 if key == "timed_out" else 60, memory_gib=1.0)
     score(reward, "x+1", "x+2")
     pid = reward._worker.pid
     completions = [r"\boxed{bad+1}", r"\boxed{x+ 1}", r"\boxed{bad}"]
