@@ -239,8 +239,8 @@ def draw(name: str, what: Any, words: str, folder: Path) -> None:
     """Write one figure, with a note and its command below it, as PNG and SVG."""
     figure, note = FIGURES[name].draw(what), FIGURES[name].note
     if name in ("fig4", "fig5", "fig8", "fig8_all"):  # {task: {algorithm: runs}}
-        settings = {run.setting for arms in what.values() for arm in arms.values() for run in arm}
-        note += f" Settings: {' or '.join(s or 'defaults' for s in sorted(settings))} (see tables.md)." if settings != {""} else ""
+        settings = {run.setting or "defaults" for arms in what.values() for arm in arms.values() for run in arm}
+        note += f" Settings: {' or '.join(sorted(settings))} (see tables.md)." if settings != {"defaults"} else ""
     lines = textwrap.wrap(f"{note} {words}", int(18.5 * figure.get_figwidth()), break_on_hyphens=False)
     figure.supxlabel("\n".join(lines), fontsize=7, color="dimgray", x=0.01, ha="left", parse_math=False)
     figure.savefig(folder / f"{name}.png")
