@@ -296,13 +296,13 @@ def cluster():
 
 
 def comparable(table):
-    """Without what the clock, the machine or the folder decides; in one order."""
+    """Without what the clock, the machine, the folder or a commit in between decides; in one order."""
     arguments = [{k: v for k, v in json.loads(a).items() if k != "runs_dir"} for a in table.arguments]
-    table = table.drop(columns=["seconds", "peak_memory_mib"]).assign(arguments=[str(a) for a in arguments])
+    table = table.drop(columns=["seconds", "peak_memory_mib", "commit"]).assign(arguments=[str(a) for a in arguments])
     return table.sort_values([*CELL, "steps"], ignore_index=True)
 
 
-def test_a_ray_cluster_runs_the_same_grid(grid, cluster, tmp_path):
+def test_a_ray_cluster_runs_the_same_grid(cluster, grid, tmp_path):
     """Started as a user would, by its command line: what is run is then sent to the workers by value."""
     _, _, ((local, _), _) = grid
     args = make_args(tmp_path, seeds=(1,))

@@ -128,9 +128,10 @@ def sppo_policy_loss(
     if dual_clip:
         if not config.clip_ratio_c > 1 + clip_coef:
             raise ValueError(f"clip_ratio_c must be above 1 + clip_ratio = {1 + clip_coef}, got {config.clip_ratio_c}")
-        # max(min(r A, clip(r) A), c A) for A < 0 is the plain surrogate at min(r, c), since c is outside the clip range
+        # For A < 0, max(min(r A, clip(r) A), c A) is the plain surrogate at min(r, c), because c is outside the clip range;
+        # for A >= 0 the clip range has cut such ratios already.
         capped = torch.minimum(log_prob, old_log_prob + math.log(config.clip_ratio_c))
-        loss = core.clipped_surrogate(torch.where(advantages < 0, capped, log_prob), *arguments).loss
+        loss = core.clipped_surrogate(capped, *arguments).loss
     metrics = {"ppo_kl": plain.old_approx_kl, "approx_kl": plain.approx_kl, "pg_clipfrac": plain.clipfrac}
     return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
