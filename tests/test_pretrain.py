@@ -128,11 +128,12 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
         third = launch(tmp_path, "cut", "--stage", "sft")
         while not list(folder.glob("demonstrations*.safetensors")) and third.poll() is None:
             time.sleep(0.01)
+        time.sleep(0.05)
         third.send_signal(signal.SIGINT)
         _, err = third.communicate(timeout=120)
-        if third.returncode != 0:
+        if third.returncode == 130:  # else it had ended, or torch was reading a file and made another error of Ctrl-C
             break
-        shutil.rmtree(tmp_path / "cut")
+        shutil.rmtree(tmp_path / "cut", ignore_errors=True)
         shutil.rmtree(tmp_path / "work-cut", ignore_errors=True)
         shutil.copytree(tmp_path / "kept", tmp_path / "work-cut")
     assert third.returncode == 130, err
