@@ -13,10 +13,11 @@ from transformers import (
     GPT2Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2Tokenizer,
 )
 
 from sppo_control import core
-from sppo_control.llm import PromptCritic
+from sppo_control.llm import PromptCritic, load_tokenizer
 from sppo_control.llm.critic import check_same_tokenizer, train_critic
 
 CHARACTERS = "0123456789+= ?abcdefghijklmnopqrstuvwxyz{}<>"
@@ -255,6 +256,73 @@ def test_loading_executes_no_code(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- tokenizers
+SPLIT_ELSEWHERE = "abc += {12}"
+"""Each character is a token; Qwen2's own pre-tokenizer makes words, which are not in the vocabulary."""
+
+
+def write_model(folder, tokens, kind="qwen2"):
+    """A folder of a language model, with a tokenizer."""
+    AutoModelForCausalLM.from_config(CONFIGS[kind]()).save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize("name", ["TokenizersBackend", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_of_ones_own_is_loaded_as_it_was_saved(tmp_path, kind, name):
+    """Beside a Qwen2 model too, for which AutoTokenizer would take Qwen2's pre-tokenizer. Both names were written by
+    transformers, by its versions 5 and 4."""
+    ids = tokenizer()(SPLIT_ELSEWHERE)["input_ids"]
+    assert 0 not in ids
+    critic = make_critic(kind, tokenizer())
+    critic.save_pretrained(tmp_path / "critic")
+    write_model(tmp_path / "model", tokenizer(), kind)
+    for folder in ("critic", "model"):
+        path = tmp_path / folder / "tokenizer_config.json"
+        settings = json.loads(path.read_text())
+        assert settings["tokenizer_class"] == "TokenizersBackend"
+        path.write_text(json.dumps({**settings, "tokenizer_class": name}))
+    loaded = PromptCritic.from_pretrained(tmp_path / "critic")
+    assert loaded.tokenizer(SPLIT_ELSEWHERE)["input_ids"] == ids
+    check_same_tokenizer(critic.tokenizer, loaded.tokenizer)
+    assert torch.equal(loaded.predict([SPLIT_ELSEWHERE]), critic.predict([SPLIT_ELSEWHERE]))
+    assert PromptCritic.from_backbone(tmp_path / "model").tokenizer(SPLIT_ELSEWHERE)["input_ids"] == ids
+
+
+def test_a_tokenizer_of_the_hub_is_loaded_as_it_was_saved(tmp_path, monkeypatch):
+    """From a cache as huggingface_hub lays it out, without a network."""
+    repository, commit = tmp_path / "models--somebody--tiny", "c" * 40
+    write_model(repository / "snapshots" / commit, tokenizer())
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    ids = tokenizer()(SPLIT_ELSEWHERE)["input_ids"]
+    assert load_tokenizer("somebody/tiny")(SPLIT_ELSEWHERE)["input_ids"] == ids
+    assert PromptCritic.from_backbone("somebody/tiny").tokenizer(SPLIT_ELSEWHERE)["input_ids"] == ids
+    with pytest.raises(OSError, match="couldn't find them in the cached files"):
+        load_tokenizer("somebody/else")
+
+
+def test_a_models_usual_tokenizer_is_left_to_transformers(tmp_path):
+    saved = Qwen2Tokenizer({"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3}, [("a", "b")])
+    loaded = load_tokenizer(write_model(tmp_path, saved), padding_side="left")
+    assert type(loaded) is Qwen2Tokenizer
+    assert loaded("aab")["input_ids"] == saved("aab")["input_ids"] == [0, 2]
+    assert loaded.padding_side == "left"
+
+
+@pytest.mark.parametrize("name", ["TokenizersBackend", "EvilTokenizer"])
+def test_loading_a_tokenizer_executes_no_code(tmp_path, name):
+    write_model(tmp_path, tokenizer())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": name, "auto_map": {"AutoTokenizer": [None, "evil.EvilTokenizer"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise RuntimeError('evil')\n")
+    load_tokenizer(tmp_path, trust_remote_code=True)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_another_tokenizer_is_refused():
     check_same_tokenizer(tokenizer(), tokenizer())
     with pytest.raises(ValueError, match=r"46 and 45 tokens, 1 entries differ, the first is 'X' with id 45"):

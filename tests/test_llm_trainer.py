@@ -542,15 +542,36 @@ def test_long_prompts_are_counted_and_left_out(tmp_path):
     assert sorted(made.train_dataset["prompt"]) == sorted(set(prompts()["prompt"]) - set(long))
 
 
+@pytest.mark.parametrize("with_tokenizer", [True, False])
 @pytest.mark.parametrize("saved", ["critic", "language model"])
-def test_critic_from_a_folder(tmp_path, saved):
+def test_critic_from_a_folder(tmp_path, saved, with_tokenizer):
     source = critic(3) if saved == "critic" else policy(3)
-    source.tokenizer = None
+    if saved == "critic":
+        source.tokenizer = tokenizer() if with_tokenizer else None
+    elif with_tokenizer:
+        tokenizer().save_pretrained(tmp_path / "source")
     source.save_pretrained(tmp_path / "source")
     made = trainer(tmp_path, critic=tmp_path / "source")
     assert_same(weights(made.critic.backbone), weights(source.backbone if saved == "critic" else source.model))
     assert made.critic.head.weight.any() == (saved == "critic")
     assert made.critic.tokenizer is made.processing_class
+
+
+@pytest.mark.parametrize("given", ["a folder", "a loaded model"])
+def test_a_policys_own_tokenizer_is_the_one_that_was_saved(tmp_path, given):
+    """Without processing_class; TRL alone would build Qwen2's around its vocabulary, and refuse a critic which has it."""
+    for name, source in (("policy", policy()), ("critic", critic(3))):
+        source.save_pretrained(tmp_path / name)
+        tokenizer().save_pretrained(tmp_path / name)
+    model = str(tmp_path / "policy")
+    if given == "a loaded model":
+        model = Qwen2ForCausalLM.from_pretrained(model)
+    made = SPPOTrainer(model, small, config(tmp_path), prompts(), critic=tmp_path / "critic")
+    text = "12+30=a=="
+    assert made.processing_class(text)["input_ids"] == tokenizer()(text)["input_ids"]
+    assert made.processing_class.padding_side == made.processing_class.truncation_side == "left"
+    positional = SPPOTrainer(model, small, config(tmp_path), prompts(), None, other := tokenizer(), critic=critic())
+    assert positional.processing_class is other
 
 
 def test_critic_is_a_float32_copy_of_a_bfloat16_policy(tmp_path):

@@ -6,6 +6,7 @@
 | `PromptCritic`    | critic.py   | V(s_p): a backbone with one scalar head at the last prompt token             |
 | `exact_match`     | rewards.py  | 1 where a completion is the answer, else 0                                   |
 | `MathReward`      | rewards.py  | the same for boxed mathematical answers, through math-verify                 |
+| `load_tokenizer`  | tokenizers.py | the saved tokenizer, whatever model lies beside it                         |
 | `SPPOConfig`, `SPPOTrainer` | trainer.py | SPPO in TRL: a subclass of its GRPOTrainer                        |
 
 Names are imported when they are first used, so that importing this package needs none of the packages of the extra `llm`.
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sppo_control.llm.logprobs import token_log_probs as token_log_probs
     from sppo_control.llm.rewards import MathReward as MathReward
     from sppo_control.llm.rewards import exact_match as exact_match
+    from sppo_control.llm.tokenizers import load_tokenizer as load_tokenizer
 
 INSTALL = "pip install -c constraints.txt -e '.[llm]'"
 """What brings every package that this adapter uses."""
@@ -30,6 +32,7 @@ _HOME = {
     "PromptCritic": "critic",
     "exact_match": "rewards",
     "MathReward": "rewards",
+    "load_tokenizer": "tokenizers",
     "SPPOConfig": "trainer",
     "SPPOTrainer": "trainer",
 }

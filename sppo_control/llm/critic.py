@@ -23,9 +23,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from sppo_control import core
+from sppo_control.llm.tokenizers import load_tokenizer
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """Text, or chat messages."""
@@ -106,7 +107,7 @@ class PromptCritic(nn.Module):
         """
         if self.tokenizer is None:
             raise ValueError(
-                "predict needs a tokenizer; give one: critic.tokenizer = AutoTokenizer.from_pretrained(...)"
+                "predict needs a tokenizer; give one: critic.tokenizer = load_tokenizer(...) of sppo_control.llm"
             )
         if isinstance(prompts, str):
             raise ValueError(f"prompts must be a list, got one string; pass [{prompts[:20]!r}...]")
@@ -155,7 +156,7 @@ class PromptCritic(nn.Module):
             return cls(backbone, tokenizer).eval()
         backbone = AutoModel.from_pretrained(model_or_path, **{"dtype": torch.float32, **kwargs})
         if tokenizer is None and not (os.path.isdir(model_or_path) and not _has_tokenizer(Path(model_or_path))):
-            tokenizer = AutoTokenizer.from_pretrained(model_or_path)
+            tokenizer = load_tokenizer(model_or_path)
         return cls(backbone, tokenizer).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -210,7 +211,7 @@ class PromptCritic(nn.Module):
             raise ValueError(f"{folder} lacks weights of the backbone: {', '.join(sorted(info['missing_keys'])[:5])}")
         tokenizer = None
         if json.loads((folder / _MARKER).read_text())["tokenizer"]:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = load_tokenizer(folder)
         critic = cls(backbone, tokenizer)
         critic.head.load_state_dict(load_file(folder / "head.safetensors"))
         return critic.eval()

@@ -63,6 +63,7 @@ from trl import GRPOConfig, GRPOTrainer
 from sppo_control import core
 from sppo_control.llm.critic import PromptCritic, check_same_tokenizer, train_critic
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
+from sppo_control.llm.tokenizers import is_generic, load_tokenizer
 
 logger = logging.get_logger(__name__)
 
@@ -199,6 +200,8 @@ class SPPOTrainer(GRPOTrainer):
             args = SPPOConfig(f"{name.rsplit('/', 1)[-1] or 'model'}-SPPO")
         if not isinstance(args, SPPOConfig):
             raise TypeError(f"args must be an SPPOConfig, got {type(args).__name__}; it takes the same arguments")
+        if len(rest) < 3 and kwargs.get("processing_class") is None:  # the third of `rest`, in GRPOTrainer's order
+            kwargs["processing_class"] = _saved_tokenizer(model, args)
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self._check_data()
         self._critic_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -450,6 +453,17 @@ class SPPOTrainer(GRPOTrainer):
 
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def _saved_tokenizer(model: Any, args: SPPOConfig) -> Any:
+    """The tokenizer beside the policy, where TRL, which asks AutoProcessor, might build another one; else None."""
+    name, where = model if isinstance(model, str) else model.config._name_or_path, {}
+    if isinstance(model, str):  # of the same revision, as TRL does
+        settings: Any = args.model_init_kwargs or {}
+        where["revision"] = settings.get("revision")
+    if not name or not is_generic(name, **where):
+        return None
+    return load_tokenizer(name, padding_side="left", truncation_side="left", **where)
 
 
 def _missing_columns(function: Any, columns: set[str]) -> set[str]:
