@@ -1,11 +1,15 @@
 """PromptCritic: reads the last prompt token wherever the padding stands, is saved and loaded whole, trains exactly."""
 
 import json
+import warnings
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -118,6 +122,20 @@ def test_head_is_computed_in_float32_under_autocast_and_beside_bfloat16():
     assert low.head.weight.dtype == low(ids, mask).dtype == torch.float32
     double = PromptCritic(AutoModel.from_config(CONFIGS["qwen2"]()).double())
     assert double(ids, mask).dtype == torch.float64
+
+
+def test_fsdp2_may_hang_its_hook_on_the_logit():
+    """It warns about a view, whose hook an operation in place would drop: the critic's gradient would then be wrong."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        critic, (ids, mask) = make_critic(), pad(prompts(), "left")
+        expected = critic(ids, mask)
+        fully_shard(critic, mesh=init_device_mesh("cpu", (1,)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert torch.equal(critic(ids, mask), expected)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_bad_prompts_are_refused():

@@ -88,7 +88,8 @@ class PromptCritic(nn.Module):
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask.to(attention_mask.dtype)).last_hidden_state
         last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]  # (B, D)
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.head(last.to(self.head.weight.dtype))[:, 0]
+            # Not a view of the head's output: FSDP2 hangs a hook on what is returned, and warns that views may lose it.
+            return self.head(last.to(self.head.weight.dtype))[:, 0].clone()
 
     @torch.no_grad()
     def predict(self, prompts: Sequence[Prompt], batch_size: int = 16) -> Tensor:
