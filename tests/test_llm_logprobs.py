@@ -1,8 +1,10 @@
 """token_log_probs: equal to log_softmax and gather in values and gradients, in every dtype and mode, and never more than a
 chunk of logits in memory."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,7 +231,8 @@ def test_the_operators_are_well_formed():
     for entropy in (False, True):
         for mask in (None, flat > 2):
             arguments = (rows, weight, bias, flat, mask, 0.7, 4, 3, entropy, F64)
-            torch.library.opcheck(torch.ops.sppo_control.token_log_probs.default, arguments)
+            forward = torch.ops.sppo_control.token_log_probs.default
+            assert list(torch.library.opcheck(forward, arguments).values()) == ["SUCCESS"] * 4
     for dtype, needs in (
         (F64, (True, False, True)),
         (torch.bfloat16, (False, True, False)),
@@ -239,7 +242,8 @@ def test_the_operators_are_well_formed():
         logp, h, lse = torch.ops.sppo_control.token_log_probs(x, w, b, flat, None, 0.7, 4, 3, True, dtype)
         arguments = (logp, None, x, w, b, flat, None, h, lse, 0.7, 4, 3, dtype, *needs)
         backward = torch.ops.sppo_control.token_log_probs_backward.default
-        torch.library.opcheck(backward, arguments, test_utils=("test_schema", "test_faketensor"))
+        checks = dict.fromkeys(("test_schema", "test_faketensor"), "SUCCESS")  # it has no backward of its own
+        assert torch.library.opcheck(backward, arguments, test_utils=tuple(checks)) == checks
 
 
 # ------------------------------------------------------------------------------------------------------------ memory
@@ -391,6 +395,15 @@ def test_a_missing_extra_is_named_with_its_command():
         "ImportError: sppo_control.llm.PromptCritic needs the package 'transformers', which is not installed; "
         "run: pip install -c constraints.txt -e '.[llm]'"
     )
+
+
+def test_a_type_checker_finds_what_is_imported_late_where_it_is():
+    import sppo_control.llm as package
+
+    tree = ast.parse(Path(package.__file__).read_text())
+    (block,) = (n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    found = {(i.module, name.name, name.asname) for i in block.body for name in i.names}
+    assert found == {(f"sppo_control.llm.{home}", name, name) for name, home in package._HOME.items()}
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from sppo_control.llm.rewards import MathReward as MathReward
     from sppo_control.llm.rewards import exact_match as exact_match
     from sppo_control.llm.tokenizers import load_tokenizer as load_tokenizer
+    from sppo_control.llm.trainer import SPPOConfig as SPPOConfig
+    from sppo_control.llm.trainer import SPPOTrainer as SPPOTrainer
 
 INSTALL = "pip install -c constraints.txt -e '.[llm]'"
 """What brings every package that this adapter uses."""
