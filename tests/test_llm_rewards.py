@@ -292,8 +292,17 @@ def test_a_missing_math_verify_is_named(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------------ outcomes
 @pytest.mark.parametrize("rewards", [[0.0, 1.0], [], torch.tensor([1, 0]), torch.ones(2, 3), [True, False]])
-def test_outcomes_are_accepted(rewards):
-    check_outcomes(rewards)
+def test_outcomes_are_accepted_and_left_as_they_are(rewards):
+    before = str(rewards)
+    check_outcomes(rewards)  # it raises where it does not accept
+    assert str(rewards) == before
+
+
+def test_one_bad_reward_in_a_matrix_is_found():
+    rewards = torch.ones(2, 3)
+    rewards[1, 1] = 0.5
+    with pytest.raises(ValueError, match=r"got 0\.5 at index 4\."):
+        check_outcomes(rewards)
 
 
 @pytest.mark.parametrize("bad", [0.5, 2.0, -1.0, float("nan"), None])

@@ -59,6 +59,7 @@ def tiny_models(tmp_path_factory):
 
 @pytest.fixture
 def batch():
+    """A fresh copy of the shared batch: `make_batch` of verl_batch.py says what is in it."""
     from verl_batch import make_batch
 
     return make_batch()

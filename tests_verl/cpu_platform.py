@@ -32,6 +32,11 @@ CPU = SimpleNamespace(
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
+    """One CPU that passes for verl's device: gloo for communication, no memory statistics, no profiler, no IPC.
+
+    Ray is asked for its resource "GPU", which is what `ray.init(num_gpus=...)` hands out in the tests.
+    """
+
     device_name = vendor_name = "cpu"
     device_module = CPU
 

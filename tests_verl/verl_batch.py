@@ -18,6 +18,7 @@ def compose(recipe, overrides=()):
 
 
 def jagged(rows):
+    """Rows of uneven length, n of (L_i,), as verl carries them: one nested tensor (n, j) in torch's jagged layout."""
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
