@@ -64,6 +64,11 @@ def style(algorithm: str) -> Style:
     return STYLES.get(algorithm, Style(algorithm, "#999999", "-."))
 
 
+def in_order(algorithms: Iterable[str]) -> list[str]:
+    """Each once, those with a style of their own first."""
+    return sorted(set(algorithms), key=lambda a: ([*STYLES, a].index(a), a))
+
+
 def count(arms: Iterable[Sequence[Any]]) -> str:
     """How many runs the arms have: "n = 3", "n = 3 to 10"."""
     return f"n = {span(map(len, arms))}"
@@ -201,8 +206,8 @@ def fig1(tails: list[Any]) -> Any:
     rows = [(task, chosen) for task, found in tails for chosen in stages(found)]
     figure, axes = panels(len(rows), 2, 2.2)
     for (left, right), (task, chosen) in zip(axes, rows, strict=True):
-        for algorithm in ("sppo", "ppo"):
-            members, look = [r for r in chosen if r["algorithm"] == algorithm], STYLES[algorithm]
+        for algorithm in in_order(r["algorithm"] for r in chosen):
+            members, look = [r for r in chosen if r["algorithm"] == algorithm], style(algorithm)
             for outcome, line, shade in (("successes", "-", look.colour), ("failures", "--", "#7F7F7F")):
                 having = [r[outcome] for r in members if r[outcome]["episodes"]]
                 if having:
@@ -211,13 +216,13 @@ def fig1(tails: list[Any]) -> Any:
                         iqm([np.interp(x, r["progress"], r[name]) for r in having], axis=0) for name in TAIL[1:]
                     )
                     left.plot(x, mean, line, color=look.colour, label=f"{look.label}, {outcome}")
-                    if algorithm == "ppo":
+                    if algorithm.startswith("ppo"):
                         left.fill_between(x, low, high, color=shade, alpha=0.22, linewidth=0)
             both = [r for r in members if separable(r)]
             if both:
                 x = np.array(both[0]["successes"]["progress"])
                 values = np.stack([np.interp(x, r["successes"]["progress"], r["auc"]) for r in both], axis=-1)
-                right.plot(x, iqm(values), color=look.colour)
+                right.plot(x, iqm(values), look.line, color=look.colour)
                 right.fill_between(x, *interval(iqm, values), color=look.colour, alpha=0.15, linewidth=0)
         number = count([r for r in chosen if r["algorithm"] == a] for a in {r["algorithm"] for r in chosen})
         updates = f"update {span(r['update'] for r in chosen)}"
@@ -242,7 +247,7 @@ def fig7(rows: list[Any]) -> Any:
     0.7. Here: the last update in the file."""
     tasks = list(dict.fromkeys(row["env_id"] for row in rows))
     last = {task: stages([row for row in rows if row["env_id"] == task], last=True)[0] for task in tasks}
-    algorithms = sorted({row["algorithm"] for row in rows}, key=lambda a: ([*STYLES, a].index(a), a))
+    algorithms = in_order(row["algorithm"] for row in rows)
     figure, axes = panels(len(tasks), len(algorithms) + 1, 2.9)
     for row, task in zip(axes, tasks, strict=True):
         row[-1].set_title(f"{short(task)}\nreliability, 10 bins")

@@ -164,7 +164,9 @@ class Study:
                     numbers = [group[name] for group in groups for name in TAIL] + [run["auc"]] * (len(groups) == 2)
                     if not np.isfinite(np.array(numbers, float)).all():  # ragged lists raise ValueError themselves
                         raise ValueError(f"a number is missing in {run['algorithm']} seed {run['seed']}")
-                self.tails += [(content["env_id"], content["runs"])] if content["runs"] else []
+                # By variant: probe.py's "algorithm" of a tail is ppo for ppo-bce too. Old files have no variants.
+                runs = [{**run, "algorithm": run.get("variant", run["algorithm"])} for run in content["runs"]]
+                self.tails += [(content["env_id"], runs)] if runs else []
             elif "rows" in content:
                 for row in content["rows"]:
                     _ = row["env_id"], row["algorithm"], [row[name] for name in (*MEASURES, "contexts", "episodes")]

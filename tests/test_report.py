@@ -332,6 +332,28 @@ def test_fig1_shows_updates_in_rows_and_leaves_out_seeds_without_failures(study)
     assert figure.axes[1].lines[-2].get_ydata() == pytest.approx([0.5, 0.6, 1.0])
 
 
+def test_variants_of_an_algorithm_in_one_tail_file_are_not_pooled(tmp_path):
+    """probe.py writes the algorithm that a variant is of, and the variant beside it."""
+    found = [{**tail("ppo", s, 10), "variant": "ppo"} for s in (1, 2)]
+    found += [{**tail("ppo", s, 10, (0.7, 0.3)), "variant": "ppo-bce", "auc": [0.5, 0.7, 0.9]} for s in (1, 2, 3)]
+    path = tmp_path / "tail.json"
+    path.write_text(json.dumps({"env_id": POLE, "runs": found}))
+    study = Study([path])
+    left, right = draw(study, "fig1").axes
+    assert left.get_title() == "PrecisionCartPole, update 10, n = 2 to 3"
+    ends = {line.get_label(): line.get_ydata()[-1] for line in left.lines}
+    assert ends == pytest.approx({
+        "PPO, successes": 0.9, "PPO, failures": 0.1, "PPO + BCE, successes": 0.7, "PPO + BCE, failures": 0.3,
+    })  # fmt: skip
+    assert len(left.collections) == 4  # a critic of every step has bands, whatever its loss
+    assert [line.get_ydata()[1] for line in right.lines[:2]] == pytest.approx([0.6, 0.7])
+    assert len({line.get_color() for line in right.lines[:2]}) == 2
+    table = {row["algorithm"]: row for row in cells(report.tables(study, "the command"), "## Tail effect")}
+    assert {a: (row["seeds"], row["at 0.5"][:5]) for a, row in table.items()} == {
+        "ppo": ("2", "0.600"), "ppo-bce": ("3", "0.700"),
+    }  # fmt: skip
+
+
 def test_fig7_takes_each_seeds_last_update_and_says_what_is_undefined(study):
     sppo, paper, reliable = draw(study, "fig7").axes
     assert "Pearson 0.620 [0.610, 0.630]" in sppo.get_title()
