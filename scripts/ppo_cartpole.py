@@ -112,7 +112,7 @@ def train(args: Args) -> runs.Run:
         fused=True,
     )
 
-    with runs.Run(args, __file__) as run:
+    with runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
         run.start(policy=policy, critic=critic, optimizer=optimizer)
         while run.steps < args.total_timesteps:

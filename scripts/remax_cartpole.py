@@ -91,7 +91,7 @@ def train(args: Args) -> runs.Run:
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
-    with runs.Run(args, __file__) as run:
+    with runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:

@@ -34,9 +34,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import tyro
 from safetensors import SafetensorError
@@ -48,12 +49,40 @@ from tqdm import tqdm
 from .core import ClippedSurrogate
 from .defaults import defaults
 from .policies import Network, Policy, save_policy
-from .rollout import ContextWindow, Episodes, Evaluation, side_measures
+from .rollout import ContextWindow, Evaluation, side_measures
 
 ArgsT = TypeVar("ArgsT")
-RESUMABLE_CHANGES = {"resume", "total_timesteps", "save_every", "eval_episodes"}
+RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every", "eval_episodes"}
 """Arguments that may differ when a run is resumed: none of them changes what an update computes."""
-Part = Network | torch.optim.Optimizer | ContextWindow
+
+
+class Folder(Protocol):
+    """A part of a checkpoint that writes a folder of its own, as Hugging Face's models do."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write everything into `folder`, which is there."""
+        ...
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Take on the weights in `folder`; OSError, ValueError or RuntimeError if they do not fit."""
+        ...
+
+
+class Batch(Protocol):
+    """What `Run.end_update` reads of a batch: `rollout.Episodes`, or a language model's `Responses`."""
+
+    info: dict[str, npt.NDArray[Any]]
+    outcome: Tensor
+
+    @property
+    def lengths(self) -> Tensor: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def episode_return(self) -> Tensor: ...
+
+
+Part = Network | torch.optim.Optimizer | ContextWindow | Folder
 """What a checkpoint is made of."""
 _STREAMS = ("rollout", "shuffle", "evaluate")
 
@@ -187,11 +216,20 @@ class Means:
             self._values.setdefault(name, []).append(float(value))
             self._weights.setdefault(name, []).append(weight)
 
-    def add_surrogate(self, surrogate: ClippedSurrogate, entropy: Tensor) -> None:
-        """Add the policy's statistics of one minibatch; every one is a mean over its real steps, but for the extremes."""
+    def add_surrogate(
+        self, surrogate: ClippedSurrogate, entropy: Tensor, denominator: float | Tensor | None = None
+    ) -> None:
+        """Add the policy's statistics of one minibatch; every one is a mean over its real steps, but for the extremes.
+
+        Args:
+            surrogate: "token-mean".
+            entropy: mean over the same steps.
+            denominator: what was given to `core.clipped_surrogate`, if anything.
+        """
+        loss = surrogate.loss.detach()
         self.add(
             surrogate.num_steps,
-            policy_loss=surrogate.loss.detach(),
+            policy_loss=loss if denominator is None else loss * denominator / surrogate.num_steps,
             entropy=entropy,
             old_approx_kl=surrogate.old_approx_kl,
             approx_kl=surrogate.approx_kl,
@@ -224,20 +262,23 @@ class Run:
     """A run folder being written. Use as a context manager: it owns the progress bar and the Ctrl-C handler.
 
     Args:
-        args: the script's arguments, a dataclass with at least env_id, seed, total_timesteps, runs_dir, save_every and
-            resume.
+        args: the script's arguments, a dataclass with at least seed, runs_dir, save_every, resume, and total_timesteps or,
+            where the unit is "response", total_episodes.
         script: path of the script, for the folder's name and for the command that resumes.
+        task: what is learnt, for the folder's name.
+        unit: what the curves' x-axis, the progress bar and the budget count: environment steps, or a language model's
+            responses, whose steps are tokens.
 
     Raises:
         UserError: the folder cannot be written, or there is nothing to resume in it.
     """
 
-    def __init__(self, args: Any, script: str) -> None:
-        self.args, self.script = args, Path(script)
+    def __init__(self, args: Any, script: str, task: str, unit: Literal["step", "response"] = "step") -> None:
+        self.args, self.script, self.task, self.unit = args, Path(script), task, unit
         self.update = 0
         """Updates done."""
         self.steps = 0
-        """Environment steps taken, baseline rollouts included."""
+        """Environment steps taken (tokens written, by a language model), baseline rollouts included."""
         self.episodes = 0
         """Episodes finished."""
         self.seconds = 0.0
@@ -256,8 +297,8 @@ class Run:
             self.summary = read_json(self.folder / "summary.json")
 
     def _create_folder(self) -> Path:
-        env, stamp = self.args.env_id.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
-        name = f"{env}__{self.script.stem}__{self.args.seed}__{stamp}"
+        task, stamp = self.task.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
+        name = f"{task}__{self.script.stem}__{self.args.seed}__{stamp}"
         config = {"args": dataclasses.asdict(self.args), "script": self.script.name, **versions()}
         try:
             for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
@@ -271,6 +312,16 @@ class Run:
                 f"cannot write the run folder {folder} ({error}); name another place with --runs-dir"
             ) from error
         return folder
+
+    @property
+    def progress(self) -> int:
+        """Steps or responses so far: the x-axis."""
+        return self.steps if self.unit == "step" else self.episodes
+
+    @property
+    def budget(self) -> int:
+        """Where `progress` ends."""
+        return self.args.total_timesteps if self.unit == "step" else self.args.total_episodes
 
     # -- before training
     def once(self, key: str, compute: Callable[[], Evaluation]) -> dict[str, Any]:
@@ -298,13 +349,13 @@ class Run:
                     note = f"note: {what} {now[what]}, the run began with {began[what]}; it may not repeat bit for bit"
                     print(note, file=sys.stderr)
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them.
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.steps + 1 if self._resumed else None)
+        self.writer = SummaryWriter(str(self.folder), purge_step=self.progress + 1 if self._resumed else None)
         if not resumed:
             rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
             self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
             self.save()
         self.bar = tqdm(
-            total=self.args.total_timesteps, initial=self.steps, unit="step", unit_scale=True, dynamic_ncols=True,
+            total=self.budget, initial=self.progress, unit=self.unit, unit_scale=True, dynamic_ncols=True,
             desc=self.script.stem, mininterval=0.2,
         )  # fmt: skip
         self._clock = time.perf_counter()
@@ -328,7 +379,7 @@ class Run:
                     f"{self.checkpoints()[-1]}. A lower --learning-rate or --max-grad-norm often helps."
                 )
 
-    def end_update(self, episodes: Episodes, metrics: Mapping[str, float], baseline: Episodes | None = None) -> None:
+    def end_update(self, episodes: Batch, metrics: Mapping[str, float], baseline: Batch | None = None) -> None:
         """Count, log, show progress, save when due, and stop if Ctrl-C was pressed.
 
         Args:
@@ -337,9 +388,9 @@ class Run:
             baseline: episodes that were run for a baseline only; their steps and number count, nothing else of them.
         """
         batches = [episodes] if baseline is None else [episodes, baseline]
-        num_steps = sum(batch.num_steps for batch in batches)
         self.update += 1
-        self.steps += num_steps
+        before = self.progress
+        self.steps += sum(batch.num_steps for batch in batches)
         self.episodes += sum(len(batch.outcome) for batch in batches)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
@@ -352,20 +403,20 @@ class Run:
             **{f"measures/{name}": float(x.mean()) for name, x in side_measures(episodes.info).items()},
             **metrics,
         }.items():
-            self.writer.add_scalar(tag, value, self.steps)
+            self.writer.add_scalar(tag, value, self.progress)
         self._recent.extend(episodes.outcome.tolist())
         self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
-        self.bar.update(num_steps)
+        self.bar.update(self.progress - before)
         if self._stop_signal is not None:
             self._leave()
-        if self.update % self.args.save_every == 0 or self.steps >= self.args.total_timesteps:
+        if self.update % self.args.save_every == 0 or self.progress >= self.budget:
             self.save()
 
     def _leave(self) -> NoReturn:
         self.save()
         self.bar.close()
         print(
-            f"\nStopped after update {self.update} ({self.steps:,} steps); saved. Go on with\n"
+            f"\nStopped after update {self.update} ({self.progress:,} {self.unit}s); saved. Go on with\n"
             f"  python {_relative(self.script)} --resume {self.folder}",
             file=sys.stderr,
         )
@@ -383,7 +434,7 @@ class Run:
             return
         self.writer.flush()  # events up to here must not be lost if the run dies and resumes from this checkpoint
         counters = {"update": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds}
-        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)}, self.args.env_id)
+        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)}, self.task)
 
     def _named_checkpoint(self) -> Path | None:
         """The checkpoint that --resume names; None where it names the run."""
@@ -420,11 +471,12 @@ class Run:
             f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}   (mean)\n"
             for name, value in self.summary["after"]["measures"].items()
         )
+        steps, episodes = ("steps", "episodes") if self.unit == "step" else ("tokens", "responses")
         print(
             f"\nsuccess   before {before['rate']:.3f} [{low:.3f}, {high:.3f}]   after {after}"
-            f"   ({len(after.outcome)} sampled episodes, 95 % Wilson interval)\n{measures}"
-            f"training  {self.seconds:.1f} s, {self.steps / max(self.seconds, 1e-9):,.0f} steps/s   "
-            f"({self.steps:,} steps, {self.episodes:,} episodes, {self.update} updates, peak memory {peak:.0f} MiB)\n"
+            f"   ({len(after.outcome)} sampled {episodes}, 95 % Wilson interval)\n{measures}"
+            f"training  {self.seconds:.1f} s, {self.steps / max(self.seconds, 1e-9):,.0f} {steps}/s   "
+            f"({self.steps:,} {steps}, {self.episodes:,} {episodes}, {self.update} updates, peak memory {peak:.0f} MiB)\n"
             f"run       {self.folder}\n"
             f"curves    tensorboard --logdir {self.folder.parent}"
         )
@@ -452,18 +504,21 @@ class Run:
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints
-def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any], env_id: str) -> None:
-    """Write `<name>.safetensors` for each part and `state.json` into the folder `target`, all of it or nothing: into a
-    temporary folder beside it first, renamed once it is on disk."""
+def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any], task: str) -> None:
+    """Write `<name>.safetensors` (or a folder `<name>`) for each part and `state.json` into the folder `target`, all of it
+    or nothing: into a temporary folder beside it first, renamed once it is on disk."""
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
     for name, part in parts.items():
         path = temporary / f"{name}.safetensors"
         if isinstance(part, Policy):
-            save_policy(part, path, env_id)
-        else:
+            save_policy(part, path, task)
+        elif isinstance(part, _TENSOR_PARTS):
             save_file(_tensors(part), path)
+        else:
+            (temporary / name).mkdir()
+            part.save_pretrained(temporary / name)
     write_json(temporary / "state.json", state)
-    for file in temporary.iterdir():
+    for file in temporary.rglob("*"):
         _sync(file)
     os.rename(temporary, target)
     _sync(target.parent)
@@ -477,7 +532,10 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]
     """
     try:
         for name, part in parts.items():
-            _load_tensors(part, load_file(folder / f"{name}.safetensors"))
+            if isinstance(part, _TENSOR_PARTS):
+                _load_tensors(part, load_file(folder / f"{name}.safetensors"))
+            else:
+                part.load_pretrained(folder / name)
         state = read_json(folder / "state.json")
         return {key: state[key] for key in keys}
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserError) as error:
@@ -485,7 +543,10 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
-def _tensors(part: Part) -> dict[str, Tensor]:
+_TENSOR_PARTS = (Network, torch.optim.Optimizer, ContextWindow)
+
+
+def _tensors(part: Network | torch.optim.Optimizer | ContextWindow) -> dict[str, Tensor]:
     """Weights of a network, or an optimiser's state (its hyper-parameters come from the arguments)."""
     if isinstance(part, Network):
         return {name: x.clone() for name, x in part.named_weights().items()}
@@ -495,7 +556,7 @@ def _tensors(part: Part) -> dict[str, Tensor]:
     return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
 
 
-def _load_tensors(part: Part, tensors: dict[str, Tensor]) -> None:
+def _load_tensors(part: Network | torch.optim.Optimizer | ContextWindow, tensors: dict[str, Tensor]) -> None:
     if isinstance(part, Network):
         part.load_weights(tensors)
         return
@@ -550,7 +611,7 @@ def peak_memory_mib() -> float:
 def versions() -> dict[str, Any]:
     """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
     packages = {p: version(p) for p in ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")}
-    for extra in ("envpool", "mujoco", "box2d"):
+    for extra in ("envpool", "mujoco", "box2d", "transformers", "trl"):
         with contextlib.suppress(PackageNotFoundError):
             packages[extra] = version(extra)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -1,0 +1,197 @@
+"""Prompts and their answers, from a dataset or made here, as token ids; and the rewards by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sppo_control.llm import addition
+from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes, exact_match
+
+RewardName = Literal["math", "exact", "after-equals"]
+"""boxed mathematical answers by math-verify; the whole response is the answer; what follows the last "=" is."""
+Reward = Callable[[list[str], list[str]], list[float]]
+"""(n responses, n answers) -> n numbers, 0.0 or 1.0"""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that fit, in the dataset's order.
+
+    | field       | type                   | meaning                                         |
+    | ----------- | ---------------------- | ----------------------------------------------- |
+    | texts       | list[str]              | as the policy reads them                        |
+    | ids         | list[list[int]]        | their tokens                                    |
+    | answers     | list[str]              | the right answers                               |
+    | num_long    | int                    | prompts left out, longer than the limit         |
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    answers: list[str]
+    num_long: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def split(self, held_out: int) -> tuple[Prompts, Prompts]:
+        """For training and for evaluation; which prompts are held out depends on their number alone.
+
+        Raises:
+            ValueError: nothing would be left to train on.
+        """
+        if not 1 <= held_out < len(self):
+            raise ValueError(
+                f"--eval-episodes must be at least 1 and leave prompts for training, got {held_out} of {len(self)}"
+            )
+        order = np.random.default_rng(0).permutation(len(self)).tolist()
+        return self._take(sorted(order[held_out:])), self._take(sorted(order[:held_out]))
+
+    def _take(self, rows: list[int]) -> Prompts:
+        pick = lambda column: [column[row] for row in rows]  # noqa: E731
+        return Prompts(pick(self.texts), pick(self.ids), pick(self.answers), self.num_long)
+
+    def batch(self, update: int, size: int, seed: int) -> list[int]:
+        """The rows of an update's batch: epochs of shuffled prompts, a function of (seed, update) alone, so that a
+        resumed run sees what it would have seen; an epoch's incomplete last batch is left out.
+
+        Raises:
+            ValueError: fewer prompts than one batch.
+        """
+        per_epoch = len(self) // size
+        if per_epoch == 0:
+            raise ValueError(f"--batch-size asks for {size} prompts an update, and there are {len(self)} to train on")
+        epoch, index = divmod(update, per_epoch)
+        order = np.random.default_rng([seed, epoch]).permutation(len(self))
+        return order[index * size : (index + 1) * size].tolist()
+
+
+def load_prompts(
+    dataset: str | os.PathLike[str] | None,
+    tokenizer: Any,
+    split: str = "train",
+    max_prompt_length: int | None = None,
+    long_prompts: Literal["drop", "error"] = "drop",
+) -> Prompts:
+    """Read a dataset.
+
+    Args:
+        dataset: a .jsonl, .json, .parquet or .csv file, a folder or a Hub id, with a column `prompt` (text, or chat
+            messages, which get the tokenizer's chat template) and a column `answer` or `solution`; None makes 20,000
+            additions, always the same ones.
+        tokenizer: the policy's.
+        split: of the dataset.
+        max_prompt_length: longest prompt, tokens; None is no limit.
+        long_prompts: longer ones are counted and left out, or refused.
+
+    Raises:
+        ValueError: a column is missing, an answer is None, a prompt is empty or too long, none is left.
+        OSError: no such dataset.
+    """
+    rows: Any
+    if dataset is None:
+        pairs = dict.fromkeys(addition.problems(20_000, np.random.default_rng(0)))
+        rows, columns = addition.rows(list(pairs)), {"prompt", "answer"}
+    else:
+        rows = read_dataset(dataset, split)
+        columns = set(rows.column_names)
+    answer = next((name for name in COLUMNS if name in columns), None)
+    for name, there, wanted in (
+        ("prompt", "prompt" in columns, "prompt"),
+        ("answer", answer is not None, " or ".join(COLUMNS)),
+    ):
+        if not there:
+            raise ValueError(
+                f"{dataset} has no column {wanted}, it has {', '.join(sorted(columns))}; rename yours: "
+                f'datasets.load_dataset(...).rename_column("<its name>", "{name}").to_json("train.jsonl")'
+            )
+    texts, ids, answers = [], [], []
+    num_long = longest = 0
+    for index, row in enumerate(rows):
+        if row[answer] is None:
+            raise ValueError(f"{dataset}: the answer is None in row {index}; leave such rows out")
+        text = prompt_text(row["prompt"], tokenizer)
+        tokens = list(tokenizer(text, add_special_tokens=isinstance(row["prompt"], str))["input_ids"])
+        if not tokens:
+            raise ValueError(f"{dataset}: the prompt in row {index} is empty; leave such rows out")
+        longest = max(longest, len(tokens))
+        if max_prompt_length is not None and len(tokens) > max_prompt_length:
+            num_long += 1
+            continue
+        texts.append(text)
+        ids.append(tokens)
+        answers.append(str(row[answer]))
+    if num_long and long_prompts == "error":
+        raise ValueError(
+            f"{num_long} of {num_long + len(ids)} prompts are longer than --max-prompt-length {max_prompt_length}, the "
+            f"longest has {longest} tokens; raise it, or leave them out with --long-prompts drop"
+        )
+    if not ids:
+        raise ValueError(
+            f"{dataset}: no prompt is left; {num_long} are longer than --max-prompt-length {max_prompt_length}"
+        )
+    return Prompts(texts, ids, answers, num_long)
+
+
+def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
+    """A Hugging Face `Dataset` from a local file or folder, or the Hub.
+
+    Raises:
+        ValueError: another kind of file, or no such split.
+        OSError: no such file, nor a reachable Hub id.
+    """
+    import datasets  # type: ignore[import-untyped]
+
+    path = Path(dataset)
+    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+    if path.suffix in kinds:
+        if not path.is_file():
+            raise FileNotFoundError(f"no such dataset: {path}")
+        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+    if path.is_file():
+        raise ValueError(f"{path} is none of {', '.join(kinds)}")
+    try:
+        return datasets.load_dataset(str(dataset), split=split)
+    except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"no dataset {dataset}: neither a file or folder here nor a reachable Hub id"
+        ) from error
+
+
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
+    """The text that the policy reads: a string as it is, chat messages through the chat template.
+
+    Raises:
+        ValueError: messages for a tokenizer without a chat template.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the prompts are chat messages, and the tokenizer has no chat template; make them texts")
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+
+def make_reward(name: RewardName) -> Reward:
+    """The reward of that name; what it returns was checked to be 0 or 1."""
+    if name == "math":
+        verifier = MathReward()
+        score: Reward = lambda texts, answers: verifier(texts, answer=answers)  # noqa: E731
+    elif name == "exact":
+        score = lambda texts, answers: list(map(exact_match, texts, answers))  # noqa: E731
+    else:
+        score = lambda texts, answers: [  # noqa: E731
+            exact_match(text.rpartition("=")[2] if "=" in text else "", answer)
+            for text, answer in zip(texts, answers, strict=True)
+        ]
+
+    def checked(texts: list[str], answers: list[str]) -> list[float]:
+        outcomes = score(texts, answers)
+        check_outcomes(outcomes)
+        return outcomes
+
+    return checked

@@ -1,0 +1,303 @@
+"""Responses of a language model: sampled, scored, and their log-probabilities under the policy.
+
+| symbol                     | shape  | meaning                                                               |
+| -------------------------- | ------ | --------------------------------------------------------------------- |
+| prompt_ids, prompt_mask    | (B, P) | prompts, padded on the left, as generation wants them                 |
+| tokens, mask               | (B, T) | responses, padded on the right; the end-of-text token counts          |
+| logp, entropy              | (B, T) | of each token under the policy at the sampler's temperature; logp is 0 on padding |
+| outcome, R                 | (B,)   | 1 for success, 0 for failure                                          |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import GenerationConfig
+
+from sppo_control.llm.critic import PromptCritic
+from sppo_control.llm.logprobs import TokenLogProbs, token_log_probs
+from sppo_control.llm.prompts import Prompts, Reward
+from sppo_control.rollout import Evaluation
+
+
+@dataclass(frozen=True)
+class Responses:
+    """B responses; see the table above for the tensors, which are on the model's device. `logp` is that of the policy
+    which wrote them: the old one, once the policy is updated.
+
+    info: name -> (B,) array; `truncated` is True where the response reached the longest length without an end.
+    """
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    tokens: Tensor
+    mask: Tensor
+    logp: Tensor
+    outcome: Tensor
+    texts: list[str]
+    info: dict[str, npt.NDArray[Any]]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each response, (B,) int64."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def num_steps(self) -> int:
+        """Tokens written, padding not counted."""
+        return int(self.mask.sum())
+
+    @property
+    def episode_return(self) -> Tensor:
+        """R, (B,) float32."""
+        return self.outcome
+
+    @property
+    def prompts(self) -> tuple[Tensor, Tensor]:
+        """prompt_ids and prompt_mask: all that SPPO's critic sees."""
+        return self.prompt_ids, self.prompt_mask
+
+    def take(self, rows: Tensor) -> Responses:
+        """Some of the responses, (n,) int64, cut to the widest prompt and response among them: no time is spent on
+        columns which are padding in all of them."""
+        index = rows.tolist()
+        device_rows = rows.to(self.tokens.device)
+        prompt_mask, mask = self.prompt_mask[device_rows], self.mask[device_rows]
+        left, right = prompt_mask.shape[1] - int(prompt_mask.sum(1).max()), int(mask.sum(1).max())
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids[device_rows, left:],
+            prompt_mask=prompt_mask[:, left:],
+            tokens=self.tokens[device_rows, :right],
+            mask=mask[:, :right],
+            logp=self.logp[device_rows, :right],
+            outcome=self.outcome[device_rows],
+            texts=[self.texts[i] for i in index],
+            info={name: value[index] for name, value in self.info.items()},
+        )
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    rows: Sequence[int],
+    reward: Reward,
+    seed: int,
+    max_response_length: int,
+    temperature: float = 1.0,
+    batch_size: int | None = None,
+    bf16: bool = False,
+    log_probs: bool = True,
+) -> Responses:
+    """Sample one response to each prompt, from the full distribution (no top-k, no top-p), and score it.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokenizer: its tokenizer, with an end-of-text token.
+        prompts: where the prompts are.
+        rows: B indices of prompts; one that stands there several times gets as many responses.
+        reward: see `prompts.Reward`.
+        seed: of the samples; the global random numbers are left as they are.
+        max_response_length: tokens, the end included.
+        temperature: above 0; 0 takes the most probable token.
+        batch_size: responses in memory together; None is all.
+        bf16: autocast.
+        log_probs: whether `logp` is wanted; it costs one more forward pass, the one of training, so that the ratio of an
+            unchanged policy is 1 exactly.
+
+    Raises:
+        ValueError: the tokenizer and the model know no end-of-text token; what the reward raises.
+    """
+    device = next(model.parameters()).device
+    pad, ends = _special_tokens(model, tokenizer)
+    # A fresh configuration: what a model brings (top-p, repetition penalties) would sample from another distribution than
+    # the one whose log-probabilities are taken, and what it lacks transformers fills in from what the model brings.
+    sampling = GenerationConfig(
+        max_new_tokens=max_response_length, pad_token_id=pad, eos_token_id=sorted(ends), use_cache=True
+    )
+    if temperature > 0:
+        sampling.update(do_sample=True, temperature=temperature, top_k=0, top_p=1.0)
+    width = max(len(prompts.ids[row]) for row in rows)
+    prompt_ids = torch.full((len(rows), width), pad)
+    prompt_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        prompt_ids[i, width - len(prompts.ids[row]) :] = torch.tensor(prompts.ids[row])
+        prompt_mask[i, width - len(prompts.ids[row]) :] = True
+    prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
+
+    size = batch_size or len(rows)
+    was_training, brought = model.training, model.generation_config
+    model.eval()  # checkpointing of gradients, which switches the cache of keys and values off, is for training
+    model.generation_config = GenerationConfig()
+    written = []
+    try:
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        ):
+            torch.manual_seed(seed)
+            for ids, mask in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True):
+                out = model.generate(ids, attention_mask=mask.long(), generation_config=sampling)
+                written.append(out[:, width:])
+    finally:
+        model.generation_config = brought
+        model.train(was_training)
+
+    T = max(x.shape[1] for x in written)
+    tokens = torch.cat([torch.nn.functional.pad(x, (0, T - x.shape[1]), value=pad) for x in written])
+    # An end-of-text token may serve as padding too: a response is over after its first one.
+    is_end = torch.isin(tokens, torch.tensor(sorted(ends), device=device))
+    mask = is_end.cumsum(1) - is_end.long() == 0
+    generated = torch.cat([torch.full((len(x),), x.shape[1], device=device) for x in written])
+    mask &= torch.arange(T, device=device) < generated[:, None]  # what was padded above may have no end in it
+    ended = (is_end & mask).any(1)
+    texts = tokenizer.batch_decode(
+        [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)], skip_special_tokens=True
+    )
+    outcome = torch.tensor(reward(texts, [prompts.answers[row] for row in rows]), dtype=torch.float32, device=device)
+    info = {"truncated": ~ended.cpu().numpy()}
+    responses = Responses(prompt_ids, prompt_mask, tokens, mask, torch.zeros(mask.shape), outcome, texts, info)
+    if not log_probs:
+        return responses
+    logp = [
+        pad_columns(policy_log_probs(model, responses.take(part), temperature or 1.0, bf16).logp, T)
+        for part in torch.arange(len(rows)).split(size)
+    ]
+    return replace(responses, logp=torch.cat(logp))
+
+
+def policy_log_probs(model: Any, responses: Responses, temperature: float, bf16: bool = False) -> TokenLogProbs:
+    """log pi(token | prompt, tokens before) and the entropy there, (B, T) each, with gradient; 0 on padding.
+
+    Args:
+        model: a Hugging Face causal language model whose logits are its head's product (`check_head`).
+        responses: B of them.
+        temperature: the sampler's.
+        bf16: autocast.
+    """
+    hidden = hidden_states(model.base_model, responses, bf16)
+    head = model.get_output_embeddings()
+    with torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16):
+        return token_log_probs(
+            hidden, head.weight, responses.tokens, head.bias, temperature, entropy=True, mask=responses.mask
+        )
+
+
+def pad_columns(x: Tensor, width: int) -> Tensor:
+    """(n, t) -> (n, width), zeros on the right: back from the widths of `Responses.take`."""
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]))
+
+
+def token_values(critic: PromptCritic, responses: Responses, bf16: bool = False) -> Tensor:
+    """Token-level PPO's critic: the head's output before each response token, (B, T), float32, with gradient; anything on
+    padding. Column 0 has read the prompt alone, as `PromptCritic.forward`."""
+    return critic.head(hidden_states(critic.backbone, responses, bf16).to(critic.head.weight.dtype)).squeeze(-1)
+
+
+def hidden_states(backbone: Any, responses: Responses, bf16: bool = False) -> Tensor:
+    """The backbone's last hidden state before each response token, (B, T, D): column t has read the prompt and t tokens."""
+    ids = torch.cat([responses.prompt_ids, responses.tokens[:, :-1]], dim=1)  # (B, P + T - 1)
+    attention = torch.cat([responses.prompt_mask, responses.mask[:, :-1]], dim=1).long()
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        hidden = backbone(
+            input_ids=ids,
+            attention_mask=attention,
+            position_ids=(attention.cumsum(1) - 1).clamp(min=0),  # the prompts' padding is on the left
+            use_cache=False,
+        ).last_hidden_state
+    return hidden[:, responses.prompt_ids.shape[1] - 1 :]
+
+
+@torch.no_grad()
+def check_head(model: Any, ids: Sequence[int]) -> None:
+    """Refuse a model whose logits are something else than hidden states times its output head (soft caps, scales): the
+    log-probabilities here would be those of another policy.
+
+    Args:
+        model: a Hugging Face causal language model.
+        ids: some tokens to try it on.
+
+    Raises:
+        ValueError: it is one.
+    """
+    device = next(model.parameters()).device
+    x = torch.tensor([list(ids)], device=device)
+    head = model.get_output_embeddings()
+    hidden = model.base_model(input_ids=x, use_cache=False).last_hidden_state
+    expected = model(input_ids=x, use_cache=False).logits.float()
+    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+    if (logits - expected).abs().max() > 1e-2 * expected.abs().max().clamp(min=1.0):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits after the output head (a soft cap or scale), which these "
+            "scripts do not; use a model of another family, such as Qwen2, Qwen3 or Llama"
+        )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    reward: Reward,
+    seed: int,
+    max_response_length: int,
+    temperature: float = 1.0,
+    batch_size: int | None = None,
+    bf16: bool = False,
+) -> Evaluation:
+    """One response to each prompt: how many are right."""
+    size = batch_size or len(prompts)
+    starts = range(0, len(prompts), size)
+    parts = [
+        generate(
+            model, tokenizer, prompts, range(len(prompts))[start : start + size], reward, seed + start,
+            max_response_length, temperature, None, bf16, log_probs=False,
+        )
+        for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, disable=len(starts) < 3)
+    ]  # fmt: skip
+    outcome = torch.cat([part.outcome for part in parts]).cpu().numpy() > 0.5
+    return Evaluation(outcome, {"truncated": np.concatenate([part.info["truncated"] for part in parts])})
+
+
+def sample_table(prompts: Prompts, rows: Sequence[int], responses: Responses, v0: Tensor, n: int = 6) -> str:
+    """The first n responses of a batch as a Markdown table, for TensorBoard's text page.
+
+    Args:
+        prompts, rows, responses: as given to and got from `generate`.
+        v0: V(s_p), or the baseline in its place, (B,).
+    """
+
+    def cell(text: str) -> str:
+        return "`" + text.replace("`", "'").replace("|", "\\|").replace("\n", " ") + "`"
+
+    lines = ["| prompt | response | answer | R | V |", "| --- | --- | --- | --- | --- |"]
+    for i, row in enumerate(rows[:n]):
+        text = cell(responses.texts[i]) + (" (truncated)" if responses.info["truncated"][i] else "")
+        lines.append(
+            f"| {cell(prompts.texts[row])} | {text} | {cell(prompts.answers[row])} | {int(responses.outcome[i])} | "
+            f"{float(v0[i]):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _special_tokens(model: Any, tokenizer: Any) -> tuple[int, set[int]]:
+    """Padding, and the tokens that end a response: the tokenizer's, and those of the model's generation settings, where
+    chat models keep the end of a turn.
+
+    Raises:
+        ValueError: there is no such token.
+    """
+    ends = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    more = getattr(model.generation_config, "eos_token_id", None)
+    ends |= {more} if isinstance(more, int) else set(more or ())
+    if not ends:
+        raise ValueError("the tokenizer has no end-of-text token; set tokenizer.eos_token")
+    return (min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ends
