@@ -98,6 +98,11 @@ def test_last_boxed(text, boxed):
         ("(2, 1)", "(1, 2)", 0.0),
         ("3, 4", "3", 0.0),  # no second guess in one box
         ("x^2", "x^3", 0.0),
+        (r"4.5 \times 10^{33}", "4.5e33", 1.0),  # as Minerva Math writes its answers
+        ("-4.50e-3", r"-4.5 \times 10^{-3}", 1.0),
+        (r"4.5 \times 10^{32}", "4.5e33", 0.0),
+        ("2e", "2e", 1.0),
+        ("5.44", "2e", 0.0),  # Euler's number, no exponent behind it
     ],
 )
 def test_math_reward(math_reward, boxed, answer, expected):

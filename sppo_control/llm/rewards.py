@@ -176,7 +176,7 @@ class MathReward:
         elif re.fullmatch(r"[A-Za-z][A-Za-z\s]{2,}", words := _words(gold)):
             verdict = "correct" if _words(boxed).casefold() == words.casefold() else "wrong"
         else:
-            verdict = self._ask(gold, boxed)
+            verdict = self._ask(_power_of_ten(gold), _power_of_ten(boxed))
         with self._lock:
             self.counts["total"] += 1
             if verdict != "wrong":
@@ -259,6 +259,12 @@ def _answers(columns: dict[str, Any], n: int) -> list[str]:
 def _words(text: str) -> str:
     r"""\text{...} unwrapped, spaces made single."""
     return " ".join(re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text).split())
+
+
+def _power_of_ten(text: str) -> str:
+    r"""4.5e33, as Minerva Math writes it, is 4.5 \times 10^{33}; math-verify would read Euler's number times 33."""
+    number = re.fullmatch(r"([+-]?\d+\.?\d*)[eE]([+-]?\d+)", text)
+    return f"{number[1]} \\times 10^{{{number[2]}}}" if number else text
 
 
 # ------------------------------------------------------------------------------------------- the verifier's process
