@@ -10,7 +10,9 @@ as a Ray cluster has CPUs:
     python scripts/benchmark.py --ray-address auto ...
 
 Started again, it skips the cells that are in the file already, goes on with interrupted ones from their last checkpoint,
-and tries those that failed once more. If any failed, it ends with status 1 and names them with their logs.
+and tries those that failed once more. If any failed, it ends with status 1 and names them with their logs. It refuses to
+begin where cells are in the file that were made otherwise: with other --eval-episodes or --points, or from other starting
+policies of the same name.
 
 The file has a row for each point of each curve: success over the episodes since the point before, against episodes,
 environment steps and seconds of training, next to the cell, its arguments, commit, versions, success before and after.
@@ -39,6 +41,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import runs
+from sppo_control.policies import shipped_policy
 
 ALGORITHMS = {  # name: script and flags
     "sppo": "sppo_cartpole.py",
@@ -54,6 +57,10 @@ ALGORITHMS = {  # name: script and flags
 }
 CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
 """What is kept of a run beside its x-axes; means over the updates of a point."""
+OF_THE_GRID = {  # flag of the scripts: what sets it here
+    "--env-id": "--env-ids", "--seed": "--seeds", "--start": "--starts", "--eval-episodes": "--eval-episodes",
+    "--runs-dir": "--work-dir", "--resume": "a second start of the same command",
+}  # fmt: skip
 
 
 @dataclass
@@ -89,8 +96,10 @@ class Args:
             values = getattr(self, name)
             if len(set(values)) != len(values) or not values:
                 raise ValueError(f"--{name.replace('_', '-')} must be different values, at least one, got {values}")
-        if taken := {"--env-id", "--seed", "--runs-dir", "--resume"} & {w for s in self.settings for w in flags_of(s)}:
-            raise ValueError(f"--settings must leave {', '.join(taken)} to the grid")
+        given = {word for setting in self.settings for word in flags_of(setting)}
+        if taken := [flag for flag in OF_THE_GRID if flag in given]:
+            instead = ", ".join(OF_THE_GRID[flag] for flag in taken)
+            raise ValueError(f"--settings must leave {', '.join(taken)} to the grid, that is to {instead}")
         for name in ("eval_episodes", "points", "jobs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -102,18 +111,24 @@ class Args:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run; `starts` is the folder of its starting policies, "shipped" for the package's own."""
+    """One run; `starts` is the folder of its starting policies, "shipped" for the package's own.
+
+    Two folders may have one name: `start_sha256`, of the file that the run starts from, tells them apart. It is no part of
+    the key, so that cells of files from before there was this column (and it is "" where there is no file) count by name.
+    """
 
     env_id: str
     algorithm: str
     setting: str
     seed: int
     starts: str
+    start_sha256: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.algorithm} {self.env_id} seed {self.seed}" + (f" {self.setting}" if self.setting else "")
 
 
+KEY = [f.name for f in dataclasses.fields(Cell) if f.compare]
 Job = tuple[Cell, list[str], Path, int]  # its command, its folder, most points of its curve
 Result = tuple[Cell, list[dict[str, Any]], str]  # its rows, what went wrong
 
@@ -183,11 +198,46 @@ def jobs_of(args: Args) -> Iterator[Job]:
         words = [str(Path(__file__).resolve().with_name(script)), "--env-id", env_id, "--seed", str(seed), *flags]
         words += ["--eval-episodes", str(args.eval_episodes), *flags_of(setting)]
         task = env_id.split("/")[-1]
+        start = shipped_policy(env_id)
         if args.starts is not None:
-            words += ["--start", str((args.starts / f"{task}.safetensors").resolve())]
+            start = (args.starts / start.name).resolve()
+            words += ["--start", str(start)]
         digest = hashlib.sha256(" ".join(words[1:]).encode()).hexdigest()[:8]
         folder = args.work_dir.resolve() / f"{task}__{algorithm}__{seed}__{digest}"
-        yield Cell(env_id, algorithm, setting, seed, starts), words, folder, args.points
+        used = start.is_file() and "--from-scratch" not in words
+        content = hashlib.sha256(start.read_bytes()).hexdigest() if used else ""
+        yield Cell(env_id, algorithm, setting, seed, starts, content), words, folder, args.points
+
+
+def refuse_others(table: Any, jobs: list[Job], args: Args) -> None:
+    """See that what the file has of this grid is what these arguments would make.
+
+    Raises:
+        UserError: a cell with another number of evaluation episodes or of updates a point; runs of a task from other
+            starting policies of the same name, whatever their cell, since nobody could tell them apart later.
+    """
+    made = {Cell(*key): rows for key, rows in table.groupby(KEY, sort=False)} if len(table) else {}
+    hashes = table.groupby(["env_id", "starts"])["start_sha256"].unique() if "start_sha256" in table else {}
+    # The longest curve: if all were made with one --points, which the file does not have, this one makes the same.
+    points = max((len(made[cell]) for cell, *_ in jobs if cell in made), default=0)
+    found: dict[str, list[Cell]] = {}
+    for cell, *_ in jobs:
+        known = (h for h in hashes.get((cell.env_id, cell.starts), ()) if isinstance(h, str) and h)  # old rows: none
+        if cell.start_sha256 and (others := [h[:8] for h in known if h != cell.start_sha256]):
+            what = f"{cell.env_id} from starting policies {cell.starts!r} whose sha256 is {', '.join(others)}"
+            found.setdefault(f"{what}, not {cell.start_sha256[:8]}", []).append(cell)
+        elif cell in made:
+            episodes, updates = made[cell]["eval_episodes"].iloc[0], made[cell]["updates"]
+            if episodes != args.eval_episodes:
+                found.setdefault(f"--eval-episodes {episodes}, not {args.eval_episodes}", []).append(cell)
+            elif updates.min() != -(-updates.max() // args.points):  # of the first point: updates a point, see rows_of
+                found.setdefault(f"--points {points}, not {args.points}", []).append(cell)
+    if found:
+        texts = [f"{what} ({len(cells)} cells of this grid, the first is {cells[0]})" for what, cells in found.items()]
+        raise runs.UserError(
+            f"--out {args.out} was made otherwise: {'; '.join(texts)}. Use the values that it was made with, and for other "
+            "starting policies a folder of another name; or another --out"
+        )
 
 
 def available_cores() -> int:
@@ -224,9 +274,9 @@ def main(args: Args) -> None:
     import pandas as pd
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    keys = [f.name for f in dataclasses.fields(Cell)]
-    table = pd.read_parquet(args.out) if args.out.is_file() else pd.DataFrame(columns=keys)
-    finished = {Cell(*key) for key in table[keys].drop_duplicates().itertuples(index=False)}
+    table = pd.read_parquet(args.out) if args.out.is_file() else pd.DataFrame(columns=KEY)
+    finished = {Cell(*key) for key in table[KEY].drop_duplicates().itertuples(index=False)}
+    refuse_others(table, list(jobs_of(args)), args)
     jobs = [job for job in jobs_of(args) if job[0] not in finished]
     failures: list[str] = []
     with tqdm(total=len(jobs), unit="run", desc="benchmark", dynamic_ncols=True) as bar:

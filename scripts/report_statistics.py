@@ -118,6 +118,13 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[Ru
     if starts is not None and starts not in kinds:
         raise UserError(f"no runs from the starting policies {starts!r}; there are {', '.join(kinds)}")
     table = table[table["starts"] == (starts or kinds[0])]
+    if "start_sha256" in table:  # older files have the folder's name only
+        known = table[table["start_sha256"] != ""].groupby("env_id")["start_sha256"].nunique()
+        if mixed := [task for task, number in known.items() if number > 1]:
+            raise UserError(
+                f"runs of {', '.join(mixed)} from different starting policies, all named {starts or kinds[0]}; give their "
+                "files apart"
+            )
     runs = []
     for key, rows in table.groupby(KEY, sort=False):
         if rows["file"].nunique() > 1:

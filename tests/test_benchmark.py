@@ -2,6 +2,7 @@
 cluster of two nodes."""
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 POLE, CONTEXT = "sppo/PrecisionCartPole-v0", "sppo/ContextCartPole-v0"
 SMALL = "total-timesteps=4000,num-envs=4,num_minibatches=2,critic-hidden=8 8"
 GRID = {"env_ids": (POLE,), "algorithms": ("sppo", "ppo"), "settings": (SMALL,), "eval_episodes": 4, "points": 4}
-CELL = [f.name for f in dataclasses.fields(benchmark.Cell)]
+CELL = benchmark.KEY
 
 
 def make_args(folder, **changes):
@@ -39,6 +40,10 @@ def folders(folder):
     """Run folders below, by algorithm's script and seed."""
     found = [(p.parent, json.loads(p.read_text())) for p in folder.rglob("config.json")]
     return {(config["script"].split("_")[0], config["args"]["seed"]): path for path, config in found}
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def mtimes(folder):
@@ -99,6 +104,7 @@ def test_each_row_says_which_run_it_is_of(grid):
         assert json.loads(row.pop("measures_after")) == summary["after"]["measures"]
         assert row == {
             "env_id": POLE, "algorithm": algorithm, "setting": SMALL, "seed": seed, "starts": "shipped",
+            "start_sha256": sha256(shipped_policy(POLE)),
             "commit": config["git_commit"], "peak_memory_mib": summary["peak_memory_mib"], "eval_episodes": 4,
             "success_before": summary["before"]["rate"], "success_after": summary["after"]["rate"],
         }  # fmt: skip
@@ -153,6 +159,64 @@ def test_finished_cells_are_skipped(grid, capsys):
     assert args.out.read_bytes() == content
     assert f"0 runs added to {args.out}, 4 cells were there" in capsys.readouterr().out
     assert {p.name for p in args.out.parent.iterdir()} == {"out.parquet"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval_episodes": 5}, r"--eval-episodes 4, not 5 \(4 cells of this grid, the first is sppo .* seed 1 "),
+        ({"points": 1}, r"--points 3, not 1 \(4 cells"),
+        ({"points": 100, "seeds": (7, 2), "algorithms": ("ppo",)}, r"--points 3, not 100 \(1 cells .* ppo .* seed 2 "),
+    ],
+)
+def test_finished_cells_that_were_made_otherwise_are_refused(grid, tmp_path, monkeypatch, changes, message):
+    _, args, _ = grid
+    out, content = shutil.copy(args.out, tmp_path / "out.parquet"), args.out.read_bytes()
+    monkeypatch.setattr(benchmark, "results_of", lambda *_: pytest.fail("a run began"))
+    with pytest.raises(runs.UserError, match=rf"--out {out} was made otherwise: {message}.*; or another --out"):
+        benchmark.main(dataclasses.replace(args, out=out, **changes))
+    assert out.read_bytes() == content
+
+
+def test_new_cells_and_equal_curves_are_not_refused(grid):
+    _, args, (_, (table, _)) = grid
+    updates = table.groupby(CELL).updates.agg(["min", "max"])
+    equal = [points for points in range(1, 99) if (-(-updates["max"] // points) == updates["min"]).all()]
+    assert args.points in equal
+    assert 3 in equal  # what the refusal above names
+    for changes in [{"points": points} for points in equal] + [{"seeds": (3,), "points": 1, "eval_episodes": 9}]:
+        new = dataclasses.replace(args, **changes)
+        benchmark.refuse_others(table, list(benchmark.jobs_of(new)), new)
+
+
+def test_two_folders_of_starting_policies_with_one_name(grid, tmp_path, monkeypatch, capsys):
+    """The file's cells are of a/fresh. b/fresh holds other policies, c/fresh holds a's; an old file knows the name only."""
+    _, args, (_, (table, _)) = grid
+    for name, policy in (("a", POLE), ("b", CONTEXT), ("c", POLE)):
+        (tmp_path / name / "fresh").mkdir(parents=True)
+        shutil.copy(shipped_policy(policy), tmp_path / name / "fresh" / "PrecisionCartPole-v0.safetensors")
+    ours, other = sha256(shipped_policy(POLE)), sha256(shipped_policy(CONTEXT))
+    made = table.assign(starts="fresh", start_sha256=ours)
+    out = tmp_path / "out.parquet"
+    monkeypatch.setattr(benchmark, "results_of", lambda jobs, _: pytest.fail("a run began") if jobs else [])
+
+    def start(name, table, **changes):
+        table.to_parquet(out)
+        benchmark.main(dataclasses.replace(args, out=out, starts=tmp_path / name / "fresh", **changes))
+        return capsys.readouterr().out
+
+    for name, kind in (("a", made), ("c", made), ("b", made.drop(columns="start_sha256"))):
+        assert f"0 runs added to {out}, 4 cells were there" in start(name, kind)
+    mixed = pd.concat([made.drop(columns="start_sha256")[made.seed == 1], made[made.seed == 2]])  # old, then added to
+    for kind, changes in ((made, {}), (mixed, {}), (made, {"seeds": (9,)})):  # a new seed would be mixed in with them
+        with pytest.raises(
+            runs.UserError, match=rf"{POLE} from starting policies 'fresh' whose sha256 is {ours[:8]}, not {other[:8]}"
+        ):
+            start("b", kind, **changes)
+    (scratch,) = benchmark.jobs_of(
+        dataclasses.replace(args, seeds=(1,), algorithms=("ppo",), settings=("from-scratch",))
+    )
+    assert scratch[0].start_sha256 == ""
 
 
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
@@ -244,7 +308,8 @@ def test_a_failed_cell_is_named_and_tried_again_at_the_next_start_only(tmp_path,
     assert f"FAILED {line}" in err, "at once, not only at the end"
     assert f"1 runs added to {args.out}, 0 cells were there" in out
     table = pd.read_parquet(args.out)
-    assert table[["env_id", "starts"]].drop_duplicates().to_numpy().tolist() == [[POLE, "fresh"]]
+    recorded = table[["env_id", "starts", "start_sha256"]].drop_duplicates().to_numpy().tolist()
+    assert recorded == [[POLE, "fresh", sha256(shipped_policy(POLE))]]
     assert log.read_text().count("error:") == 1, "tried twice within one start"
 
     shutil.copy(shipped_policy(CONTEXT), starts)
@@ -360,7 +425,9 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
         (["--algorithms", "sppo", "sac", "dqn"], "--algorithms must be of sppo, sppo-paper, .*, got sac, dqn"),
         (["--settings", "num-envs=8,seed=3"], "--settings must leave --seed to the grid"),
         (["--settings", "", "env_id=sppo/SparseHopper-v0"], "--settings must leave --env-id to the grid"),
-        (["--settings", "runs-dir=x"], "--settings must leave --runs-dir to the grid"),
+        (["--settings", "runs-dir=x"], "--settings must leave --runs-dir to the grid, that is to --work-dir"),
+        (["--settings", "start=x.safetensors"], "--settings must leave --start to the grid, that is to --starts"),
+        (["--settings", "eval_episodes=9,start=x"], "must leave --start, --eval-episodes to the grid"),
         (["--settings", "resume=x"], "--settings must leave --resume to the grid"),
         (["--jobs", "2", "--ray-address", "auto"], "--jobs is for local processes"),
         (["--out", "x.csv"], r"--out must be a file whose name ends in .parquet, got x.csv"),

@@ -508,6 +508,11 @@ def test_refusals_of_results_files(tmp_path, capsys):
         (good, "--figures", "fig7", "fig1"): "fig7 needs calibration.json of scripts/probe.py",
     }.items():
         assert message in refused(capsys, out, *(["--results", *words] if words else [])), message
+    hashed = [write(tmp_path / f"h{i}.parquet", rows(seed=i, start_sha256=h)) for i, h in enumerate("aba")]
+    error = refused(capsys, out, "--results", good, *hashed)
+    assert f"runs of {POLE} from different starting policies, all named fresh; give their files apart" in error
+    scratch = write(tmp_path / "scratch.parquet", rows(seed=5, start_sha256=""))
+    assert len(read_runs([good, hashed[0], hashed[2], scratch])[0]) == 4
     report.main(report.Args((good, tmp_path / "o.parquet"), out, ("tables",), starts="fresh"))
     assert "1 runs" in (out / "tables.md").read_text()
 
