@@ -142,7 +142,7 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
     """A Hugging Face `Dataset` from a local file or folder, or the Hub.
 
     Raises:
-        ValueError: another kind of file, or no such split.
+        ValueError: another kind of file, an empty or damaged one, or no such split.
         OSError: no such file, nor a reachable Hub id.
     """
     import datasets  # type: ignore[import-untyped]
@@ -152,7 +152,11 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
     if path.suffix in kinds:
         if not path.is_file():
             raise FileNotFoundError(f"no such dataset: {path}")
-        return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+        try:
+            return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+        except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
+            reason = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
+            raise ValueError(f"cannot read {path}: {reason}") from error
     if path.is_file():
         raise ValueError(f"{path} is none of {', '.join(kinds)}")
     try:
