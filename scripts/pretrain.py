@@ -20,11 +20,14 @@ section 5.3; the paper gives neither hyper-parameters nor success rates. What is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -328,7 +331,39 @@ def work_folder(args: Args) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C inside ends the script with status 130 and one line, whatever became of the KeyboardInterrupt: where it meets
+    torch or safetensors reading a file, they make a ValueError of it, which looks like a damaged file."""
+    pressed = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    old = None
+    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+        old = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except BaseException:
+        if not pressed:
+            raise
+        print("\nStopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        if old is not None:
+            signal.signal(signal.SIGINT, old)
+
+
 def main(args: Args) -> None:
+    with ctrl_c():
+        make(args)
+
+
+def make(args: Args) -> None:
+    """Do what is wanted and not done yet."""
     out = shipped_policy(args.env_id).parent if args.out is None else Path(args.out)
     out.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be written costs no work
     folder = work_folder(args)
@@ -357,9 +392,6 @@ def main(args: Args) -> None:
             os.replace(demonstrations_path.with_suffix(".writing"), demonstrations_path)
         demonstrations = load_file(demonstrations_path)
         policy, updates = clone(args, demonstrations["obs"], demonstrations["actions"])
-    except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from the last checkpoint.", file=sys.stderr)
-        sys.exit(130)
     finally:
         envs.close()
     finish(args, out, policy, updates, len(demonstrations["obs"]), time.perf_counter() - started)

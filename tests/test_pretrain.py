@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 import pretrain
 import sppo_envs
@@ -131,8 +132,9 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
         time.sleep(0.05)
         third.send_signal(signal.SIGINT)
         _, err = third.communicate(timeout=120)
-        if third.returncode == 130:  # else it had ended, or torch was reading a file and made another error of Ctrl-C
+        if third.returncode == 130:  # else it had ended
             break
+        assert third.returncode == 0, err
         shutil.rmtree(tmp_path / "cut", ignore_errors=True)
         shutil.rmtree(tmp_path / "work-cut", ignore_errors=True)
         shutil.copytree(tmp_path / "kept", tmp_path / "work-cut")
@@ -143,6 +145,58 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
     assert policies[0] == policies[1]
     with pytest.raises(runs.UserError, match=r"was begun with --gamma 0\.99; use the same, remove it"):
         make(tmp_path, "cut", gamma=0.5, **TWO_CHECKPOINTS)
+
+
+def interrupted(error):
+    """What torch and safetensors do with a KeyboardInterrupt while they read a file: they raise another error."""
+
+    def read(*args, **kwargs):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if error is None:
+                raise
+            raise error from None
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        ("load_file", ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")),
+        ("load_policy", runs.UserError("it is damaged")),
+        ("load_file", None),
+        ("evaluate", None),  # after the files: in the cloning
+        ("make_policy", SystemExit(2)),
+    ],
+)
+def test_ctrl_c_is_ctrl_c_whatever_it_meets(tmp_path, monkeypatch, capsys, function, error):
+    words = ["--out", str(tmp_path / "out"), "--work-dir", str(tmp_path / "work"), "--demonstrations", "64"]
+    folder = pretrain.work_folder(pretrain.Args(work_dir=str(tmp_path / "work")))
+    shutil.copy(shipped_policy("sppo/PrecisionCartPole-v0"), folder / "expert.safetensors")
+    demonstrations = {"obs": torch.zeros(8, 4), "actions": torch.zeros(8, dtype=torch.int64)}
+    save_file(demonstrations, folder / "demonstrations_64.safetensors")
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(pretrain, function, interrupted(error))
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        runs.main(pretrain.main, pretrain.Args, pretrain.__doc__)
+    assert stop.value.code == 130
+    err = capsys.readouterr().err
+    assert err.endswith("\nStopped; the same command goes on from the last checkpoint.\n")
+    assert "error" not in err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_damaged_file_is_still_an_error(tmp_path, monkeypatch, capsys):
+    folder = pretrain.work_folder(pretrain.Args(work_dir=str(tmp_path / "work")))
+    (folder / "expert.safetensors").write_text("no weights")
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "--out", str(tmp_path), "--work-dir", str(tmp_path / "work")])
+    with pytest.raises(SystemExit) as stop:
+        runs.main(pretrain.main, pretrain.Args, pretrain.__doc__)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
