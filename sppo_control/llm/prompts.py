@@ -82,15 +82,15 @@ def load_prompts(
 
     Args:
         dataset: a .jsonl, .json, .parquet or .csv file, a folder or a Hub id, with a column `prompt` (text, or chat
-            messages, which get the tokenizer's chat template) and a column `answer` or `solution`; None makes 20,000
-            additions, always the same ones.
+            messages, which get the tokenizer's chat template) and a column `answer` or `solution`; None makes some
+            17,000 additions, always the same ones.
         tokenizer: the policy's.
         split: of the dataset.
         max_prompt_length: longest prompt, tokens; None is no limit.
         long_prompts: longer ones are counted and left out, or refused.
 
     Raises:
-        ValueError: a column is missing, an answer is None, a prompt is empty or too long, none is left.
+        ValueError: a column is missing, an answer is None, a prompt is empty or too long or no text, none is left.
         OSError: no such dataset.
     """
     rows: Any
@@ -115,6 +115,10 @@ def load_prompts(
     for index, row in enumerate(rows):
         if row[answer] is None:
             raise ValueError(f"{dataset}: the answer is None in row {index}; leave such rows out")
+        if not isinstance(row["prompt"], str | list):
+            raise ValueError(
+                f"{dataset}: the prompt in row {index} is {row['prompt']!r}, neither a text nor a list of chat messages"
+            )
         text = prompt_text(row["prompt"], tokenizer)
         tokens = list(tokenizer(text, add_special_tokens=isinstance(row["prompt"], str))["input_ids"])
         if not tokens:
