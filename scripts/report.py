@@ -27,7 +27,7 @@ import shlex
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ try:
         estimate,
         holm,
         interval,
+        markdown,
         p_value,
         separable,
         short,
@@ -83,10 +84,6 @@ class Args:
 
 
 # -------------------------------------------------------------------------------------------------------- tables
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
 def speed(arm: Sequence[Run], threshold: float) -> str:
     """Median episodes / steps / seconds to a success rate, with how many runs got there; the others count as infinite."""
     times = {axis: [time_to(run, axis, threshold) for run in arm] for axis in AXES}

@@ -339,3 +339,8 @@ def summary(values: Iterable[float | None]) -> str:
         return "undefined"
     some = f" ({len(finite)} of {len(given)} seeds)" if len(finite) < len(given) else ""
     return estimate(iqm(finite), interval(iqm, finite)) + some
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
