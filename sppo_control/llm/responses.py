@@ -157,15 +157,15 @@ def generate(
     # An end-of-text token may serve as padding too: a response is over after its first one.
     is_end = torch.isin(tokens, torch.tensor(sorted(ends), device=device))
     mask = is_end.cumsum(1) - is_end.long() == 0
-    generated = torch.cat([torch.full((len(x),), x.shape[1], device=device) for x in written])
-    mask &= torch.arange(T, device=device) < generated[:, None]  # what was padded above may have no end in it
     ended = (is_end & mask).any(1)
     texts = tokenizer.batch_decode(
         [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)], skip_special_tokens=True
     )
     outcome = torch.tensor(reward(texts, [prompts.answers[row] for row in rows]), dtype=torch.float32, device=device)
     info = {"truncated": ~ended.cpu().numpy()}
-    responses = Responses(prompt_ids, prompt_mask, tokens, mask, torch.zeros(mask.shape), outcome, texts, info)
+    responses = Responses(
+        prompt_ids, prompt_mask, tokens, mask, torch.zeros(mask.shape, device=device), outcome, texts, info
+    )
     if not log_probs:
         return responses
     logp = [
@@ -233,8 +233,13 @@ def check_head(model: Any, ids: Sequence[int]) -> None:
     x = torch.tensor([list(ids)], device=device)
     head = model.get_output_embeddings()
     hidden = model.base_model(input_ids=x, use_cache=False).last_hidden_state
-    expected = model(input_ids=x, use_cache=False).logits.float()
-    logits = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+    logits = 1e3 * torch.nn.functional.linear(hidden, head.weight, head.bias).float()
+    # As large as this, a soft cap shows, on a model too whose own logits are still small.
+    hook = head.register_forward_hook(lambda module, args, output: 1e3 * output)
+    try:
+        expected = model(input_ids=x, use_cache=False).logits.float()
+    finally:
+        hook.remove()
     if (logits - expected).abs().max() > 1e-2 * expected.abs().max().clamp(min=1.0):
         raise ValueError(
             f"{type(model).__name__} changes its logits after the output head (a soft cap or scale), which these "
