@@ -140,7 +140,8 @@ def train(args: Args) -> runs.Run:
 
             # ---- log
             if run.update % args.save_every == 0:
-                run.writer.add_text("samples", sample_table(prompts, rows, responses, baseline), run.progress)
+                table = sample_table(prompts, rows, responses, baseline)
+                run.writer.add_text("samples", table, run.progress + args.batch_size)
             run.end_update(
                 responses,
                 {

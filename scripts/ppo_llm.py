@@ -194,7 +194,8 @@ def train(args: Args) -> runs.Run:
             # ---- log
             v0, real_adv = value[:, 0], adv[mask]
             if run.update % args.save_every == 0:
-                run.writer.add_text("samples", sample_table(prompts, rows, responses, v0), run.progress)
+                table = sample_table(prompts, rows, responses, v0)
+                run.writer.add_text("samples", table, run.progress + args.batch_size)
             run.end_update(
                 responses,
                 {

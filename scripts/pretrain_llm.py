@@ -90,7 +90,7 @@ def main(args: Args) -> None:
         loss.backward()
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 25 == 0:
+        if step % 25 == 0 or step == args.max_steps:
             result = accuracy()
             bar.set_postfix_str(f"loss {float(loss.detach()):.3f}, right {result.rate:.3f}")
             if result.rate >= args.target:

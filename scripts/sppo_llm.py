@@ -178,7 +178,8 @@ def train(args: Args) -> runs.Run:
             # ---- log
             v0 = torch.sigmoid(value_logit)
             if run.update % args.save_every == 0:
-                run.writer.add_text("samples", sample_table(prompts, rows, responses, v0), run.progress)
+                table = sample_table(prompts, rows, responses, v0)
+                run.writer.add_text("samples", table, run.progress + args.batch_size)
             run.end_update(
                 responses,
                 {

@@ -121,13 +121,16 @@ def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
         args = tyro.cli(args_type, description=description, default=stored)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for name in sorted(fields - RESUMABLE_CHANGES):
+    may_change = RESUMABLE_CHANGES & fields
+    if "dataset" in fields:
+        may_change -= {"eval_episodes"}  # held-out prompts are not trained on: another number changes the batches
+    for name in sorted(fields - may_change):
         old, new = getattr(stored, name), getattr(args, name)
         if old != new:
             flag = "--" + name.replace("_", "-")
             raise UserError(
                 f"{flag} is {old} in the run to be resumed and cannot become {new}; leave it out, or start a new run. "
-                f"These may change: {', '.join('--' + n.replace('_', '-') for n in sorted(RESUMABLE_CHANGES))}"
+                f"These may change: {', '.join('--' + n.replace('_', '-') for n in sorted(may_change))}"
             )
     return args
 

@@ -45,7 +45,7 @@ def fill_args(args: Any) -> None:
         if getattr(args, name, 0) is None:
             setattr(args, name, default)
     at_least_one = ("total_episodes", "batch_size", "num_minibatches", "update_epochs", "max_response_length",
-                    "max_prompt_length", "eval_episodes", "save_every", "micro_batch_size", "group_size")  # fmt: skip
+                    "max_prompt_length", "eval_episodes", "save_every", "micro_batch_size", "critic_steps")  # fmt: skip
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(at_least_one, (lambda x: x >= 1, "at least 1")),
         **dict.fromkeys(
@@ -53,7 +53,7 @@ def fill_args(args: Any) -> None:
             (lambda x: 0 < x < math.inf, "above 0"),
         ),
         **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
-        "critic_steps": (lambda x: x >= 1, "at least 1"),
+        "group_size": (lambda x: x >= 2, "at least 2"),
         **dict.fromkeys(("seed", "critic_warmup_batches"), (lambda x: x >= 0, "0 or above")),
     }
     for name, (allowed, words) in rules.items():
@@ -94,7 +94,8 @@ def load_policy(args: Any) -> tuple[PreTrainedModel, Any]:
     check_head(model, list(range(min(8, len(tokenizer)))))
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train(), tokenizer
+    # Of what training mode switches on, checkpointing alone is wanted.
+    return model.train(args.gradient_checkpointing), tokenizer
 
 
 def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCritic:
@@ -103,7 +104,7 @@ def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCri
 
     Raises:
         OSError: no such model.
-        ValueError: another tokenizer than the policy's.
+        ValueError: another tokenizer than the policy's, or a smaller vocabulary.
     """
     if args.critic is None:
         critic = PromptCritic.from_backbone(policy, tokenizer)
@@ -114,6 +115,8 @@ def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCri
             critic = PromptCritic.from_backbone(args.critic)
         if critic.tokenizer is not None:
             check_same_tokenizer(tokenizer, critic.tokenizer)
+        elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(tokenizer):  # type: ignore[arg-type]
+            raise ValueError(f"the critic knows {rows} tokens, the policy's tokenizer has {len(tokenizer)}")
         critic.tokenizer = tokenizer
     return critic.to(args.device)
 
@@ -172,5 +175,6 @@ def _no_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
