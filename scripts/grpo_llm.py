@@ -60,7 +60,7 @@ class Args:
     """N, responses to each prompt; divides B"""
     update_epochs: int = 1
     """passes over each batch"""
-    num_minibatches: int = 2
+    num_minibatches: int = 1
     """minibatches of B / num_minibatches responses each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""

@@ -38,7 +38,7 @@ class Args:
     """hidden size, a multiple of 24"""
     layers: int = 3
     """decoder layers"""
-    forgets_carry: float = 0.6
+    forgets_carry: float = 0.75
     """how often the demonstrator forgets a carry"""
     wrong_digit: float = 0.06
     """how often the demonstrator slips in a digit"""
