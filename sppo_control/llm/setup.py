@@ -5,8 +5,9 @@ Each script's arguments are its own dataclass; the fields used here are the same
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ def load_policy(args: Any) -> tuple[PreTrainedModel, Any]:
     """
     disable_progress_bar()  # of files with one shard
     path = ADDER if args.model is None else args.model
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    tokenizer = load_tokenizer(path)
+    with _naming("--model", path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        tokenizer = load_tokenizer(path)
     if args.dataset is None and (missing := set(addition.ALPHABET) - set(tokenizer.get_vocab())):
         raise ValueError(
             f"the additions need the characters {', '.join(sorted(missing))} as tokens; give a --dataset for {args.model}"
@@ -109,10 +111,11 @@ def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCri
     if args.critic is None:
         critic = PromptCritic.from_backbone(policy, tokenizer)
     else:
-        try:
-            critic = PromptCritic.from_pretrained(args.critic, dtype=torch.float32)
-        except FileNotFoundError:  # no critic's folder: a language model
-            critic = PromptCritic.from_backbone(args.critic)
+        with _naming("--critic", args.critic):
+            try:
+                critic = PromptCritic.from_pretrained(args.critic, dtype=torch.float32)
+            except FileNotFoundError:  # no critic's folder: a language model
+                critic = PromptCritic.from_backbone(args.critic)
         if critic.tokenizer is not None:
             check_same_tokenizer(tokenizer, critic.tokenizer)
         elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(tokenizer):  # type: ignore[arg-type]
@@ -164,6 +167,18 @@ class CriticFolder:
     def load_pretrained(self, folder: Path) -> None:
         """Take on the folder's weights."""
         _load(self.critic, PromptCritic.from_pretrained(folder, dtype=torch.float32))
+
+
+@contextlib.contextmanager
+def _naming(flag: str, path: str | Path) -> Iterator[None]:
+    """What the libraries say of a model that they cannot load is long, and does not always name it."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"{flag} {path} is neither a model's folder nor a Hub id that can be reached: {reason}"
+        ) from error
 
 
 def _load(module: nn.Module, saved: nn.Module) -> None:
