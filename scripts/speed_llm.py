@@ -8,20 +8,33 @@ installed is left out and named. Peak memory is what a fresh process holds at mo
 "less gradients" leaves out the gradients of hidden and head, which each variant must return. Seconds are by the clock, and,
 for --device cpu, of CPU time as well, which other work on the machine disturbs less.
 
+--what update: a whole update of SPPO (rollout left out): old log-probabilities, V, the policy's step, the critic's step;
+with a critic as large as the policy and one of about a quarter, and token-level PPO's update with its critic over every
+token. Random weights. Peak memory as above, weights and optimisers included.
+
+--what addition: the language-model scripts on additions, five seeds: responses and seconds until the mean outcome of the
+last 1,024 responses is 0.8 and 0.9. Seconds are CPU time of one thread, from the first update on (evaluations before and
+after left out). Runs that are in --out already are not run again.
+
     pip install -c constraints.txt -e '.[llm]' && pip install --no-deps liger-kernel
     python scripts/speed_llm.py --what loss               # about five minutes on one core; --device cuda on a GPU
+    python scripts/speed_llm.py --what update             # about five minutes
+    python scripts/speed_llm.py --what addition           # about forty minutes
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -45,16 +58,18 @@ PACKAGES = {"naive": "torch", "ours": "sppo-control", "trl": "trl", "liger": "li
 
 @dataclass
 class Args:
-    what: Literal["loss"] = "loss"
+    what: Literal["loss", "update", "addition"] = "loss"
     """see above"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where the tensors are; cuda computes in bfloat16"""
     rounds: int = 5
     """how often each is measured"""
-    out: str = "docs/speed_llm_loss.json"
-    """where the table goes as JSON"""
+    seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
+    """of --what addition"""
+    out: str | None = None
+    """where the table goes as JSON; None is docs/speed_llm_loss.json and so on, with the device's name unless it is cpu"""
     worker: str | None = None
-    """internal: be the measured process, variant:index of the size"""
+    """internal: be the measured process, variant:index of the size, or variant:seed"""
 
 
 # ------------------------------------------------------------------------------------------------------------- loss
@@ -193,6 +208,217 @@ def measure_loss(args: Args) -> dict[str, Any]:
     return {"rows": rows}
 
 
+# ----------------------------------------------------------------------------------------------------------- update
+@dataclass
+class UpdateSize:
+    """Layers and width of policy and small critic, and the batch."""
+
+    policy: tuple[int, int]
+    small_critic: tuple[int, int]
+    vocabulary: int
+    prompts: int
+    prompt_length: int
+    response_length: int
+    micro_batch_size: int
+
+
+UPDATES = {
+    "cpu": UpdateSize((8, 512), (8, 256), 8_000, 16, 64, 192, 4),
+    # Qwen2.5's 1.5B and 0.5B
+    "cuda": UpdateSize((28, 1536), (24, 896), 151_936, 8, 512, 8192 - 512, 1),
+}
+UPDATE_VARIANTS = ("sppo, critic as large", "sppo, critic of a quarter", "ppo, critic as large")
+
+
+def qwen2(layers: int, width: int, vocabulary: int) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256), max_position_embeddings=16_384,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def measure_one_update(variant: str, device: str, rounds: int) -> dict[str, Any]:
+    """Peak bytes above the start, seconds of each round, parameters; in a process of its own."""
+    import numpy as np
+
+    from sppo_control.llm import PromptCritic
+    from sppo_control.llm.critic import train_critic
+    from sppo_control.llm.responses import Responses, policy_log_probs, token_values
+
+    size, bf16 = UPDATES[device], device == "cuda"
+    qwen2(1, 64, 64)  # libraries are loaded before the count starts
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+    before = 0 if device == "cuda" else resident("VmRSS")
+    torch.manual_seed(0)
+    policy = qwen2(*size.policy, size.vocabulary).to(device)
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.train()
+    shape = size.small_critic if "quarter" in variant else size.policy
+    critic = PromptCritic(qwen2(*shape, size.vocabulary).base_model).to(device)
+    if variant.startswith("ppo"):
+        critic.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        critic.train()
+    optimizer, critic_optimizer = torch.optim.Adam(policy.parameters()), torch.optim.Adam(critic.parameters())
+
+    B, P, T = size.prompts, size.prompt_length, size.response_length
+    prompt_ids, tokens = torch.randint(2, size.vocabulary, (B, P)), torch.randint(2, size.vocabulary, (B, T))
+    prompt_mask, mask = torch.ones(B, P, dtype=torch.bool), torch.ones(B, T, dtype=torch.bool)
+    outcome = torch.randint(0, 2, (B,)).float()
+    rows = [x.to(device) for x in (prompt_ids, prompt_mask, tokens, mask, torch.zeros(B, T), outcome)]
+    responses = Responses(*rows, [""] * B, {"truncated": np.zeros(B, dtype=bool)})
+    parts = torch.arange(B).split(size.micro_batch_size)
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    def update() -> None:
+        with torch.no_grad():
+            old = [policy_log_probs(policy, responses.take(part), 1.0, bf16).logp for part in parts]
+            if variant.startswith("ppo"):
+                value = torch.cat([token_values(critic, responses.take(part), bf16) for part in parts])
+                advantage = responses.outcome[:, None] - value  # GAE at gamma = lambda = 1
+            else:
+                with autocast:
+                    logit = torch.cat([critic(*responses.take(part).prompts) for part in parts])
+                advantage = core.sequence_advantage(responses.outcome, logit)
+        optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+        for part, logp_old in zip(parts, old, strict=True):
+            some = responses.take(part)
+            logp = policy_log_probs(policy, some, 1.0, bf16).logp
+            core.clipped_surrogate(logp, logp_old, advantage[part], some.mask, 0.2, "token-mean", B * T).loss.backward()
+            if variant.startswith("ppo"):
+                target = some.outcome[:, None].expand(-1, T)
+                core.squared_value_loss(token_values(critic, some, bf16), target, some.mask, B * T).backward()
+        optimizer.step()
+        if variant.startswith("ppo"):
+            critic_optimizer.step()
+        else:
+            with autocast:
+                train_critic(
+                    critic, critic_optimizer, *responses.prompts, responses.outcome,
+                    micro_batch_size=size.micro_batch_size,
+                )  # fmt: skip
+
+    update()  # warm; optimisers have their moments from here on
+    seconds = []
+    for _ in range(rounds):
+        synchronize(outcome.to(device))
+        clock = time.perf_counter if device == "cuda" else time.process_time
+        began = clock()
+        update()
+        synchronize(outcome.to(device))
+        seconds.append(clock() - began)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident("VmHWM") - before
+    counts = {"policy": policy, "critic": critic}
+    return {"peak_bytes": peak, "seconds": seconds} | {
+        f"{name}_parameters": sum(p.numel() for p in model.parameters()) for name, model in counts.items()
+    }
+
+
+def measure_updates(args: Args) -> dict[str, Any]:
+    size = UPDATES[args.device]
+    print(
+        f"\n{size.prompts} responses of {size.response_length} tokens to prompts of {size.prompt_length}, micro-batches of "
+        f"{size.micro_batch_size}\n\n| variant | policy | critic | peak MiB | to the first | seconds | to the first |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    rows: list[dict[str, Any]] = []
+    for variant in tqdm(UPDATE_VARIANTS, unit="variant", leave=False):
+        row = {"variant": variant, **child(args, f"{variant}:{args.rounds}")}
+        rows.append(row)
+        seconds, first = statistics.median(row["seconds"]), statistics.median(rows[0]["seconds"])
+        tqdm.write(
+            f"| {variant} | {row['policy_parameters'] / 1e6:,.1f} M | {row['critic_parameters'] / 1e6:,.1f} M | "
+            f"{row['peak_bytes'] / 2**20:,.0f} | {row['peak_bytes'] / rows[0]['peak_bytes']:.2f} | {seconds:.2f} | "
+            f"{seconds / first:.2f} |"
+        )
+    return {"size": asdict(size), "rows": rows}
+
+
+# --------------------------------------------------------------------------------------------------------- addition
+ADDITION: dict[str, tuple[str, dict[str, Any]]] = {
+    "SPPO 128 x 1": ("sppo_llm", {}),
+    "SPPO, 1 critic step": ("sppo_llm", {"critic_steps": 1}),
+    "SPPO, 16 critic steps": ("sppo_llm", {"critic_steps": 16}),
+    "PPO 128 x 1": ("ppo_llm", {}),
+    "GRPO 16 x 8": ("grpo_llm", {}),
+    "GRPO 128 x 8": ("grpo_llm", {"batch_size": 1024, "total_episodes": 65_536}),
+}
+"""name -> script, arguments; prompts x responses to each an update"""
+WINDOW = 1024
+
+
+class Reached(Exception):
+    """The last threshold was."""
+
+
+def addition_run(name: str, seed: int) -> dict[str, Any]:
+    """Curve of one run until the last WINDOW responses have a mean outcome of 0.92, or its budget ends."""
+    script_name, arguments = ADDITION[name]
+    curve: list[tuple[int, float, float]] = []  # responses, CPU seconds, mean outcome of the batch
+
+    class Watched(runs.Run):
+        def end_update(self, episodes: Any, metrics: Any, baseline: Any = None) -> None:
+            super().end_update(episodes, metrics, baseline)
+            curve.append((self.episodes, time.process_time() - began, float(episodes.outcome.mean())))
+            batches = max(1, WINDOW * len(curve) // self.episodes)
+            if len(curve) >= batches and statistics.fmean(x[2] for x in curve[-batches:]) >= 0.92:
+                raise Reached
+
+        def start(self, **parts: Any) -> None:
+            super().start(**parts)
+            nonlocal began
+            began = time.process_time()
+
+    began = 0.0
+    torch.set_num_threads(1)
+    runs.Run = Watched  # type: ignore[misc]
+    script = importlib.import_module(script_name)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Reached):
+        script.train(script.Args(seed=seed, runs_dir=folder, device="cpu", save_every=10**6, **arguments))
+    return {"variant": name, "seed": seed, "curve": curve}
+
+
+def measure_addition(args: Args, out: Path) -> dict[str, Any]:
+    rows = runs.read_json(out)["rows"] if out.is_file() else []
+    there = {(row["variant"], row["seed"]) for row in rows}
+    cells = [(name, seed) for seed in args.seeds for name in ADDITION if (name, seed) not in there]
+    for name, seed in tqdm(cells, unit="run"):
+        rows.append(child(args, f"{name}:{seed}"))
+        runs.write_json(out, head(args) | {"rows": rows})
+    print("\n| | to 0.8: seconds | responses | to 0.9: seconds | responses | seconds per 1,000 responses |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name in ADDITION:
+        mine = [row["curve"] for row in rows if row["variant"] == name]
+        cells_text = []
+        for threshold in (0.8, 0.9):
+            reached = [first_reached(curve, threshold) for curve in mine]
+            for index in (1, 0):
+                known = sorted(x[index] for x in reached if x is not None)
+                # median over all runs: those that never got there count as later than all
+                median = known[(len(mine) - 1) // 2] if len(known) > (len(mine) - 1) // 2 else None
+                text = "-" if median is None else f"{median:,.0f} ({known[0]:,.0f} to {known[-1]:,.0f})"
+                cells_text.append(text + (f", {len(known)} of {len(mine)}" if len(known) < len(mine) else ""))
+        cost = statistics.median(1000 * curve[-1][1] / curve[-1][0] for curve in mine)
+        print(f"| {name} | {' | '.join(cells_text)} | {cost:.1f} |")
+    return {"rows": rows}
+
+
+def first_reached(curve: list[list[float]], threshold: float) -> tuple[float, float] | None:
+    """Responses and seconds when the mean outcome of the last WINDOW responses first reached the threshold."""
+    batches = max(1, round(WINDOW / curve[0][0]))
+    for i in range(batches - 1, len(curve)):
+        if statistics.fmean(x[2] for x in curve[i - batches + 1 : i + 1]) >= threshold:
+            return curve[i][0], curve[i][1]
+    return None
+
+
 # -------------------------------------------------------------------------------------------------------- the frame
 def child(args: Args, worker: str) -> Any:
     """What this script prints last as the worker of that name, in a fresh process."""
@@ -201,6 +427,16 @@ def child(args: Args, worker: str) -> Any:
     if done.returncode:
         sys.exit(f"{worker} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def work(args: Args) -> Any:
+    assert args.worker is not None
+    name, number = args.worker.rsplit(":", 1)
+    if args.what == "loss":
+        return peak_memory(name, SIZES[args.device][int(number)], args.device)
+    if args.what == "update":
+        return measure_one_update(name, args.device, int(number))
+    return addition_run(name, int(number))
 
 
 def installed(package: str) -> bool:
@@ -219,25 +455,35 @@ def device_name(device: str) -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 
-def main(args: Args) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch sees no CUDA device here; use --device cpu")
-    if args.worker:
-        name, index = args.worker.split(":")
-        print(json.dumps(peak_memory(name, SIZES[args.device][int(index)], args.device)))
-        return
-    table = measure_loss(args)
-    head = {
-        "command": f"python scripts/speed_llm.py --what {args.what} --device {args.device} --rounds {args.rounds}",
+def head(args: Args) -> dict[str, Any]:
+    """What every table begins with."""
+    rounds = "" if args.what == "addition" else f" --rounds {args.rounds}"
+    return {
+        "command": f"python scripts/speed_llm.py --what {args.what} --device {args.device}{rounds}",
         "device": device_name(args.device),
         "dtype": str(DTYPES[args.device]),
         "torch_threads": torch.get_num_threads(),
         "packages": {package: version(package) for package in PACKAGES.values() if installed(package)},
         **runs.versions(),
     }
-    out = Path(args.out)
+
+
+def main(args: Args) -> None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no CUDA device here; use --device cpu")
+    if args.device == "cuda" and args.what == "addition":
+        sys.exit("--what addition is measured on one thread of the CPU; the model is too small for a GPU")
+    if args.worker:
+        print(json.dumps(work(args)))
+        return
+    suffix = "" if args.device == "cpu" else f"_{args.device}"
+    out = Path(args.out or f"docs/speed_llm_{args.what}{suffix}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out, head | table)
+    if args.what == "addition":
+        table = measure_addition(args, out)
+    else:
+        table = measure_loss(args) if args.what == "loss" else measure_updates(args)
+    runs.write_json(out, head(args) | table)
     print(f"\nwritten to {out}")
 
 
