@@ -351,9 +351,11 @@ class Run:
                 if began[what] != now[what]:
                     note = f"note: {what} {now[what]}, the run began with {began[what]}; it may not repeat bit for bit"
                     print(note, file=sys.stderr)
-        # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them. It
-        # writes a start into the log, of which TensorBoard takes the first for that of the run.
-        self.writer = SummaryWriter(str(self.folder), purge_step=self.progress + 1 if self._resumed else 0)
+        # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them. A
+        # new run has nothing to drop, but its log must begin as others do: TensorBoard overlooks the first purge that it
+        # reads, as the start of the run.
+        purge_step = self.progress + 1 if self._resumed else sys.maxsize
+        self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         if not resumed:
             rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
             self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")

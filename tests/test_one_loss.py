@@ -13,10 +13,10 @@ from torch import nn
 pytest.importorskip("trl", reason="needs the extra llm")
 
 import datasets
-import sppo_cartpole
-import sppo_llm
 from transformers import TrainerCallback
 
+import sppo_cartpole
+import sppo_llm
 from sppo_control.llm import PromptCritic, SPPOConfig, SPPOTrainer
 from sppo_control.llm.responses import Responses, policy_log_probs
 from sppo_control.rollout import Episodes, Evaluation

@@ -13,7 +13,7 @@ from verl_batch import jagged
 from sppo_control.llm import verl_plugin
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "tests"))
-import shared_batch  # noqa: E402
+import shared_batch
 
 
 def test_the_verl_plugin_gives_the_shared_loss_and_gradient():

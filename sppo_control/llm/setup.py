@@ -25,7 +25,7 @@ from sppo_control.llm.tokenizers import load_tokenizer
 ADDER = Path(__file__).parents[1] / "pretrained" / "addition"
 """The tiny model that adds, where no --model is given: sppo_control.llm.addition, made by scripts/pretrain_llm.py."""
 
-_TINY: dict[str, Any] = {"learning_rate": 3e-4, "critic_learning_rate": 1e-3, "total_episodes": 32_768, "batch_size": 128,
+_TINY: dict[str, Any] = {"learning_rate": 3e-4, "critic_learning_rate": 1e-3, "total_episodes": 16_384, "batch_size": 128,
          "max_response_length": addition.MAX_RESPONSE + 1, "eval_episodes": 512}  # fmt: skip
 _REAL: dict[str, Any] = {"learning_rate": 1e-6, "critic_learning_rate": 1e-5, "total_episodes": 51_200, "batch_size": 256,
          "max_response_length": 3072, "eval_episodes": 128}  # fmt: skip

@@ -1,0 +1,334 @@
+"""Average@k of a language model on mathematical benchmarks: k responses to each problem, judged by their final answers.
+
+    python scripts/evaluate_llm.py                                       # the tiny adder of this package, some seconds
+    python scripts/evaluate_llm.py --model runs/<folder> --benchmarks addition      # the policy of a run of sppo_llm.py
+    python scripts/evaluate_llm.py --model Qwen/Qwen2.5-Math-1.5B-Instruct --bf16 --max-response-length 3072 \\
+        --benchmarks aime24 aime25 amc23 math500 minerva                 # from the Hub
+    python scripts/evaluate_llm.py --model <folder> --benchmarks aime24=aime24.jsonl mine=problems.parquet
+
+Every finished batch is kept in --out; the same command goes on where it was stopped, with the same result. Columns, prompts
+and what the interval means: docs/llm_evaluate.md. Needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from sppo_control import runs
+from sppo_control.llm import addition
+from sppo_control.llm.benchmarks import Record, markdown, open_folder, read_records, summarize
+from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
+from sppo_control.llm.responses import generate
+from sppo_control.llm.rewards import COLUMNS, MathReward
+from sppo_control.llm.setup import ADDER
+from sppo_control.llm.tokenizers import load_tokenizer
+
+BENCHMARKS = {
+    # name: (Hub id, column of the question, column of the answer); the split is "test"
+    "aime24": ("math-ai/aime24", "problem", "solution"),  # 30 problems; the solution is \boxed{204}
+    "aime25": ("math-ai/aime25", "problem", "answer"),  # 30
+    "amc23": ("math-ai/amc23", "question", "answer"),  # 40
+    "math500": ("HuggingFaceH4/MATH-500", "problem", "answer"),  # 500
+    "minerva": ("math-ai/minervamath", "question", "answer"),  # 272
+}
+QUESTIONS = ("question", "problem", "prompt")
+"""Columns that may hold the question in a file of one's own; the first one present is taken."""
+TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+FREE = ("model", "batch_size", "device")
+"""Settings that may differ when an evaluation goes on: other weights are noticed, whatever they are called, and with the
+other two the rest are other samples, as good as those that they replace."""
+
+
+@dataclass
+class Args:
+    model: str | None = None
+    """Hugging Face folder, Hub id, or run folder (its newest checkpoint); None is the tiny adder of this package"""
+    benchmarks: tuple[str, ...] | None = None
+    """aime24, aime25, amc23, math500, minerva: from the Hub; name=file: from a .jsonl, .json, .parquet or .csv file;
+    addition: held-out additions, which is also what None means without a --model"""
+    k: int | None = None
+    """responses to each problem; None is 16, as in the paper, for additions 4, at temperature 0 1"""
+    temperature: float | None = None
+    """of sampling, from the full distribution; 0: the likeliest token; None is 0.6, as in the paper, for additions 1"""
+    max_response_length: int | None = None
+    """longest response, tokens; None is 8192, as in the paper, for additions what they need"""
+    reward: RewardName | None = None
+    """how a response is judged; None is after-equals for additions, else math"""
+    prompt_template: str | None = None
+    """what the model is asked, with {question} in it; None asks for reasoning and \\boxed{} (docs/llm_evaluate.md)"""
+    prompt_format: Literal["auto", "chat", "text"] = "auto"
+    """a chat message, or plain text; auto is chat where the tokenizer has a chat template"""
+    seed: int = 1
+    """of the samples"""
+    batch_size: int = 64
+    """responses at a time"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto is cuda where there is one"""
+    bf16: bool = False
+    """weights and computation in bfloat16 instead of float32"""
+    out: Path | None = None
+    """folder for responses and results; None is one in runs/, named after the model and these settings"""
+
+    def __post_init__(self) -> None:
+        if self.benchmarks is None and self.model is None:
+            self.benchmarks = ("addition",)
+        known = f"{', '.join(BENCHMARKS)} or addition; a file of your own is name=file"
+        if not self.benchmarks:
+            raise ValueError(f"--benchmarks: name at least one of {known}")
+        names = list(self.sources)
+        for name, source in self.sources.items():
+            if not source and name not in (*BENCHMARKS, "addition"):
+                raise ValueError(f"--benchmarks {name} is none of {known}")
+            if not re.fullmatch(r"\w[\w.-]*", name) or (source and name in ("addition", "mean")):
+                raise ValueError(f"--benchmarks {name}={source}: choose another name, of letters, digits, _, . and -")
+        if len(names) < len(self.benchmarks):
+            raise ValueError(f"--benchmarks {' '.join(self.benchmarks)}: a name stands there twice")
+        if self.model is None and names != ["addition"]:
+            raise ValueError(f"--benchmarks {' '.join(self.benchmarks)} needs a --model: the tiny adder only adds")
+        adds = names == ["addition"]
+        if self.temperature is None:
+            self.temperature = 1.0 if adds else 0.6
+        if self.k is None:
+            self.k = 1 if self.temperature == 0 else 4 if adds else 16
+        if self.max_response_length is None:
+            self.max_response_length = addition.MAX_RESPONSE + 1 if adds else 8192
+        for field, least in {"k": 1, "max_response_length": 1, "batch_size": 1, "seed": 0}.items():
+            if (value := getattr(self, field)) < least:
+                raise ValueError(f"--{field.replace('_', '-')} must be at least {least}, got {value}")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature must be 0 or above, got {self.temperature}")
+        if self.temperature == 0 and self.k > 1:
+            raise ValueError(f"--temperature 0 gives the same response every time; use --k 1, got {self.k}")
+        if self.prompt_template is not None and "{question}" not in self.prompt_template:
+            raise ValueError(f"--prompt-template must have {{question}} in it, got {self.prompt_template!r}")
+        if "addition" in names and (self.prompt_template is not None or self.prompt_format == "chat"):
+            raise ValueError("--benchmarks addition has its own prompts: no --prompt-template, no --prompt-format chat")
+        if self.device == "auto":
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--device {self.device}: torch sees no CUDA device here; use --device cpu")
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Name -> file, "" where the benchmark is one of those known here."""
+        return {name: source for name, _, source in (text.partition("=") for text in self.benchmarks or ())}
+
+
+class Judge:
+    """The reward, for `generate`, which remembers what became of each response of its last call: correct, wrong, or one of
+    `MathReward.counts`."""
+
+    def __init__(self, name: RewardName) -> None:
+        self.math = MathReward() if name == "math" else None
+        self.reward = make_reward(name)
+        self.verdicts: list[str] = []
+
+    def __call__(self, texts: list[str], answers: list[str]) -> list[float]:
+        self.verdicts = [self.verdict(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        return [float(verdict == "correct") for verdict in self.verdicts]
+
+    def verdict(self, text: str, answer: str) -> str:
+        if self.math is None:
+            return "correct" if self.reward([text], [answer])[0] else "wrong"
+        before = dict(self.math.counts)
+        self.math([text], answer=[answer])
+        return next((key for key in before if key != "total" and self.math.counts[key] > before[key]), "wrong")
+
+
+# -------------------------------------------------------------------------------------------------- model and problems
+def find_model(name: str | None) -> str:
+    """What to load: the newest policy of a run folder; else the name as it is.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
+    """
+    if name is None:
+        return str(ADDER)
+    if not Path(name).exists() and (name.count("/") > 1 or name.startswith(("/", "."))):  # no Hub id is like that
+        raise FileNotFoundError(f"no model at {name}; give a model's folder, a run folder or a Hub id")
+    complete = sorted(p for p in Path(name).glob("checkpoints/*") if p.name.isdigit())  # others are half-written
+    path = complete[-1] if complete else Path(name)
+    return str(path / "policy") if (path / "policy").is_dir() else name
+
+
+def fingerprint(model: Any) -> str:
+    """Of the weights: up to about 4096 numbers out of each tensor, which no training leaves all as they were."""
+    digest = hashlib.sha256()
+    for name, x in sorted(model.state_dict().items()):
+        some = x.flatten()[:: max(1, x.numel() // 4096)].double().cpu().numpy()
+        digest.update(name.encode() + some.tobytes())
+    return digest.hexdigest()[:12]
+
+
+def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts:
+    """All problems of a benchmark, in the file's order.
+
+    Raises:
+        ValueError: a column is missing, a question or an answer is empty, no chat template where one is asked for.
+        OSError: no such file, nor a reachable Hub id.
+    """
+    if name == "addition":
+        if missing := set(addition.ALPHABET) - set(tokenizer.get_vocab()):
+            raise ValueError(f"addition needs the characters {', '.join(sorted(missing))} as tokens of {args.model}")
+        return load_prompts(None, tokenizer).split(512)[1]  # held out by the training scripts as well
+    hub_id, *columns = BENCHMARKS.get(name, ("", None, None))
+    rows = read_dataset(source or hub_id, "test")
+    wanted = [(column,) for column in columns] if name in BENCHMARKS else [QUESTIONS, COLUMNS]
+    found = [next((c for c in names if c in rows.column_names), None) for names in wanted]
+    if None in found:
+        mend = f"; if it is not in the format of {hub_id}, give it another name: mine={source}" if hub_id else ""
+        raise ValueError(
+            f"{source or hub_id} has no column {' or '.join(wanted[found.index(None)])}, it has "
+            f"{', '.join(rows.column_names)}{mend}"
+        )
+    question, answer = found
+    # A column `prompt` is what the training scripts read: the model's whole input. Others hold the bare question.
+    template = args.prompt_template or ("{question}" if question == "prompt" else TEMPLATE)
+    chat = args.prompt_format == "chat" or (
+        args.prompt_format == "auto" and question != "prompt" and bool(tokenizer.chat_template)
+    )
+    if args.prompt_format == "chat" and not tokenizer.chat_template:
+        raise ValueError(f"--prompt-format chat: the tokenizer of {args.model} has no chat template; use text")
+    texts, ids, answers = [], [], []
+    for index, row in enumerate(rows):
+        prompt, right = row[question], row[answer]
+        for column, value, kinds in ((question, prompt, str | list), (answer, right, str | int | float)):
+            if not isinstance(value, kinds) or value != value or value in ("", []):  # NaN is unequal to itself
+                raise ValueError(f"{source or hub_id}: {column} is {value!r} in row {index}; leave such rows out")
+        if isinstance(prompt, str):  # else chat messages, which get nothing but the chat template
+            prompt = template.replace("{question}", prompt)
+            prompt = [{"role": "user", "content": prompt}] if chat else prompt
+        texts.append(prompt_text(prompt, tokenizer))
+        ids.append(list(tokenizer(texts[-1], add_special_tokens=isinstance(prompt, str))["input_ids"]))
+        answers.append(str(right))
+    if not ids:
+        raise ValueError(f"{source or hub_id} has no rows")
+    return Prompts(texts, ids, answers)
+
+
+def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
+    """Refuse what does not fit the model's context: beyond it, models write nonsense without complaint."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts.ids))
+    if limit is not None and longest + args.max_response_length > limit:
+        room = limit - longest
+        mend = f"use --max-response-length {room} or less" if room > 0 else "leave such problems out"
+        raise ValueError(
+            f"{name}: a prompt of {longest} tokens and --max-response-length {args.max_response_length} exceed the "
+            f"{limit} positions of {args.model}; {mend}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- responses
+def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args, out: Path) -> list[Record]:
+    """Records of k responses to each problem: those in the benchmark's file, and the missing ones, which are sampled and
+    appended to it."""
+    judge = Judge(args.reward or ("after-equals" if name == "addition" else "math"))
+    path = out / f"{name}.jsonl"
+    pairs = [(problem, sample) for sample in range(args.k) for problem in range(len(prompts))]
+    with path.open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise runs.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
+        done = read_records(file, len(prompts), args.k)
+        with tqdm(total=len(pairs), initial=len(done), desc=name, unit="response", dynamic_ncols=True) as bar:
+            # The batches are the same ones whenever the work began, and each has a seed of its own. One that was written
+            # in part is sampled again as a whole, so that what is missing of it is what it would have been.
+            for start in range(0, len(pairs), args.batch_size):
+                batch = pairs[start : start + args.batch_size]
+                if all(pair in done for pair in batch):
+                    continue
+                seed = np.random.SeedSequence([args.seed, zlib.crc32(name.encode()), start]).generate_state(1)[0]
+                try:
+                    responses = generate(
+                        model, tokenizer, prompts, [problem for problem, _ in batch], judge, int(seed),
+                        args.max_response_length, args.temperature, log_probs=False,
+                    )  # fmt: skip
+                except torch.OutOfMemoryError as error:
+                    raise runs.UserError(
+                        f"{name}: no memory for --batch-size {args.batch_size}; start again with a smaller one"
+                    ) from error
+                fresh = {
+                    pair: {
+                        "problem": pair[0], "sample": pair[1], "outcome": int(responses.outcome[i]),
+                        "verdict": judge.verdicts[i], "truncated": bool(responses.info["truncated"][i]),
+                        "tokens": int(responses.lengths[i]), "response": responses.texts[i],
+                    }
+                    for i, pair in enumerate(batch)
+                    if pair not in done
+                }  # fmt: skip
+                file.write(b"".join(json.dumps(record).encode() + b"\n" for record in fresh.values()))
+                file.flush()
+                os.fsync(file.fileno())
+                done |= fresh
+                bar.set_postfix_str(f"right {np.mean([r['outcome'] for r in done.values()]):.3f}", refresh=False)
+                bar.update(len(fresh))
+    return [done[pair] for pair in pairs]
+
+
+def main(args: Args) -> dict[str, dict[str, Any]]:
+    # ---- all that can be refused, before the long work
+    datasets.disable_progress_bars()
+    disable_progress_bar()
+    path = find_model(args.model)
+    tokenizer = load_tokenizer(path)
+    problems = {name: load_problems(name, source, tokenizer, args) for name, source in args.sources.items()}
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if args.bf16 else torch.float32)
+    for name, prompts in problems.items():
+        check_length(prompts, name, model, args)
+    names = ("k", "temperature", "max_response_length", "reward", "prompt_template", "prompt_format", "seed", "bf16",
+             "batch_size", "device")  # fmt: skip
+    settings = {"model": path, **{key: getattr(args, key) for key in names}, "weights": fingerprint(model)}
+    fixed = json.dumps([value for key, value in settings.items() if key not in FREE])
+    code = hashlib.sha256(fixed.encode()).hexdigest()[:8]
+    out = args.out or Path("runs") / f"evaluate_llm__{Path(args.model or ADDER).name}__{code}"
+    described = {
+        name: {
+            "source": args.sources[name] or BENCHMARKS.get(name, (name,))[0], "problems": len(prompts),
+            "digest": hashlib.sha256(json.dumps([prompts.ids, prompts.answers]).encode()).hexdigest()[:12],
+            "first_prompt": prompts.texts[0],
+        }
+        for name, prompts in problems.items()
+    }  # fmt: skip
+    open_folder(out, settings, described, FREE)
+
+    # ---- responses
+    model.to(args.device)
+    records = {name: respond(name, prompts, model, tokenizer, args, out) for name, prompts in problems.items()}
+
+    # ---- results
+    results = summarize(records, args.k)
+    runs.write_json(out / "results.json", {"k": args.k, "results": results, "settings": settings, **runs.versions()})
+    print(f"\n{markdown(results, args.k)}\n\nper cent; intervals by bootstrap over problems; written to {out}")
+    for name, result in results.items():
+        if rows := result.get("unreadable_answers"):
+            print(
+                f"{name}: math-verify cannot read the right answers in rows {rows} of the benchmark; mend or drop them"
+            )
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        runs.main(main, Args, __doc__)
+    except KeyboardInterrupt:
+        print(f"\nStopped; finished batches are kept. Go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
+        sys.exit(130)
