@@ -48,6 +48,15 @@ study: .venv/.study  ## the whole study of docs/results.md: hours; what is in re
 	$(GRID) --out results/rates_tuning.parquet --work-dir runs/rates --seeds 201 202 203 \
 	  --env-ids sppo/SparseMountainCar-v0 sppo/SparsePendulum-v0 \
 	  --algorithms sppo ppo grpo rloo remax --settings learning-rate=1e-4 learning-rate=3e-4 learning-rate=1e-3
+	$(GRID) --out results/rates.parquet --work-dir runs/rates --seeds $(TENTIMES) --env-ids sppo/PrecisionCartPole-v0 \
+	  --algorithms sppo ppo grpo --settings learning-rate=3e-3  # these four as scripts/report_rates.py --what choose says
+	$(GRID) --out results/rates.parquet --work-dir runs/rates --seeds $(TENTIMES) --env-ids sppo/PrecisionCartPole-v0 \
+	  --algorithms remax --settings learning-rate=3e-4
+	$(GRID) --out results/rates.parquet --work-dir runs/rates --seeds $(TENTIMES) --env-ids sppo/SparsePendulum-v0 \
+	  --algorithms ppo --settings learning-rate=1e-3
+	$(GRID) --out results/rates.parquet --work-dir runs/rates --seeds $(TENTIMES) --env-ids sppo/SparsePendulum-v0 \
+	  --algorithms grpo --settings learning-rate=1e-4
+	$(BIN)/python scripts/report_rates.py --what table
 
 pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
 	$(BIN)/python scripts/pretrain.py --env-id sppo/PrecisionCartPole-v0
