@@ -41,6 +41,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import runs
+from sppo_control.defaults import defaults
 from sppo_control.policies import shipped_policy
 
 ALGORITHMS = {  # name: script and flags
@@ -202,7 +203,9 @@ def jobs_of(args: Args) -> Iterator[Job]:
         if args.starts is not None:
             start = (args.starts / start.name).resolve()
             words += ["--start", str(start)]
-        digest = hashlib.sha256(" ".join(words[1:]).encode()).hexdigest()[:8]
+        # The task's defaults are part of the name: once one of them has changed, a folder of before is another run's.
+        key = " ".join([*words[1:], json.dumps(dataclasses.asdict(defaults(env_id)))])
+        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         folder = args.work_dir.resolve() / f"{task}__{algorithm}__{seed}__{digest}"
         used = start.is_file() and "--from-scratch" not in words
         content = hashlib.sha256(start.read_bytes()).hexdigest() if used else ""

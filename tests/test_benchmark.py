@@ -459,3 +459,13 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
             with pytest.raises(runs.UserError, match=f"{package} is not installed; run: pip install .*"):
                 benchmark.main(make_args(tmp_path, **changes))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_other_defaults_is_not_taken_up(tmp_path, monkeypatch):
+    """A default of the task has changed since: the folder that is there holds another run, finished or not."""
+    args = make_args(tmp_path, seeds=(1,))
+    before = [folder for *_, folder, _ in benchmark.jobs_of(args)]
+    assert before == [folder for *_, folder, _ in benchmark.jobs_of(args)]
+    other = dataclasses.replace(benchmark.defaults(POLE), learning_rate=0.123)
+    monkeypatch.setattr(benchmark, "defaults", lambda env_id: other)
+    assert not set(before) & {folder for *_, folder, _ in benchmark.jobs_of(args)}

@@ -191,7 +191,7 @@ def test_average_pass_and_verdicts_by_hand(made, monkeypatch, capsys):
 
     (out,) = Path("runs").iterdir()
     assert out.name.startswith(f"evaluate_llm__{Path(made.chat).name}__")
-    assert json.loads((out / "results.json").read_text())["results"] == results
+    assert json.loads((out / "results.json").read_text())["results"] == json.loads(json.dumps(results))
     cells = ["mine", "4", "50.0 [16.7, 83.3]", "75.0", "16.7", "50.0", "0.0", "7"]
     assert table_row(capsys.readouterr().out, "mine") == cells
     records = read(out)
@@ -227,11 +227,11 @@ def test_the_interval_is_over_problems_not_responses():
 
 
 def test_the_mean_of_benchmarks_weighs_them_equally_and_takes_them_as_independent():
-    few, many = np.arange(40).reshape(40, 1) < 30, np.arange(400).reshape(400, 1) < 100  # 0.75, 0.25
+    few, many = np.arange(400).reshape(400, 1) < 300, np.arange(1600).reshape(1600, 1) < 400  # 0.75, 0.25
     results = benchmarks.summarize({"a": records_of(few), "b": records_of(many), "c": records_of(few)}, 1)
     mean = results["mean"]
     assert mean["average_at_k"] == mean["pass_at_k"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
-    variance = (2 * 0.1875 / 40 + 0.1875 / 400) / 9
+    variance = (2 * 0.1875 / 400 + 0.1875 / 1600) / 9
     assert half_width(mean["interval_95"]) == pytest.approx(1.96 * np.sqrt(variance), rel=0.06)
     low, high = (100 * x for x in mean["interval_95"])
     row = table_row(benchmarks.markdown(results, 1), "mean")
@@ -239,14 +239,20 @@ def test_the_mean_of_benchmarks_weighs_them_equally_and_takes_them_as_independen
     assert "mean" not in benchmarks.summarize({"a": records_of(few)}, 1)
 
 
+def test_the_mean_lies_in_its_interval_where_no_problem_is_solved():
+    none = records_of(np.zeros((30, 2)))
+    mean = benchmarks.summarize({"a": none, "b": none}, 2)["mean"]
+    assert mean["interval_95"] == pytest.approx((0.0, np.sqrt(2 * 0.11352**2) / 2), abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("right", "interval"),
-    [(0, [0.0, 0.0802]), (1, [0.9198, 1.0])],  # the 2.5 and 97.5 % points of Beta(0.5, 30.5), or the other way round
+    [(0, [0.0, 3.8415 / 33.8415]), (1, [30 / 33.8415, 1.0])],  # Wilson's: z^2 / (n + z^2), z = 1.96
 )
 def test_no_problem_solved_is_no_certainty(right, interval):
     result = benchmarks.summarize({"x": records_of(np.full((30, 4), right))}, 4)["x"]
     assert result["average_at_k"] == right
-    assert result["interval_95"] == pytest.approx(interval, abs=0.004)
+    assert result["interval_95"] == pytest.approx(interval, abs=1e-5)
 
 
 def test_verdicts_of_the_verifier():
