@@ -28,7 +28,7 @@ import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from sppo_control import runs
@@ -37,7 +37,7 @@ from sppo_control.llm.benchmarks import Record, markdown, open_folder, read_reco
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward
-from sppo_control.llm.setup import ADDER
+from sppo_control.llm.setup import ADDER, naming
 from sppo_control.llm.tokenizers import load_tokenizer
 
 BENCHMARKS = {
@@ -154,15 +154,9 @@ class Judge:
 
 # -------------------------------------------------------------------------------------------------- model and problems
 def find_model(name: str | None) -> str:
-    """What to load: the newest policy of a run folder; else the name as it is.
-
-    Raises:
-        FileNotFoundError: it can only be a folder, and there is none.
-    """
+    """What to load: the newest policy of a run folder; else the name as it is."""
     if name is None:
         return str(ADDER)
-    if not Path(name).exists() and (name.count("/") > 1 or name.startswith(("/", "."))):  # no Hub id is like that
-        raise FileNotFoundError(f"no model at {name}; give a model's folder, a run folder or a Hub id")
     complete = sorted(p for p in Path(name).glob("checkpoints/*") if p.name.isdigit())  # others are half-written
     path = complete[-1] if complete else Path(name)
     return str(path / "policy") if (path / "policy").is_dir() else name
@@ -289,9 +283,12 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
     datasets.disable_progress_bars()
     disable_progress_bar()
     path = find_model(args.model)
-    tokenizer = load_tokenizer(path)
+    with naming("--model", path):
+        AutoConfig.from_pretrained(path)  # where there is none, it says so; the tokenizer would say something long
+        tokenizer = load_tokenizer(path)
     problems = {name: load_problems(name, source, tokenizer, args) for name, source in args.sources.items()}
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if args.bf16 else torch.float32)
+    with naming("--model", path):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     for name, prompts in problems.items():
         check_length(prompts, name, model, args)
     names = ("k", "temperature", "max_response_length", "reward", "prompt_template", "prompt_format", "seed", "bf16",

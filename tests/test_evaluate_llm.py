@@ -658,10 +658,14 @@ def test_unusable_models_are_refused(made, monkeypatch):
         ValueError, match=r"--prompt-format chat: the tokenizer of .*plain.* has no chat template; use text"
     ):
         evaluate_llm.main(Args(model=made.plain, prompt_format="chat", **args))
-    with pytest.raises(
-        FileNotFoundError, match=r"no model at \./none; give a model's folder, a run folder or a Hub id"
-    ):
-        evaluate_llm.main(Args(model="./none", **args))
+    for name in ("./none", "/none", "a/b/none"):
+        with pytest.raises(
+            OSError, match=rf"^--model {name} is neither a model's folder nor a Hub id that can be reached"
+        ):
+            evaluate_llm.main(Args(model=name, **args))
+    Path("empty").mkdir()
+    with pytest.raises(ValueError, match=r"Unrecognized model in ./empty"):
+        evaluate_llm.main(Args(model="./empty", **args))
     shutil.copytree(made.plain, "letters")
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "1": 2}, unk_token="<pad>"))
     PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>").save_pretrained("letters")

@@ -22,7 +22,7 @@ and a line of <name>.jsonl is a record:
 from __future__ import annotations
 
 import json
-import zlib
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sppo_control import runs
+from sppo_control.core import wilson_interval
 
 Record = dict[str, Any]
 RESAMPLES = 10_000
@@ -113,24 +114,36 @@ def read_records(file: IO[bytes], problems: int, k: int) -> dict[tuple[int, int]
 
 
 # --------------------------------------------------------------------------------------------------- Average@k
-def resampled_means(means: npt.NDArray[np.float64], seed: int) -> npt.NDArray[np.float64]:
-    """Bootstrap of a benchmark's mean. Problems are drawn, not responses: the k responses to one problem say less about
-    the next problem than k problems would.
+def bootstrap_interval(means: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of a benchmark's Average@k, by bootstrap over its problems. Problems are drawn, not responses: the k
+    responses to one problem say less about the next problem than k problems would.
 
     Args:
         means: of each problem's k outcomes, (problems,).
-        seed: of the draws.
 
     Returns:
-        (RESAMPLES,) means over as many problems, drawn with replacement. Where all problems agree, as where none is ever
-        solved, these would all be equal, as if the next problem were certain; then draws whose quantiles are Jeffreys's
-        interval for that many problems.
+        The 2.5 and 97.5 % points of the mean over as many problems, drawn with replacement. Where all problems agree, as
+        where none is ever solved, that would be no interval, as if the next problem were certain; then Wilson's for one
+        response to each problem.
     """
-    rng, n = np.random.default_rng(seed), len(means)
+    n = len(means)
     if np.ptp(means) == 0:
-        return rng.beta(means.sum() + 0.5, n - means.sum() + 0.5, RESAMPLES)
+        return wilson_interval(round(means.sum()), n)
+    rng = np.random.default_rng(0)  # the same responses, the same interval
     # a hundred at a time: quicker than one, and no memory to speak of for thousands of problems
-    return np.concatenate([means[rng.integers(n, size=(100, n))].mean(1) for _ in range(RESAMPLES // 100)])
+    draws = np.concatenate([means[rng.integers(n, size=(100, n))].mean(1) for _ in range(RESAMPLES // 100)])
+    low, high = np.quantile(draws, [0.025, 0.975]).tolist()
+    return low, high
+
+
+def mean_interval(rates: Sequence[float], intervals: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """95 % interval of the mean of independent rates, from theirs: the distances to their lower ends add up in squares, and
+    so do those to the upper ends ("MOVER", Zou and Donner, 2008). Unlike a mean of draws it holds for rates near 0 and 1,
+    whose intervals are lopsided."""
+    below = math.sqrt(sum((rate - low) ** 2 for rate, (low, _) in zip(rates, intervals, strict=True)))
+    above = math.sqrt(sum((high - rate) ** 2 for rate, (_, high) in zip(rates, intervals, strict=True)))
+    mean = sum(rates) / len(rates)
+    return mean - below / len(rates), mean + above / len(rates)
 
 
 def summarize(records: Mapping[str, Sequence[Record]], k: int) -> dict[str, dict[str, Any]]:
@@ -145,18 +158,15 @@ def summarize(records: Mapping[str, Sequence[Record]], k: int) -> dict[str, dict
         unreadable_answers (the problems whose right answer math-verify cannot read); "mean" -> the first and next two.
     """
     results: dict[str, dict[str, Any]] = {}
-    draws = []
     for name, rows in records.items():
         outcome = np.empty((len(rows) // k, k))
         for row in rows:
             outcome[row["problem"], row["sample"]] = row["outcome"]
         verdicts = [row["verdict"] for row in rows]
-        # the name is in the seed: else two benchmarks of one size would draw the same rows, and not be independent
-        draws.append(resampled_means(outcome.mean(1), zlib.crc32(name.encode())))
         results[name] = {
             "problems": len(outcome),
             "average_at_k": float(outcome.mean()),
-            "interval_95": np.quantile(draws[-1], [0.025, 0.975]).tolist(),
+            "interval_95": bootstrap_interval(outcome.mean(1)),
             "pass_at_k": float(outcome.max(1).mean()),
             "truncated": float(np.mean([row["truncated"] for row in rows])),
             "mean_tokens": float(np.mean([row["tokens"] for row in rows])),
@@ -164,10 +174,13 @@ def summarize(records: Mapping[str, Sequence[Record]], k: int) -> dict[str, dict
             "unreadable_answers": sorted({row["problem"] for row in rows if row["verdict"] == "answer_unparsed"}),
         }
     if len(results) > 1:
+        rates, intervals, passed = (
+            [r[key] for r in results.values()] for key in ("average_at_k", "interval_95", "pass_at_k")
+        )
         results["mean"] = {
-            "average_at_k": float(np.mean([r["average_at_k"] for r in results.values()])),
-            "interval_95": np.quantile(np.mean(draws, axis=0), [0.025, 0.975]).tolist(),
-            "pass_at_k": float(np.mean([r["pass_at_k"] for r in results.values()])),
+            "average_at_k": float(np.mean(rates)),
+            "interval_95": mean_interval(rates, intervals),
+            "pass_at_k": float(np.mean(passed)),
         }
     return results
 
@@ -182,13 +195,11 @@ def markdown(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
         average, low, high, at_least_one = (
             f"{100 * x:.1f}" for x in (r["average_at_k"], *r["interval_95"], r["pass_at_k"])
         )
-        problems, rest = "", " | | | "
+        problems, rest = "", [""] * 4
         if "verdicts" in r:
-            problems = str(r["problems"])
             share = lambda *of, r=r: 100 * sum(r["verdicts"].get(v, 0) for v in of) / (k * r["problems"])  # noqa: E731
-            rest = (
-                f"{100 * r['truncated']:.1f} | {share('unparsed'):.1f} | {share(*UNDECIDED):.1f} | "
-                f"{r['mean_tokens']:.0f}"
-            )
-        lines.append(f"| {name} | {problems} | {average} [{low}, {high}] | {at_least_one} | {rest} |")
+            shares = 100 * r["truncated"], share("unparsed"), share(*UNDECIDED)
+            problems, rest = str(r["problems"]), [*(f"{x:.1f}" for x in shares), f"{r['mean_tokens']:.0f}"]
+        cells = [name, problems, f"{average} [{low}, {high}]", at_least_one, *rest]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

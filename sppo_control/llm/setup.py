@@ -84,7 +84,7 @@ def load_policy(args: Any) -> tuple[PreTrainedModel, Any]:
     """
     disable_progress_bar()  # of files with one shard
     path = ADDER if args.model is None else args.model
-    with _naming("--model", path):
+    with naming("--model", path):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         tokenizer = load_tokenizer(path)
     if args.dataset is None and (missing := set(addition.ALPHABET) - set(tokenizer.get_vocab())):
@@ -111,7 +111,7 @@ def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCri
     if args.critic is None:
         critic = PromptCritic.from_backbone(policy, tokenizer)
     else:
-        with _naming("--critic", args.critic):
+        with naming("--critic", args.critic):
             try:
                 critic = PromptCritic.from_pretrained(args.critic, dtype=torch.float32)
             except FileNotFoundError:  # no critic's folder: a language model
@@ -170,7 +170,7 @@ class CriticFolder:
 
 
 @contextlib.contextmanager
-def _naming(flag: str, path: str | Path) -> Iterator[None]:
+def naming(flag: str, path: str | Path) -> Iterator[None]:
     """What the libraries say of a model that they cannot load is long, and does not always name it."""
     try:
         yield
