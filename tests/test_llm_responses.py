@@ -3,6 +3,7 @@ the model's own logits give."""
 
 import copy
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -252,8 +253,8 @@ def test_padding_does_not_matter(qwen, batch):
 
 
 def test_take_cuts_to_the_widest_and_keeps_values_and_order(batch):
-    rows = torch.tensor([7, 1, 13])  # prompts of one token, and of one
-    some = widened(batch, 3, 2).take(rows)
+    rows = torch.tensor([7, 1, 13])  # three responses to the prompt of one token
+    some = replace(widened(batch, 3, 2), info={"index": np.arange(len(MANY))}).take(rows)
     width = int(batch.lengths[rows].max())
     assert some.prompt_ids.tolist() == [PROMPTS.ids[1]] * 3
     assert some.prompt_mask.all()
@@ -263,7 +264,7 @@ def test_take_cuts_to_the_widest_and_keeps_values_and_order(batch):
         assert getattr(some, name).shape == (3, width)
     assert torch.equal(some.outcome, batch.outcome[rows])
     assert some.texts == [batch.texts[i] for i in rows]
-    assert some.info["truncated"].tolist() == batch.info["truncated"][rows.numpy()].tolist()
+    assert some.info["index"].tolist() == rows.tolist()
     mixed = batch.take(torch.tensor([0, 4]))
     assert mixed.prompt_ids.shape[1] == len(PROMPTS.ids[4])
     assert mixed.prompt_ids[0].tolist() == [0] * (len(PROMPTS.ids[4]) - len(PROMPTS.ids[0])) + PROMPTS.ids[0]
