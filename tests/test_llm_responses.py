@@ -374,6 +374,7 @@ def test_chunks_do_not_repeat_each_others_samples(qwen):
     assert all(a != b for i, a in enumerate(chunks) for b in chunks[:i])
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 def test_sampling_is_done_in_evaluation_mode_and_the_mode_put_back(qwen, batch):
     """Dropout would sample from another policy, and checkpointing of gradients would switch the cache off."""
     model = copy.deepcopy(qwen)

@@ -622,6 +622,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_weights(script, tm
     assert counts[1] == counts[0] + 2 * 3, "the policy's three layers, once more for each minibatch"
 
 
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 def test_policies_with_dropout_of_any_kind_are_trained_without_it(tmp_path):
     sizes = {"vocab_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": None,
              "eos_token_id": 1, "pad_token_id": 0}  # fmt: skip
