@@ -95,7 +95,7 @@ class Args:
     micro_batch_size: int | None = None
     """responses in memory at once; does not change the gradient"""
 
-    eval_episodes: int | None = None
+    eval_prompts: int | None = None
     """held-out prompts, one sampled response each, before and after training"""
     save_every: int = 20
     """updates between checkpoints, and between samples of responses in the log"""

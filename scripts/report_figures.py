@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -103,7 +104,8 @@ def finish(figure: Any, columns: int = 4, free: Any = None) -> Any:
         }
     if free is not None:
         free.set_axis_off()
-        free.legend(handles.values(), handles, loc="center left", frameon=False).set_in_layout(False)
+        labels = [textwrap.fill(label, 30) for label in handles]  # what is wider than the panel would be cut off
+        free.legend(handles.values(), labels, loc="center left", frameon=False).set_in_layout(False)
     elif handles:
         figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
     return figure

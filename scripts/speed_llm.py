@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -351,6 +351,7 @@ ADDITION: dict[str, tuple[str, dict[str, Any]]] = {
     "GRPO 128 x 8": ("grpo_llm", {"batch_size": 1024, "total_episodes": 65_536}),
 }
 """name -> script, arguments; prompts x responses to each an update"""
+ADDITION_ARGS: dict[str, Any] = {"total_episodes": 16_384, "device": "cpu", "save_every": 10**6}
 WINDOW = 1024
 
 
@@ -367,8 +368,7 @@ def addition_run(name: str, seed: int) -> dict[str, Any]:
         def end_update(self, episodes: Any, metrics: Any, baseline: Any = None) -> None:
             super().end_update(episodes, metrics, baseline)
             curve.append((self.episodes, time.process_time() - began, float(episodes.outcome.mean())))
-            batches = max(1, WINDOW * len(curve) // self.episodes)
-            if len(curve) >= batches and statistics.fmean(x[2] for x in curve[-batches:]) >= 0.92:
+            if first_reached(curve, 0.92) is not None:
                 raise Reached
 
         def start(self, **parts: Any) -> None:
@@ -381,7 +381,7 @@ def addition_run(name: str, seed: int) -> dict[str, Any]:
     runs.Run = Watched  # type: ignore[misc]
     script = importlib.import_module(script_name)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Reached):
-        script.train(script.Args(seed=seed, runs_dir=folder, device="cpu", save_every=10**6, **arguments))
+        script.train(script.Args(**{**ADDITION_ARGS, **arguments, "seed": seed, "runs_dir": folder}))
     return {"variant": name, "seed": seed, "curve": curve}
 
 
@@ -410,7 +410,7 @@ def measure_addition(args: Args, out: Path) -> dict[str, Any]:
     return {"rows": rows}
 
 
-def first_reached(curve: list[list[float]], threshold: float) -> tuple[float, float] | None:
+def first_reached(curve: Sequence[Sequence[float]], threshold: float) -> tuple[float, float] | None:
     """Responses and seconds when the mean outcome of the last WINDOW responses first reached the threshold."""
     batches = max(1, round(WINDOW / curve[0][0]))
     for i in range(batches - 1, len(curve)):

@@ -5,7 +5,7 @@
 3. Critic: V(s_p) is a model with a scalar head at the last token of the prompt s_p; trained on R with cross-entropy.
 4. Policy: PPO's clipped surrogate with the ratio of each token. No group of responses, no GAE, no KL penalty.
 
-    python scripts/sppo_llm.py                                    # a tiny transformer learns to add, three minutes on a CPU
+    python scripts/sppo_llm.py                                    # a tiny transformer learns to add, a minute on a CPU
     python scripts/sppo_llm.py --model Qwen/Qwen2.5-Math-1.5B --dataset train.jsonl \\
         --critic Qwen/Qwen2.5-Math-1.5B --bf16 --gradient-checkpointing --micro-batch-size 4
 
@@ -93,7 +93,7 @@ class Args:
     micro_batch_size: int | None = None
     """responses in memory at once; does not change the gradient"""
 
-    eval_episodes: int | None = None
+    eval_prompts: int | None = None
     """held-out prompts, one sampled response each, before and after training"""
     save_every: int = 20
     """updates between checkpoints, and between samples of responses in the log"""

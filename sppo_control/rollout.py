@@ -16,8 +16,24 @@ from .core import wilson_interval
 from .policies import Policy
 
 
+class Padded:
+    """A batch of sequences of different length, padded on the right: `mask` (B, T) bool is True on what is real."""
+
+    mask: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """Steps of each sequence, (B,) int64."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all of them, padding not counted."""
+        return int(self.mask.sum())
+
+
 @dataclass(frozen=True)
-class Episodes:
+class Episodes(Padded):
     """B whole episodes, padded on the right to the longest one, T steps; tensors on the CPU.
 
     | field    | shape, dtype                          | meaning                                                    |
@@ -43,16 +59,6 @@ class Episodes:
     def context(self) -> Tensor:
         """s_0, (B, D) float32: all that SPPO's critic sees."""
         return self.obs[:, 0]
-
-    @property
-    def lengths(self) -> Tensor:
-        """Steps of each episode, (B,) int64."""
-        return self.mask.sum(dim=1)
-
-    @property
-    def num_steps(self) -> int:
-        """Environment steps taken, padding not counted."""
-        return int(self.mask.sum())
 
     @property
     def episode_return(self) -> Tensor:

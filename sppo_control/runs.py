@@ -122,8 +122,6 @@ def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
     except ValueError as error:
         raise UserError(str(error)) from error
     may_change = RESUMABLE_CHANGES & fields
-    if "dataset" in fields:
-        may_change -= {"eval_episodes"}  # held-out prompts are not trained on: another number changes the batches
     for name in sorted(fields - may_change):
         old, new = getattr(stored, name), getattr(args, name)
         if old != new:

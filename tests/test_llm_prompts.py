@@ -190,7 +190,7 @@ def test_split_keeps_each_prompt_with_its_tokens_and_answer():
     assert held_out.texts != data.texts[:6]
     assert held_out.texts != data.texts[-6:]
     for wrong in (0, 20, 21):
-        with pytest.raises(ValueError, match=f"--eval-episodes must be at least 1 .* got {wrong} of 20"):
+        with pytest.raises(ValueError, match=f"--eval-prompts must be at least 1 .* got {wrong} of 20"):
             data.split(wrong)
 
 

@@ -51,7 +51,7 @@ from sppo_control.llm.tokenizers import load_tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm}
 WITH_CRITIC = ["sppo_llm", "ppo_llm"]
-SMALL = {"batch_size": 16, "num_minibatches": 2, "total_episodes": 64, "eval_episodes": 16, "save_every": 2,
+SMALL = {"batch_size": 16, "num_minibatches": 2, "total_episodes": 64, "eval_prompts": 16, "save_every": 2,
          "device": "cpu", "seed": 9}  # fmt: skip
 ONE = {**SMALL, "total_episodes": 16, "num_minibatches": 1, "save_every": 1}
 """One update in one step of the optimiser."""
@@ -388,8 +388,8 @@ def test_what_may_change_when_a_run_is_resumed(whole, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, whole.script, "--resume", whole.folder, "--temperature", "0.5")
     assert "--temperature is 1.0 in the run to be resumed and cannot become 0.5" in error
     assert error.endswith("These may change: --resume, --save-every, --total-episodes")
-    error = refusal(monkeypatch, capsys, whole.script, "--resume", whole.folder, "--eval-episodes", "8")
-    assert "--eval-episodes is 16" in error, "other held-out prompts would be other prompts to train on"
+    error = refusal(monkeypatch, capsys, whole.script, "--resume", whole.folder, "--eval-prompts", "8")
+    assert "--eval-prompts is 16" in error, "other held-out prompts would be other prompts to train on"
 
 
 @pytest.mark.parametrize("whole", ["sppo_llm"], indirect=True)  # shared code
@@ -805,16 +805,16 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
         (
             "sppo_llm",
             "--dataset TEN",
-            "--eval-episodes must be at least 1 and leave prompts for training, got 16 of 10",
+            "--eval-prompts must be at least 1 and leave prompts for training, got 16 of 10",
         ),
         (
             "sppo_llm",
-            "--dataset TEN --eval-episodes 4",
+            "--dataset TEN --eval-prompts 4",
             "--batch-size asks for 16 prompts an update, and there are 6 to train",
         ),
         (
             "grpo_llm",
-            "--dataset TEN --eval-episodes 9",
+            "--dataset TEN --eval-prompts 9",
             "--batch-size asks for 2 prompts an update, and there are 1 to train",
         ),
         (

@@ -246,6 +246,33 @@ def check_same_tokenizer(policy_tokenizer: Any, critic_tokenizer: Any) -> None:
         )
 
 
+def load_critic(source: PromptCritic | str | os.PathLike[str], policy_tokenizer: Any, **kwargs: Any) -> PromptCritic:
+    """A critic for a policy: a given one, that of a critic's folder, or a new one with the weights of a language model.
+
+    Args:
+        source: a critic, a folder that `PromptCritic.save_pretrained` wrote, or the folder or Hub id of a language model.
+        policy_tokenizer: becomes the critic's, so that the saved critic can predict.
+        kwargs: for `AutoModel.from_pretrained`.
+
+    Raises:
+        OSError: neither is there.
+        ValueError: another tokenizer than the policy's, or a smaller vocabulary.
+    """
+    if isinstance(source, PromptCritic):
+        critic = source
+    else:
+        try:
+            critic = PromptCritic.from_pretrained(source, **kwargs)
+        except FileNotFoundError:  # no critic's folder: a language model
+            critic = PromptCritic.from_backbone(source, **kwargs)
+    if critic.tokenizer is not None:
+        check_same_tokenizer(policy_tokenizer, critic.tokenizer)
+    elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(policy_tokenizer):  # type: ignore[arg-type]
+        raise ValueError(f"the critic knows {rows} tokens, the policy's tokenizer has {len(policy_tokenizer)}")
+    critic.tokenizer = policy_tokenizer
+    return critic
+
+
 # -------------------------------------------------------------------------------------------------------- training
 def train_critic(
     critic: nn.Module,

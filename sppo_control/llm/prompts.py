@@ -47,7 +47,7 @@ class Prompts:
         """
         if not 1 <= held_out < len(self):
             raise ValueError(
-                f"--eval-episodes must be at least 1 and leave prompts for training, got {held_out} of {len(self)}"
+                f"--eval-prompts must be at least 1 and leave prompts for training, got {held_out} of {len(self)}"
             )
         order = np.random.default_rng(0).permutation(len(self)).tolist()
         return self._take(sorted(order[held_out:])), self._take(sorted(order[:held_out]))

@@ -24,11 +24,11 @@ from transformers import GenerationConfig
 from sppo_control.llm.critic import PromptCritic
 from sppo_control.llm.logprobs import TokenLogProbs, token_log_probs
 from sppo_control.llm.prompts import Prompts, Reward
-from sppo_control.rollout import Evaluation
+from sppo_control.rollout import Evaluation, Padded
 
 
 @dataclass(frozen=True)
-class Responses:
+class Responses(Padded):
     """B responses; see the table above for the tensors, which are on the model's device. `logp` is that of the policy
     which wrote them: the old one, once the policy is updated.
 
@@ -43,16 +43,6 @@ class Responses:
     outcome: Tensor
     texts: list[str]
     info: dict[str, npt.NDArray[Any]]
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each response, (B,) int64."""
-        return self.mask.sum(dim=1)
-
-    @property
-    def num_steps(self) -> int:
-        """Tokens written, padding not counted."""
-        return int(self.mask.sum())
 
     @property
     def episode_return(self) -> Tensor:

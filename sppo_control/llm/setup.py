@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from sppo_control.llm import addition
-from sppo_control.llm.critic import PromptCritic, check_same_tokenizer
+from sppo_control.llm import addition, critic
+from sppo_control.llm.critic import PromptCritic
 from sppo_control.llm.prompts import Prompts, Reward, load_prompts, make_reward
 from sppo_control.llm.responses import check_head
 from sppo_control.llm.tokenizers import load_tokenizer
@@ -25,10 +25,10 @@ from sppo_control.llm.tokenizers import load_tokenizer
 ADDER = Path(__file__).parents[1] / "pretrained" / "addition"
 """The tiny model that adds, where no --model is given: sppo_control.llm.addition, made by scripts/pretrain_llm.py."""
 
-_TINY: dict[str, Any] = {"learning_rate": 3e-4, "critic_learning_rate": 1e-3, "total_episodes": 16_384, "batch_size": 128,
-         "max_response_length": addition.MAX_RESPONSE + 1, "eval_episodes": 512}  # fmt: skip
+_TINY: dict[str, Any] = {"learning_rate": 3e-4, "critic_learning_rate": 1e-3, "total_episodes": 24_576, "batch_size": 128,
+         "max_response_length": addition.MAX_RESPONSE + 1, "eval_prompts": 512}  # fmt: skip
 _REAL: dict[str, Any] = {"learning_rate": 1e-6, "critic_learning_rate": 1e-5, "total_episodes": 51_200, "batch_size": 256,
-         "max_response_length": 3072, "eval_episodes": 128}  # fmt: skip
+         "max_response_length": 3072, "eval_prompts": 128}  # fmt: skip
 
 
 def fill_args(args: Any) -> None:
@@ -46,7 +46,7 @@ def fill_args(args: Any) -> None:
         if getattr(args, name, 0) is None:
             setattr(args, name, default)
     at_least_one = ("total_episodes", "batch_size", "num_minibatches", "update_epochs", "max_response_length",
-                    "max_prompt_length", "eval_episodes", "save_every", "micro_batch_size", "critic_steps")  # fmt: skip
+                    "max_prompt_length", "eval_prompts", "save_every", "micro_batch_size", "critic_steps")  # fmt: skip
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(at_least_one, (lambda x: x >= 1, "at least 1")),
         **dict.fromkeys(
@@ -109,19 +109,9 @@ def load_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCri
         ValueError: another tokenizer than the policy's, or a smaller vocabulary.
     """
     if args.critic is None:
-        critic = PromptCritic.from_backbone(policy, tokenizer)
-    else:
-        with naming("--critic", args.critic):
-            try:
-                critic = PromptCritic.from_pretrained(args.critic, dtype=torch.float32)
-            except FileNotFoundError:  # no critic's folder: a language model
-                critic = PromptCritic.from_backbone(args.critic)
-        if critic.tokenizer is not None:
-            check_same_tokenizer(tokenizer, critic.tokenizer)
-        elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(tokenizer):  # type: ignore[arg-type]
-            raise ValueError(f"the critic knows {rows} tokens, the policy's tokenizer has {len(tokenizer)}")
-        critic.tokenizer = tokenizer
-    return critic.to(args.device)
+        return PromptCritic.from_backbone(policy, tokenizer)  # on the policy's device
+    with naming("--critic", args.critic):
+        return critic.load_critic(args.critic, tokenizer, dtype=torch.float32).to(args.device)
 
 
 def load_data(args: Any, tokenizer: Any) -> tuple[Prompts, Prompts, Reward]:
@@ -133,7 +123,7 @@ def load_data(args: Any, tokenizer: Any) -> tuple[Prompts, Prompts, Reward]:
     prompts = load_prompts(args.dataset, tokenizer, args.dataset_split, args.max_prompt_length, args.long_prompts)
     if prompts.num_long:
         print(f"{prompts.num_long} prompts are longer than --max-prompt-length {args.max_prompt_length} and left out")
-    train, held_out = prompts.split(args.eval_episodes)
+    train, held_out = prompts.split(args.eval_prompts)
     train.batch(0, args.batch_size // getattr(args, "group_size", 1), args.seed)
     return train, held_out, make_reward(args.reward)
 

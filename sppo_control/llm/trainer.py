@@ -61,7 +61,7 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from sppo_control import core
-from sppo_control.llm.critic import PromptCritic, check_same_tokenizer, train_critic
+from sppo_control.llm.critic import PromptCritic, load_critic, train_critic
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
 from sppo_control.llm.tokenizers import is_generic, load_tokenizer
 
@@ -266,20 +266,9 @@ class SPPOTrainer(GRPOTrainer):
                 )
             critic = PromptCritic.from_backbone(policy, self._tokenizer)
             critic.backbone.float()  # small steps are lost in bfloat16 weights
-        elif isinstance(critic, str | os.PathLike):
-            path = critic
-            try:
-                critic = PromptCritic.from_pretrained(path)
-            except FileNotFoundError:  # no critic's folder: a language model
-                critic = PromptCritic.from_backbone(path)
-        elif not isinstance(critic, PromptCritic):
+        elif not isinstance(critic, PromptCritic | str | os.PathLike):
             raise TypeError(f"critic must be a PromptCritic, a path or a Hub id, got {type(critic).__name__}")
-        if critic.tokenizer is not None:
-            check_same_tokenizer(self._tokenizer, critic.tokenizer)
-        elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(self._tokenizer):  # type: ignore[arg-type]
-            raise ValueError(f"the critic knows {rows} tokens, the policy's tokenizer has {len(self._tokenizer)}")
-        critic.tokenizer = self._tokenizer  # so that the saved critic can predict
-        return critic
+        return load_critic(critic, self._tokenizer)
 
     def _distribute(self, critic: PromptCritic) -> nn.Module:
         device, world = self.accelerator.device, self.accelerator.num_processes
