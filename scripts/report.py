@@ -13,6 +13,7 @@
 | fig7     | calibration of V(s_0)                                                     | probe.py (calibration.json)      |
 | fig8     | success against episodes, SPPO and PPO; fig8_all: every algorithm         | benchmark.py                     |
 | critics  | SPPO by how its critic is trained                                         | benchmark.py, critic-steps=...   |
+| addition | a tiny transformer learns to add: success against responses and seconds   | speed_llm.py --what addition     |
 | tables   | tables.md: final success, speed, comparisons with SPPO, numbers of fig7   | any of these                     |
 |          | and fig1                                                                  |                                  |
 
@@ -52,6 +53,7 @@ try:
         separable,
         short,
         span,
+        spearman_ceiling,
         stages,
         summary,
         time_to,
@@ -66,7 +68,7 @@ NAMES = (*FIGURES, "tables")
 @dataclass
 class Args:
     results: tuple[Path, ...] = ()
-    """files of scripts/benchmark.py (.parquet) and scripts/probe.py (.json); fig2 needs none"""
+    """files of scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json); fig2 needs none"""
     out: Path = Path("docs/figures")
     """folder to write to"""
     figures: tuple[str, ...] = ()
@@ -166,6 +168,7 @@ def table_of_probes(study: Study) -> str:
             [row for row in study.calibration if (row["env_id"], row["algorithm"]) == (task, algorithm)]
         ):
             numbers = [summary(row[name] for row in rows) for name in MEASURES]
+            numbers.insert(2, summary(spearman_ceiling(row["rate"], row["episodes"]) for row in rows))
             calibration.append([*first(task, rows), str(rows[0]["contexts"]), *numbers])
     for task, found in study.tails:
         for algorithm in dict.fromkeys(run["algorithm"] for run in found if separable(run)):
@@ -174,9 +177,13 @@ def table_of_probes(study: Study) -> str:
                 tails.append([*first(task, rows), *map(summary, values.T)])
     texts = []
     if calibration:
-        head = ("task", "algorithm", "update", "seeds", "contexts", "Pearson", "Spearman", "Brier", "ECE")
-        texts += ["## Calibration of V(s_0)", "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664."]
-        texts += [markdown(head, calibration)]
+        names = ("Pearson", "Spearman", "its ceiling", "Brier", "ECE")
+        note = (
+            "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664. Its ceiling: what a perfect V would show, "
+            "whose ranks among contexts of equal success are chance."
+        )
+        table = markdown(("task", "algorithm", "update", "seeds", "contexts", *names), calibration)
+        texts += ["## Calibration of V(s_0)", note, table]
     if tails:
         texts += ["## Tail effect", "Probability that V of a success exceeds V of a failure, by share of the episode."]
         texts += [markdown(["task", "algorithm", "update", "seeds", *(f"at {moment:g}" for moment in MOMENTS)], tails)]
@@ -224,9 +231,13 @@ over all tests of this table."""
 # ---------------------------------------------------------------------------------------------------------- main
 def command(args: Args, name: str) -> str:
     """What makes one figure again."""
-    suffixes = {"fig1": [".json"], "fig7": [".json"], "fig2": [], "tables": [".parquet", ".json"]}.get(
-        name, [".parquet"]
-    )
+    suffixes = {
+        "fig1": [".json"],
+        "fig7": [".json"],
+        "addition": [".json"],
+        "fig2": [],
+        "tables": [".parquet", ".json"],
+    }.get(name, [".parquet"])
     files = [str(path) for path in args.results if path.suffix in suffixes]
     words = [*(["--results"] if files else []), *files, "--out", str(args.out), "--figures", name]
     return shlex.join(["python", "scripts/report.py", *words, *(["--starts", args.starts] if args.starts else [])])

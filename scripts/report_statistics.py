@@ -40,6 +40,7 @@ COLUMNS = [*KEY, "starts", *NUMBERS, "commit", "arguments", "measures_after"]
 """What is read of a results file; it may hold more."""
 TAIL = ("progress", "mean", "low", "high")
 MEASURES = ("pearson", "spearman", "brier", "ece")
+JSON_WRITERS = "scripts/probe.py or scripts/speed_llm.py --what addition"
 CRITIC = ("critic-steps", "critic-window", "critic-learning-rate")
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -147,23 +148,35 @@ class Study:
     """(task, runs) of each tail.json"""
     calibration: list[dict[str, Any]]
     """rows of all calibration.json"""
+    additions: list[dict[str, Any]]
+    """runs of all speed_llm_addition.json"""
     arms: dict[tuple[str, str, str], list[Run]]
     """(task, algorithm, setting): runs"""
 
     def __init__(self, paths: Sequence[Path], starts: str | None = None) -> None:
-        self.tails, self.calibration, self.arms = [], [], {}
+        self.tails, self.calibration, self.additions, self.arms = [], [], [], {}
         self.runs, self.lines = read_runs([p for p in paths if p.suffix == ".parquet"], starts)
         for path in (p for p in paths if p.suffix == ".json"):
-            self.read_probe(path)
+            self.read_json(path)
         order = [*ALGORITHMS, *sorted({r.algorithm for r in self.runs} - set(ALGORITHMS))]
         tasks = [*sppo_envs.TASKS, *sorted({r.env_id for r in self.runs} - set(sppo_envs.TASKS))]
         for run in sorted(self.runs, key=lambda r: (tasks.index(r.env_id), order.index(r.algorithm), r.setting)):
             self.arms.setdefault((run.env_id, run.algorithm, run.setting), []).append(run)
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.arms))
 
-    def read_probe(self, path: Path) -> None:
+    def read_json(self, path: Path) -> None:
         content = read_json(path)
         try:
+            if any("curve" in row for row in content.get("rows", [])):
+                for row in content["rows"]:
+                    _ = row["variant"], int(row["seed"])
+                    curve = np.array(row["curve"], float)
+                    if curve.ndim != 2 or curve.shape[1] != 3 or not np.isfinite(curve).all():
+                        raise ValueError(
+                            f"the curve of {row['variant']} seed {row['seed']} is no list of three numbers"
+                        )
+                self.additions += content["rows"]
+                return
             if "runs" in content:
                 for run in content["runs"]:
                     _ = content["env_id"], run["algorithm"], int(run["seed"]), int(run["update"])
@@ -182,14 +195,14 @@ class Study:
                         raise ValueError(f"a number is missing in {row['algorithm']} seed {row['seed']}")
                 self.calibration += content["rows"]
             else:
-                raise ValueError("neither runs (tail.json) nor rows (calibration.json)")
+                raise ValueError("neither runs (tail.json) nor rows (calibration.json, speed_llm_addition.json)")
         except KeyError as error:
-            raise UserError(f"{path} was not written by scripts/probe.py: {error} is missing") from error
+            raise UserError(f"{path} was not written by {JSON_WRITERS}: {error} is missing") from error
         except (TypeError, ValueError) as error:
-            raise UserError(f"{path} was not written by scripts/probe.py: {error}") from error
+            raise UserError(f"{path} was not written by {JSON_WRITERS}: {error}") from error
 
     def __bool__(self) -> bool:
-        return bool(self.runs or self.tails or self.calibration)
+        return bool(self.runs or self.tails or self.calibration or self.additions)
 
     def main(self, task: str, algorithm: str) -> tuple[str, str, str] | None:
         """The arm that stands for an algorithm: without a setting, else with the setting that most algorithms have."""
@@ -315,6 +328,22 @@ def p_value(a: Sequence[float], b: Sequence[float]) -> float:
         vectorized=True, random_state=np.random.default_rng(0),
     )  # fmt: skip
     return float(result.pvalue)
+
+
+def spearman_ceiling(rate: Sequence[float], rollouts: int) -> float:
+    """Mean Spearman coefficient of a perfect V: p itself, taken to be `rate`, against new rollouts, as many as before. A
+    critic's numbers are never quite equal, so among contexts of equal p (0 or 1, say) V's ranks are chance. NaN if all
+    contexts are alike.
+
+    Args:
+        rate: success of each context, in [0, 1].
+        rollouts: of each context.
+    """
+    p, rng = np.asarray(rate, float), np.random.default_rng(0)
+    if np.ptp(p) == 0:
+        return math.nan
+    draws = [stats.spearmanr(p + 1e-9 * rng.random(len(p)), rng.binomial(rollouts, p)).statistic for _ in range(100)]
+    return float(np.mean(draws))
 
 
 def holm(p: Iterable[float]) -> Array:

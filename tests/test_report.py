@@ -3,6 +3,7 @@ files, refusals before the long work."""
 
 import dataclasses
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,19 @@ import tyro
 import benchmark
 import report
 import report_figures
-from report_statistics import Study, band, difference, holm, interval, iqm, p_value, read_runs, smoothed, time_to
+from report_statistics import (
+    Study,
+    band,
+    difference,
+    holm,
+    interval,
+    iqm,
+    p_value,
+    read_runs,
+    smoothed,
+    spearman_ceiling,
+    time_to,
+)
 from sppo_control import core, runs
 
 POLE, CAR = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0"
@@ -205,6 +218,11 @@ def tail(algorithm, seed, update, ends=(0.9, 0.1), episodes=(10, 10)):
     return {**runs, "auc": [0.5, 0.6, 1.0] if all(episodes) else None}
 
 
+def learnt(variant, seed, batch):
+    """A run of scripts/speed_llm.py --what addition: 8 updates of 2 seconds each, from 0 to 0.7."""
+    return {"variant": variant, "seed": seed, "curve": [[batch * (i + 1), 2.0 * (i + 1), 0.1 * i] for i in range(8)]}
+
+
 def calibration(algorithm, seed, update, pearson, **more):
     v0, rate = [0.1, 0.2, 0.8], [0.0, 0.5, 1.0]
     return {"env_id": POLE, "algorithm": algorithm, "seed": seed, "update": update, "contexts": 3, "episodes": 64, "v0": v0,
@@ -234,6 +252,19 @@ def inputs(tmp_path_factory):
     measured = [calibration("sppo", s, u, p) for s in (1, 2, 3) for u, p in ((10, 0.1), (50, 0.6 + s / 100))]
     measured += [calibration("sppo-paper", s, 50, None if s == 1 else 0.3) for s in (1, 2, 3)]
     files[2].write_text(json.dumps({"rows": measured}))
+    files.append(folder / "speed_llm_addition.json")
+    files[3].write_text(
+        json.dumps(
+            {
+                "rows": [
+                    learnt("SPPO 128 x 1", 1, 512),
+                    learnt("SPPO 128 x 1", 2, 512),
+                    learnt("GRPO 128 x 8", 1, 1024),
+                    learnt("SPPO, 1 critic step", 1, 512),
+                ]
+            }
+        )
+    )
     return files
 
 
@@ -278,6 +309,15 @@ def test_the_command_below_a_figure_makes_it_again(made, inputs, tmp_path):
         assert ((made / f"{name}.svg").read_bytes(), (made / f"{name}.png").read_bytes()) == before
 
 
+def test_spearman_ceiling():
+    """Distinct rates over many rollouts: 1. Half of the contexts at 0 and half at 1: two groups whose ranks inside V are
+    chance; with n large Spearman is the correlation of U(0, 1) with its upper half, sqrt(3) / 2."""
+    assert spearman_ceiling(np.linspace(0.02, 0.98, 49), 10**6) == pytest.approx(1, abs=1e-3)
+    assert spearman_ceiling([0.0] * 500 + [1.0] * 500, 64) == pytest.approx(math.sqrt(3) / 2, abs=2e-3)
+    assert spearman_ceiling(np.linspace(0.4, 0.6, 100), 4) < 0.4  # four rollouts tell little
+    assert math.isnan(spearman_ceiling([1.0] * 5, 64))
+
+
 def test_fig8_draws_iqm_with_its_interval_in_the_algorithms_colours(study):
     figure = draw(study, "fig8")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
@@ -308,6 +348,18 @@ def test_fig6_measures_by_size(study):
     assert sppo[memory].get_ydata().tolist() == [308, 300, 556]
     assert sppo[time].get_ydata() == pytest.approx([250] * 3)  # 0.5 s for two updates
     assert sppo[success].get_ydata() == pytest.approx([0.5, 0.93, 0.5])
+
+
+def test_additions_are_means_of_1024_responses_where_the_last_of_them_was_written(study):
+    lines = [axes.lines[:-1] for axes in draw(study, "addition").axes]  # the last one is the threshold
+    sppo, again, grpo = lines[0]
+    assert (sppo.get_label(), grpo.get_label()) == ("SPPO, 128 prompts x 1 response (n = 2)", "GRPO, 128 x 8 (n = 1)")
+    assert again.get_label().startswith("_")
+    assert sppo.get_xdata().tolist() == [1024 + 512 * i for i in range(7)]
+    assert sppo.get_ydata() == pytest.approx([0.05 + 0.1 * i for i in range(7)])
+    assert grpo.get_xdata().tolist() == [1024 * (i + 1) for i in range(8)]
+    assert grpo.get_ydata() == pytest.approx([0.1 * i for i in range(8)])
+    assert [line.get_xdata()[0] for line in lines[1]] == [4, 4, 2]
 
 
 def test_critics_are_named_by_how_they_are_trained(study):
@@ -521,11 +573,13 @@ def test_refusals_of_probe_files(tmp_path, capsys):
     without = {key: value for key, value in calibration("sppo", 1, 1, 0.5).items() if key != "ece"}
     for content, message in (
         ("{", "cannot read"),
-        (json.dumps({"a": 1}), "neither runs (tail.json) nor rows (calibration.json)"),
+        (json.dumps({"a": 1}), "neither runs (tail.json) nor rows (calibration.json, speed_llm_addition.json)"),
         (json.dumps({"rows": [without]}), "'ece' is missing"),
         (json.dumps({"rows": [calibration("sppo", 1, 1, 0.5, v0=[0.5])]}), "was not written by scripts/probe.py"),
         (json.dumps({"rows": [calibration("sppo", 3, 1, 0.5, v0=[0.5, 0.5, None])]}), "missing in sppo seed 3"),
         (json.dumps({"runs": [tail("ppo", 1, 1)]}), "'env_id' is missing"),
+        (json.dumps({"rows": [{**learnt("x", 1, 2), "curve": [[1, 2]]}]}), "the curve of x seed 1 is no list of three"),
+        (json.dumps({"rows": [{"curve": []}]}), "'variant' is missing"),
         (
             json.dumps({"env_id": POLE, "runs": [{**tail("ppo", 1, 1), "auc": [1.0]}]}),
             "was not written by scripts/probe",

@@ -6,8 +6,11 @@ import re
 import gymnasium as gym
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
 
 import contexts
+import plot
 import speed
 import sppo_envs
 from sppo_control.policies import load_policy, shipped_policy
@@ -23,6 +26,46 @@ def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, caps
     low, high = (rate < 0.2).float().mean(), (rate > 0.8).float().mean()
     assert f"mean {rate.mean():.3f}; {low:.0%} of contexts below 0.2, {high:.0%} above 0.8" in printed
     assert out.read_text().count("<path") > 20
+
+
+def run_folder(folder, script, args, curve):
+    """A run folder with one curve, [(x, y), ...]."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"script": script, "args": args}))
+    with SummaryWriter(str(folder)) as writer:
+        for x, y in curve:
+            writer.add_scalar("charts/success_rate", y, x)
+    return folder
+
+
+def drawn(monkeypatch, args):
+    """The axes that plot.py draws."""
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.append(figure))
+    plot.main(args)
+    return saved[0].axes[0]
+
+
+def test_plot_draws_runs_of_both_kinds_with_their_units(tmp_path, monkeypatch):
+    curve = [(1000 * i, 0.1 * i) for i in range(1, 8)]
+    poles = [run_folder(tmp_path / f"p{i}", "sppo_cartpole.py", {"env_id": "Pole-v0"}, curve[: 7 - i]) for i in (0, 1)]
+    axes = drawn(monkeypatch, plot.Args(poles, smooth=1))
+    assert axes.get_xlabel() == "environment steps, millions"
+    assert axes.get_legend_handles_labels()[1] == ["SPPO, Pole-v0 (2 seeds, mean)"]
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([(x / 1e6, y) for x, y in curve]), rel=1e-6)
+    mean = axes.lines[2].get_xdata()
+    assert (mean[0], mean[-1]) == pytest.approx((0.001, 0.006))
+
+    adds = run_folder(tmp_path / "addition__grpo_llm__1__now", "grpo_llm.py", {"dataset": None}, curve)
+    axes = drawn(monkeypatch, plot.Args([adds], smooth=3))
+    assert axes.get_xlabel() == "responses, thousands"
+    assert axes.get_legend_handles_labels()[1] == ["GRPO, addition (1 run)"]
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([(x / 1e3, y - 0.1) for x, y in curve[2:]]), rel=1e-6)
+
+    with pytest.raises(SystemExit, match="no common axis"):
+        plot.main(plot.Args([*poles, adds]))
+    with pytest.raises(SystemExit, match="no curve 'x'; it has charts/success_rate"):
+        plot.main(plot.Args([adds], tag="x"))
 
 
 class Clock:
