@@ -569,8 +569,16 @@ def _load_tensors(part: Network | torch.optim.Optimizer | ContextWindow, tensors
             x.copy_(tensors[name])
         return
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [p for group in part.param_groups for p in group["params"]]
     for name, x in tensors.items():
         index, key = name.split(".")
+        if int(index) >= len(parameters):
+            raise ValueError(f"the optimiser has {len(parameters)} parameters, and the file a state for number {index}")
+        if key != "step" and x.shape != parameters[int(index)].shape:  # torch would find out in the middle of an update
+            shapes = tuple(x.shape), tuple(parameters[int(index)].shape)
+            raise ValueError(
+                f"{key} of the optimiser's parameter {index} has shape {shapes[0]}, the parameter {shapes[1]}"
+            )
         state.setdefault(int(index), {})[key] = x
     part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 

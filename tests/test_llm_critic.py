@@ -320,6 +320,10 @@ def test_a_tokenizer_of_the_hub_is_loaded_as_it_was_saved(tmp_path, monkeypatch)
     assert PromptCritic.from_backbone("somebody/tiny").tokenizer(SPLIT_ELSEWHERE)["input_ids"] == ids
     with pytest.raises(OSError, match="couldn't find them in the cached files"):
         load_tokenizer("somebody/else")
+    (repository / "refs" / "next").write_text("d" * 40)
+    write_model(repository / "snapshots" / ("d" * 40), tokenizer("ab"))
+    assert len(PromptCritic.from_backbone("somebody/tiny", revision="next").tokenizer) == 3
+    assert len(PromptCritic.from_backbone("somebody/tiny").tokenizer) != 3
 
 
 def test_a_models_usual_tokenizer_is_left_to_transformers(tmp_path):

@@ -398,7 +398,7 @@ def test_what_may_change_when_a_run_is_resumed(whole, monkeypatch, capsys):
     [
         *((part, "cut") for part in ("policy/model", "critic/model", "critic/head", "critic_optimizer")),
         *((part, "missing") for part in ("policy/model", "critic/model", "critic/head", "critic_optimizer")),
-        *((part, "of another network") for part in ("policy/model", "critic/model", "critic/head")),
+        *((part, "of another network") for part in ("policy/model", "critic/model", "critic/head", "critic_optimizer")),
     ],
 )
 def test_damaged_checkpoints_are_refused(whole, part, damage, tmp_path, monkeypatch, capsys):
@@ -410,7 +410,7 @@ def test_damaged_checkpoints_are_refused(whole, part, damage, tmp_path, monkeypa
     elif damage == "missing":
         file.unlink()
     else:
-        tensors = {name: x[:-1] if x.ndim else x for name, x in load_file(file).items()}
+        tensors = {name: x[:-1].clone() if x.ndim else x for name, x in load_file(file).items()}
         file.unlink()
         runs.save_file(tensors, file, metadata={"format": "pt"})
     error = refusal(monkeypatch, capsys, whole.script, "--resume", folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import grpo_cartpole
@@ -241,6 +241,15 @@ def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder))
     assert "is damaged or belongs to another network" in error
     assert policy.read_bytes() == good[:-100], "nothing may be overwritten"
+    policy.write_bytes(good)
+    optimizer = run.checkpoints()[-1] / "optimizer.safetensors"
+    state = load_file(optimizer)
+    for name, x, message in (
+        ("0.exp_avg", state["0.exp_avg"][:-1].clone(), "exp_avg of the optimiser's parameter 0 has shape"),
+        ("9.exp_avg", state["0.exp_avg"].clone(), "and the file a state for number 9"),
+    ):
+        save_file({**state, name: x}, optimizer)
+        assert message in refusal(monkeypatch, capsys, "--resume", str(run.folder))
     error = refusal(monkeypatch, capsys, "--resume", str(run.checkpoints()[0].with_name("000777")))
     assert "000777 is damaged" in error
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder), script="ppo_cartpole")

@@ -147,8 +147,8 @@ class PromptCritic(nn.Module):
             model_or_path: a Hugging Face model, with or without its language-model head, which is copied (the policy
                 itself may be given); or a folder or Hub id.
             tokenizer: None loads the one that lies beside the weights, if there is one.
-            kwargs: for `AutoModel.from_pretrained`. `dtype` is float32 unless given: the critic is trained, and small
-                updates of bfloat16 weights are lost.
+            kwargs: for `AutoModel.from_pretrained`; `revision` and where to look hold for the tokenizer too. `dtype` is
+                float32 unless given: the critic is trained, and small updates of bfloat16 weights are lost.
         """
         if isinstance(model_or_path, PreTrainedModel):
             backbone: PreTrainedModel = copy.deepcopy(model_or_path.base_model)  # type: ignore[assignment]
@@ -157,7 +157,8 @@ class PromptCritic(nn.Module):
             return cls(backbone, tokenizer).eval()
         backbone = AutoModel.from_pretrained(model_or_path, **{"dtype": torch.float32, **kwargs})
         if tokenizer is None and not (os.path.isdir(model_or_path) and not _has_tokenizer(Path(model_or_path))):
-            tokenizer = load_tokenizer(model_or_path)
+            where = ("revision", "cache_dir", "token", "local_files_only", "subfolder")
+            tokenizer = load_tokenizer(model_or_path, **{name: kwargs[name] for name in where if name in kwargs})
         return cls(backbone, tokenizer).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
