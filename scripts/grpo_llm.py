@@ -44,7 +44,7 @@ class Args:
     long_prompts: Literal["drop", "error"] = "drop"
     """longer ones are counted and left out, or refused"""
     max_response_length: int | None = None
-    """longest response, tokens; this and what else is None below depends on whether a --model is given"""
+    """longest response, tokens; this and what else is None below: docs/llm.md, Defaults"""
     temperature: float = 1.0
     """of sampling, and of the policy's probabilities"""
     seed: int = 1

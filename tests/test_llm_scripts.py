@@ -734,6 +734,13 @@ def test_defaults_depend_on_whether_a_model_is_given():
         assert script.Args().device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_defaults_are_those_of_the_docs():
+    section = (ROOT / "docs" / "llm.md").read_text().split("## Defaults")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `--(\S+)` \| (\S+) \| (\S+) \|$", section, flags=re.M)
+    for column, expected in enumerate((setup._TINY, setup._REAL), 1):
+        assert {row[0].replace("-", "_"): float(row[column].replace(",", "")) for row in rows} == expected
+
+
 def test_all_scripts_share_arguments():
     fields = {name: {f.name: f.type for f in dataclasses.fields(s.Args)} for name, s in SCRIPTS.items()}
     critic = {"critic", "critic_learning_rate", "critic_warmup_batches"}
