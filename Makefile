@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl bench pretrained study study-small clean
+.PHONY: train test test-verl bench pretrained study probes figures study-small clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -38,9 +38,13 @@ study: .venv/.study  ## the whole study of docs/results.md: hours; what is in re
 	  --algorithms sppo sppo-paper ppo ppo-bce grpo rloo remax reinforce
 	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids $(CHEAP) $(CONTEXTS) \
 	  --algorithms sppo-skip ppo-skip
-	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 14 15 --env-ids $(DEAR) --algorithms sppo ppo
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 14 15 --env-ids $(DEAR) \
+	  --algorithms sppo ppo sppo-skip ppo-skip
 	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 --env-ids $(DEAR) \
 	  --algorithms sppo-paper ppo-bce grpo rloo remax reinforce
+	$(GRID) --out results/seconds.parquet --work-dir runs/seconds --seeds 11 12 13 14 15 --env-ids $(CHEAP) $(CONTEXTS) \
+	  --algorithms sppo ppo grpo rloo reinforce remax  # the same runs again for figure 5, with nothing else on the machine
+	$(GRID) --out results/seconds.parquet --work-dir runs/seconds --seeds 11 12 13 --env-ids $(DEAR) --algorithms sppo ppo grpo
 	$(GRID) --out results/critic_size.parquet --work-dir runs/size --seeds 11 12 13 14 15 --env-ids sppo/ContextCartPole-v0 \
 	  --algorithms sppo ppo --settings "critic-hidden=8 8" "critic-hidden=64 64" "critic-hidden=256 256" "critic-hidden=1024 1024"
 	$(GRID) --out results/rates_tuning.parquet --work-dir runs/rates --seeds 201 202 203 --env-ids sppo/PrecisionCartPole-v0 \
@@ -56,6 +60,27 @@ study: .venv/.study  ## the whole study of docs/results.md: hours; what is in re
 	  --algorithms ppo --settings learning-rate=1e-3
 	$(GRID) --out results/rates.parquet --work-dir runs/rates --seeds $(TENTIMES) --env-ids sppo/SparsePendulum-v0 \
 	  --algorithms grpo --settings learning-rate=1e-4
+	$(MAKE) figures
+
+PROBED := $(GRID) --out runs/probed.parquet --work-dir runs/probed
+TAIL := $(BIN)/python scripts/probe.py --what tail --runs runs/probed/tail
+
+probes: .venv/.study  ## results/*.json, looks inside the critics: needs checkpoints, so it trains those runs again, half an hour
+	$(PROBED)/contexts --seeds 11 12 13 14 15 --env-ids $(CONTEXTS) --algorithms sppo sppo-paper ppo
+	$(PROBED)/tail --seeds 11 12 13 14 15 --env-ids sppo/PrecisionCartPole-v0 sppo/SparsePendulum-v0 --algorithms sppo ppo
+	$(PROBED)/tail --seeds 11 12 13 --env-ids sppo/SparseHopper-v0 --algorithms sppo ppo
+	$(TAIL) --env-id sppo/PrecisionCartPole-v0 --update 20 --out results/tail_cartpole.json
+	$(TAIL) --env-id sppo/SparsePendulum-v0 --update 20 --out results/tail_pendulum.json
+	$(TAIL) --env-id sppo/SparseHopper-v0 --update 40 --out results/tail_hopper.json
+	$(BIN)/python scripts/probe.py --what calibration --runs runs/probed/contexts --updates 20 60 --out results/calibration.json
+
+REPORT := $(BIN)/python scripts/report.py --out docs/figures
+
+figures: .venv/.study  ## the figures and tables of the docs, from results/: about a minute
+	$(REPORT) --figures fig1 fig2 fig4 fig6 fig7 fig8 fig8_all critics tables --results results/study.parquet \
+	  results/critic_size.parquet results/calibration.json results/tail_cartpole.json results/tail_hopper.json results/tail_pendulum.json
+	$(REPORT) --figures fig5 --results results/seconds.parquet
+	$(REPORT) --figures addition --results docs/speed_llm_addition.json
 	$(BIN)/python scripts/report_rates.py --what table
 
 pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
