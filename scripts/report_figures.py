@@ -42,10 +42,10 @@ class Style(NamedTuple):
 STYLES = {  # Okabe and Ito's colours and darker shades of them; variants of an algorithm are dashed or dotted too
     "sppo": Style("SPPO", "#0072B2"),
     "sppo-paper": Style("SPPO, paper's critic", "#56B4E9", "--"),
-    "sppo-skip": Style("SPPO, no uniform batches", "#00304D", ":"),
+    "sppo-skip": Style("SPPO, no uniform batches", "#003366", ":"),
     "ppo": Style("PPO", "#D55E00"),
     "ppo-bce": Style("PPO + BCE", "#E69F00", "--"),
-    "ppo-skip": Style("PPO, no uniform batches", "#6B2F00", ":"),
+    "ppo-skip": Style("PPO, no uniform batches", "#803300", "-."),
     "grpo": Style("GRPO", "#009E73"),
     "rloo": Style("RLOO", "#CC79A7"),
     "reinforce": Style("REINFORCE, batch mean", "#000000"),
