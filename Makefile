@@ -38,8 +38,11 @@ study: .venv/.study  ## the whole study of docs/results.md: hours; what is in re
 	  --algorithms sppo sppo-paper ppo ppo-bce grpo rloo remax reinforce
 	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids $(CHEAP) $(CONTEXTS) \
 	  --algorithms sppo-skip ppo-skip
-	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 14 15 --env-ids $(DEAR) \
-	  --algorithms sppo ppo sppo-skip ppo-skip
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids $(DEAR) --algorithms sppo ppo
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds $(TENTIMES) --env-ids sppo/SparseHopper-v0 \
+	  --algorithms sppo-skip ppo-skip
+	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 14 15 --env-ids sppo/SparseLunarLander-v0 \
+	  --algorithms sppo-skip ppo-skip
 	$(GRID) --out results/study.parquet --work-dir runs/study --seeds 11 12 13 --env-ids $(DEAR) \
 	  --algorithms sppo-paper ppo-bce grpo rloo remax reinforce
 	$(GRID) --out results/seconds.parquet --work-dir runs/seconds --seeds 11 12 13 14 15 --env-ids $(CHEAP) $(CONTEXTS) \

@@ -137,7 +137,10 @@ def table_of_pairs(study: Study, main: bool) -> str:
         seeds = f"{len(arm)}, {len(sppo)}"
         rows.append([short(task), algorithm, setting or "-", other[2] or "-", seeds, f"{arm[0].budget:,}", *cells])
         if main:
-            pooled.setdefault(algorithm, []).append((arm, sppo))
+            # Over tasks only with seeds that both have: else the side with more runs of a hard task would look worse.
+            common = {r.seed for r in arm} & {r.seed for r in sppo}
+            pair = tuple([r for r in side if r.seed in common] for side in (arm, sppo))
+            pooled.setdefault(algorithm, []).extend([pair] if common else [])
     corrected = holm(p)
     for i, row in enumerate(rows):
         for j, at in ((2 * i, 7), (2 * i + 1, 9)):
@@ -223,9 +226,9 @@ ARMS = """## Each algorithm
 PAIRS = """## Against SPPO, at equal environment steps
 
 Differences: IQM of the algorithm less IQM of SPPO (positive: better than SPPO), with 95 % bootstrap interval, seeds of both
-resampled, within each task where tasks are pooled. p: two-sided Mann-Whitney test, exact (with ties a permutation test of
-the ranks), which cannot be less than 0.1 for 3 against 3 seeds and 0.008 for 5 against 5; in brackets Holm's correction
-over all tests of this table."""
+resampled, within each task where tasks are pooled (of which only seeds that both have). p: two-sided Mann-Whitney test,
+exact (with ties a permutation test of the ranks), which cannot be less than 0.1 for 3 against 3 seeds and 0.008 for 5
+against 5; in brackets Holm's correction over all tests of this table."""
 
 
 # ---------------------------------------------------------------------------------------------------------- main
