@@ -51,13 +51,12 @@ def main(args: Args) -> None:
         config = json.loads((folder / "config.json").read_text())
         task = config["args"].get("env_id") or folder.resolve().name.split("__")[0]
         curves[f"{config['script'].split('_')[0].upper()}, {task}"].append(points)
-        units.add("environment steps, millions" if "env_id" in config["args"] else "responses, thousands")
+        units.add(("environment steps, millions", 1e6) if "env_id" in config["args"] else ("responses, thousands", 1e3))
     if not curves:
         sys.exit("error: name at least one run folder")
     if len(units) > 1:
         sys.exit("error: runs in environments and of language models have no common axis; name one kind")
-    unit = units.pop()
-    scale = 1e6 if unit.endswith("millions") else 1e3
+    unit, scale = units.pop()
 
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=150, layout="constrained")
     kernel = np.ones(args.smooth) / args.smooth

@@ -52,6 +52,7 @@ try:
         p_value,
         separable,
         short,
+        smoothed,
         span,
         spearman_ceiling,
         stages,
@@ -106,9 +107,10 @@ def table_of_arms(study: Study) -> str:
             short(task), algorithm, setting or "-", str(len(arm)), summary(after),
             summary(balanced) if balanced else "-",
             summary(areas), f"{sum(a >= 0.9 for a in after)} of {len(arm)}",
+            f"{sum(smoothed(r, 'steps')[1][1:].min() == 0 for r in arm)} of {len(arm)}",
             speed(arm, 0.8), speed(arm, 0.9), f"{total:,.1f}",
         ])  # fmt: skip
-    head = ("task", "algorithm", "setting", "seeds", "final success", "balanced", "area", "solved",
+    head = ("task", "algorithm", "setting", "seeds", "final success", "balanced", "area", "solved", "fell to 0",
             "to 0.8: episodes / steps / seconds", "to 0.9: episodes / steps / seconds", "seconds in all")  # fmt: skip
     return markdown(head, rows)
 
@@ -136,11 +138,10 @@ def table_of_pairs(study: Study, main: bool) -> str:
             p.append(p_value(a, b))
         seeds = f"{len(arm)}, {len(sppo)}"
         rows.append([short(task), algorithm, setting or "-", other[2] or "-", seeds, f"{arm[0].budget:,}", *cells])
-        if main:
-            # Over tasks only with seeds that both have: else the side with more runs of a hard task would look worse.
-            common = {r.seed for r in arm} & {r.seed for r in sppo}
+        # Over tasks only with seeds that both have: else the side with more runs of a hard task would look worse.
+        if main and (common := {r.seed for r in arm} & {r.seed for r in sppo}):
             pair = tuple([r for r in side if r.seed in common] for side in (arm, sppo))
-            pooled.setdefault(algorithm, []).extend([pair] if common else [])
+            pooled.setdefault(algorithm, []).append(pair)
     corrected = holm(p)
     for i, row in enumerate(rows):
         for j, at in ((2 * i, 7), (2 * i + 1, 9)):
@@ -220,6 +221,7 @@ ARMS = """## Each algorithm
 - balanced: share of the same episodes (docs/tasks.md), IQM over seeds; a pendulum that spins can succeed without
 - area: mean success during training over all environment steps of the budget, IQM over seeds
 - solved: seeds with final success of at least 0.9
+- fell to 0: seeds whose smoothed curve is 0 somewhere, whether it rises again or not
 - to 0.8, to 0.9: medians over seeds of where the smoothed curve first gets there; seeds that never do count as infinite,
   and how many did stands in brackets ("never": the median is infinite)
 - seconds in all: median over seeds of the seconds of training, on the machine as loaded during the study"""

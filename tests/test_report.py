@@ -439,12 +439,15 @@ def test_table_of_algorithms(tmp_path):
     parts = [rows(seed=seed, success=LINEAR, after=after) for seed, after in enumerate((1.0, 0.9, 0.899))]
     parts += [rows(algorithm="ppo", seed=s, success=level(0.85 if s else 0.1, 100)) for s in range(3)]
     parts += [rows(algorithm="grpo", seed=s, success=level(0.85 if s > 1 else 0.1, 100)) for s in range(3)]
+    for seed, n in enumerate((4, 6)):  # points at 0; the moving mean is of 5
+        parts.append(rows(algorithm="rloo", seed=seed, success=np.repeat([0.5, 0.0, 0.5], (9, n, 9))))
     parts.append(rows(algorithm="remax", success=LINEAR, measures_after=json.dumps({"balanced": 0.25})))
     text = report.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
-    sppo, ppo, grpo, remax = cells(text, "## Each algorithm")
+    sppo, ppo, grpo, rloo, remax = cells(text, "## Each algorithm")
     assert (sppo["task"], sppo["algorithm"], sppo["setting"], sppo["seeds"]) == ("PrecisionCartPole", "sppo", "-", "3")
     assert sppo["final success"] == "0.933 [0.899, 1.000]"
     assert sppo["solved"] == "2 of 3"
+    assert (sppo["fell to 0"], rloo["fell to 0"]) == ("0 of 3", "1 of 2")
     assert sppo["area"] == "0.505 [0.505, 0.505]"
     assert sppo["to 0.8: episodes / steps / seconds"] == "400 / 0.080 M / 40.0 (3 of 3)"
     assert sppo["to 0.9: episodes / steps / seconds"] == "450 / 0.090 M / 45.0 (3 of 3)"
