@@ -460,7 +460,7 @@ def test_table_of_algorithms(tmp_path):
     assert "`the command`" in text
     assert "95 % bootstrap intervals of the interquartile mean" in text
     assert "4 runs" not in text
-    assert "10 runs, seeds 0, 1, 2; starting policies fresh; commit abc; " in text.replace(", 1; ", ", 1, 2; ")
+    assert "12 runs, seeds 0, 1, 2; starting policies fresh; commit abc; " in text.replace(", 1; ", ", 1, 2; ")
 
 
 def test_table_against_sppo(tmp_path):
