@@ -40,7 +40,7 @@ import numpy as np
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import runs
+from sppo_control import cli, errors
 from sppo_control.defaults import defaults
 from sppo_control.policies import shipped_policy
 
@@ -140,7 +140,7 @@ def run_cell(job: Job) -> Result:
     try:
         return cell, rows_of(cell, run(words, folder), points), ""
     except Exception as error:  # whatever is wrong with one cell must not end the others
-        text = str(error) if isinstance(error, runs.UserError) else repr(error)
+        text = str(error) if isinstance(error, errors.UserError) else repr(error)
         return cell, [], f"{cell}: {text} (log: {folder / 'log.txt'})"
 
 
@@ -157,7 +157,7 @@ def run(words: list[str], folder: Path) -> Path:
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread).returncode
     if status:
         last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
-        raise runs.UserError(f"exit status {status}; {' '.join(last)}")
+        raise errors.UserError(f"exit status {status}; {' '.join(last)}")
     return max(p.parent for p in folder.glob("*/config.json"))
 
 
@@ -237,7 +237,7 @@ def refuse_others(table: Any, jobs: list[Job], args: Args) -> None:
                 found.setdefault(f"--points {points}, not {args.points}", []).append(cell)
     if found:
         texts = [f"{what} ({len(cells)} cells of this grid, the first is {cells[0]})" for what, cells in found.items()]
-        raise runs.UserError(
+        raise errors.UserError(
             f"--out {args.out} was made otherwise: {'; '.join(texts)}. Use the values that it was made with, and for other "
             "starting policies a folder of another name; or another --out"
         )
@@ -273,7 +273,7 @@ def main(args: Args) -> None:
     extras = {"pandas": "study", "pyarrow": "study"} | ({"ray": "ray"} if args.ray_address else {})
     for package, extra in extras.items():
         if importlib.util.find_spec(package) is None:
-            raise runs.UserError(f"{package} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'")
+            raise errors.UserError(f"{package} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'")
     import pandas as pd
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -300,7 +300,7 @@ def main(args: Args) -> None:
 
 if __name__ == "__main__":
     try:
-        runs.main(main, Args, __doc__)
+        cli.main(main, Args, __doc__)
     except KeyboardInterrupt:
         print("\nStopped; the same command goes on from here.", file=sys.stderr)
         sys.exit(130)

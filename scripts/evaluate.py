@@ -29,9 +29,11 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import runs
+from sppo_control import cli, errors, runs
+from sppo_control.checkpoints import read_json, write_json
+from sppo_control.outcomes import Evaluation
 from sppo_control.policies import Policy, load_policy, shipped_policy
-from sppo_control.rollout import Evaluation, evaluate
+from sppo_control.rollout import evaluate
 
 FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
 """Endings of --video: width of a picture in pixels, most pictures an episode."""
@@ -89,22 +91,22 @@ def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
     if (path / "config.json").is_file():
         complete = sorted(p for p in path.glob("checkpoints/*") if p.name.isdigit())  # others are half-written
         if not complete:
-            raise runs.UserError(f"{path} has no complete checkpoint; did the run stop before its first?")
+            raise errors.UserError(f"{path} has no complete checkpoint; did the run stop before its first?")
         path = complete[-1]
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
         ids = ", ".join(task for task in sppo_envs.TASKS if shipped_policy(task).is_file())
-        raise runs.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
+        raise errors.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
     try:
         with safe_open(path, framework="numpy") as file:
             made_for = json.loads((file.metadata() or {})["sppo_control"])["env_id"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise runs.UserError(f"{path} is damaged, or no policy of this package ({error!r})") from error
+        raise errors.UserError(f"{path} is damaged, or no policy of this package ({error!r})") from error
 
     task = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}
     checkpoints = path.resolve().parent.parent
     if checkpoints.name == "checkpoints" and (checkpoints.parent / "config.json").is_file():
-        trained = runs.read_json(checkpoints.parent / "config.json")["args"]
+        trained = read_json(checkpoints.parent / "config.json")["args"]
         if args.env_id in (None, trained["env_id"]):  # else its rules belong to another environment
             task |= {key: trained[key] for key in task if trained.get(key) is not None}
     return path, task | {key: getattr(args, key) for key in task if getattr(args, key) is not None}
@@ -178,7 +180,7 @@ def drawable(env_id: str, success_return: float | None, horizon: int | None, eng
     except Exception as error:  # renderers raise what they like
         hint = "; without a screen MuJoCo needs EGL or OSMesa: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
         hint = hint if any(module.startswith("mujoco") for module in sys.modules) else ""
-        raise runs.UserError(f"--video: cannot draw {env_id} ({error}){hint}") from error
+        raise errors.UserError(f"--video: cannot draw {env_id} ({error}){hint}") from error
     return env
 
 
@@ -228,7 +230,7 @@ def film(env: Any, policy: Policy, result: Evaluation, title: str, args: Args, p
         moments, taken = set(strip if path.suffix == ".png" else movie), []
         for t, outcome in play(env, policy, args, number):
             if outcome != (success if t == length else None):
-                raise runs.UserError(f"episode {number} did not repeat: the seed of reset() does not determine it")
+                raise errors.UserError(f"episode {number} did not repeat: the seed of reset() does not determine it")
             if t in moments:
                 text = f"episode {number}: {'success' if success else 'failure'}, step {t}/{length}"
                 taken.append(captioned(env.render(), width, text, success))
@@ -288,7 +290,7 @@ def main(args: Args) -> None:
             result = evaluate_in_batches(envs, policy, args)
             numbers.append(report(path, task, result, args))
         if args.json is not None:
-            runs.write_json(args.json, {"evaluations": numbers, **runs.versions()})
+            write_json(args.json, {"evaluations": numbers, **runs.versions()})
             print(f"wrote {args.json}")
         if args.video is not None:
             title = f"{task['env_id']}, {numbers[0]['actions']} actions: success {result} in {args.episodes} episodes"
@@ -296,4 +298,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

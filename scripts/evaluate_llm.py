@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from sppo_control import runs
+from sppo_control import checkpoints, cli, errors, runs
 from sppo_control.llm import addition
 from sppo_control.llm.benchmarks import Record, markdown, open_folder, read_records, summarize
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
@@ -241,7 +241,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise runs.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
+            raise errors.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
         done = read_records(file, len(prompts), args.k)
         with tqdm(total=len(pairs), initial=len(done), desc=name, unit="response", dynamic_ncols=True) as bar:
             # The batches are the same ones whenever the work began, and each has a seed of its own. One that was written
@@ -257,7 +257,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
                         args.max_response_length, args.temperature, log_probs=False,
                     )  # fmt: skip
                 except torch.OutOfMemoryError as error:
-                    raise runs.UserError(
+                    raise errors.UserError(
                         f"{name}: no memory for --batch-size {args.batch_size}; start again with a smaller one"
                     ) from error
                 fresh = {
@@ -313,7 +313,9 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
 
     # ---- results
     results = summarize(records, args.k)
-    runs.write_json(out / "results.json", {"k": args.k, "results": results, "settings": settings, **runs.versions()})
+    checkpoints.write_json(
+        out / "results.json", {"k": args.k, "results": results, "settings": settings, **runs.versions()}
+    )
     print(f"\n{markdown(results, args.k)}\n\nper cent; intervals by bootstrap over problems; written to {out}")
     for name, result in results.items():
         if rows := result.get("unreadable_answers"):
@@ -325,7 +327,7 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
 
 if __name__ == "__main__":
     try:
-        runs.main(main, Args, __doc__)
+        cli.main(main, Args, __doc__)
     except KeyboardInterrupt:
         print(f"\nStopped; finished batches are kept. Go on with: {shlex.join(['python', *sys.argv])}", file=sys.stderr)
         sys.exit(130)

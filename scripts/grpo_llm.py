@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sppo_control import core, runs
+from sppo_control import cli, core, runs
 from sppo_control.llm.prompts import RewardName
 from sppo_control.llm.responses import evaluate, generate, policy_log_probs, sample_table
 from sppo_control.llm.setup import PolicyFolder, fill_args, load_data, load_policy, task_name
@@ -161,4 +161,4 @@ def train(args: Args) -> runs.Run:
 
 
 if __name__ == "__main__":
-    runs.main(train, Args, __doc__)
+    cli.main(train, Args, __doc__)

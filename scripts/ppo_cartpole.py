@@ -25,8 +25,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
-from sppo_control import core, runs
-from sppo_control.policies import Critic, starting_policy
+from sppo_control import arguments, cli, core, runs
+from sppo_control.networks import Critic
+from sppo_control.policies import starting_policy
 from sppo_control.rollout import evaluate, rollout
 
 
@@ -94,7 +95,7 @@ class Args:
         return self.num_envs // self.num_minibatches
 
     def __post_init__(self) -> None:
-        runs.fill_args(self)
+        arguments.fill_args(self)
 
 
 def train(args: Args) -> runs.Run:
@@ -187,4 +188,4 @@ def train(args: Args) -> runs.Run:
 
 
 if __name__ == "__main__":
-    runs.main(train, Args, __doc__)
+    cli.main(train, Args, __doc__)

@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sppo_control import core, runs
+from sppo_control import cli, core, runs
 from sppo_control.llm.prompts import RewardName
 from sppo_control.llm.responses import evaluate, generate, pad_columns, policy_log_probs, sample_table, token_values
 from sppo_control.llm.setup import (
@@ -215,4 +215,4 @@ def train(args: Args) -> runs.Run:
 
 
 if __name__ == "__main__":
-    runs.main(train, Args, __doc__)
+    cli.main(train, Args, __doc__)

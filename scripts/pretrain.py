@@ -39,9 +39,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import core, runs
+from sppo_control import cli, core, errors, runs
+from sppo_control.checkpoints import read_checkpoint, read_json, write_checkpoint, write_json
+from sppo_control.networks import Critic
 from sppo_control.policies import (
-    Critic,
     GaussianPolicy,
     Policy,
     load_policy,
@@ -190,7 +191,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
     state = {"update": 0, "steps": 0, "success": 0.0}
     checkpoints = sorted(p for p in folder.iterdir() if p.name.isdigit())
     if checkpoints:
-        state = runs.read_checkpoint(checkpoints[-1], parts, tuple(state))
+        state = read_checkpoint(checkpoints[-1], parts, tuple(state))
 
     with tqdm(
         total=args.expert_timesteps, initial=state["steps"], unit="step", unit_scale=True, desc="expert",
@@ -198,7 +199,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
     ) as bar:  # fmt: skip
         while state["success"] < args.expert_success:
             if state["steps"] >= args.expert_timesteps:
-                raise runs.UserError(
+                raise errors.UserError(
                     f"the expert's success rate is {state['success']:.2f} after {state['steps']:,} steps, "
                     f"{args.expert_success} was asked for; raise --expert-timesteps (it goes on from here)"
                 )
@@ -241,7 +242,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
                 bar.set_postfix_str(
                     f"success {state['success']:.2f}, steps an episode {episodes.lengths.float().mean():.0f}"
                 )
-                runs.write_checkpoint(folder / f"{state['update']:06d}", parts, state, args.env_id)
+                write_checkpoint(folder / f"{state['update']:06d}", parts, state, args.env_id)
                 for old in checkpoints:
                     shutil.rmtree(old)
                 checkpoints = [folder / f"{state['update']:06d}"]
@@ -264,7 +265,7 @@ def collect(args: Args, expert: Policy) -> tuple[Tensor, Tensor]:
             kept += [(episodes.obs[i][episodes.mask[i]], episodes.actions[i][episodes.mask[i]]) for i in good]
             bar.update(len(good))
             if batches * args.expert_num_envs > 200 * args.demonstrations:
-                raise runs.UserError(
+                raise errors.UserError(
                     f"only {len(kept)} of {batches * args.expert_num_envs} episodes of the expert succeeded; raise "
                     "--expert-success or lower --demonstrations"
                 )
@@ -319,15 +320,15 @@ def work_folder(args: Args) -> Path:
     folder = Path(args.work_dir) / f"{args.env_id.split('/')[-1]}__{args.seed}"
     recipe = {name: getattr(args, name) for name in EXPERT_ARGS}
     if (folder / "recipe.json").is_file():
-        stored = runs.read_json(folder / "recipe.json")
+        stored = read_json(folder / "recipe.json")
         different = [f"--{k.replace('_', '-')} {stored.get(k)}" for k, v in recipe.items() if stored.get(k) != v]
         if different:
-            raise runs.UserError(
+            raise errors.UserError(
                 f"{folder} was begun with {' '.join(different)}; use the same, remove it, or name another --work-dir"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        runs.write_json(folder / "recipe.json", recipe)
+        write_json(folder / "recipe.json", recipe)
     return folder
 
 
@@ -379,7 +380,7 @@ def make(args: Args) -> None:
     try:
         if not expert_path.is_file():
             if args.stage == "sft":
-                raise runs.UserError(f"no expert at {expert_path}; make it with --stage expert")
+                raise errors.UserError(f"no expert at {expert_path}; make it with --stage expert")
             save_policy(train_expert(args, folder), expert_path.with_suffix(".writing"), args.env_id)
             os.replace(expert_path.with_suffix(".writing"), expert_path)
         expert = load_policy(expert_path, envs)
@@ -423,14 +424,14 @@ def finish(args: Args, out: Path, policy: Policy, updates: int, steps: int, seco
     # A policy outside the band never takes the place of one that may be inside it.
     path = out / (name if in_band else name.replace(".safetensors", ".missed.safetensors"))
     save_policy(policy, path, args.env_id)
-    runs.write_json(path.with_suffix(".json"), card)
+    write_json(path.with_suffix(".json"), card)
     print(f"wrote {path} and its card" + ("" if seconds is None else f" in {seconds:.0f} s"))
     if not in_band:
-        raise runs.UserError(
+        raise errors.UserError(
             f"the success rate is outside the band [{args.min_success}, {args.max_success}]; try another --seed or a "
             "smaller --clone-learning-rate"
         )
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

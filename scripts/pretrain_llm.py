@@ -21,7 +21,7 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
-from sppo_control import core, runs
+from sppo_control import checkpoints, core, runs
 from sppo_control.llm import addition
 from sppo_control.llm.prompts import load_prompts, make_reward
 from sppo_control.llm.responses import Responses, evaluate, policy_log_probs
@@ -113,7 +113,7 @@ def main(args: Args) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "accuracy": {**result.as_dict(), "by_longer_numbers_digits": by_length}, **runs.versions(),
     }  # fmt: skip
-    runs.write_json(Path(args.out) / "card.json", card)
+    checkpoints.write_json(Path(args.out) / "card.json", card)
     print(f"right {result} of {len(held_out)} held-out additions, by digits of the longer number: {by_length}")
     print(f"written to {args.out}")
 

@@ -30,8 +30,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import core, runs
-from sppo_control.policies import Critic, Policy, load_policy
+from sppo_control import checkpoints, cli, core, errors, runs
+from sppo_control.networks import Critic
+from sppo_control.policies import Policy, load_policy
 from sppo_control.rollout import rollout, success_by_context
 
 POINTS = 50
@@ -101,12 +102,12 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
     """The run folders that --runs means, each with its config.json."""
     found: dict[Path, dict[str, Any]] = {}
     for path in args.runs:
-        configs = {p.parent: runs.read_json(p) for p in sorted(path.rglob("config.json"))}
+        configs = {p.parent: checkpoints.read_json(p) for p in sorted(path.rglob("config.json"))}
         if not configs:
-            raise runs.UserError(f"there is no run in {path}: no config.json in it or below it")
+            raise errors.UserError(f"there is no run in {path}: no config.json in it or below it")
         critics = {folder: config for folder, config in configs.items() if algorithm_of(config)}
         if path in configs.keys() - critics.keys():
-            raise runs.UserError(f"{path} has no critic to look into: {configs[path].get('script')} trains none")
+            raise errors.UserError(f"{path} has no critic to look into: {configs[path].get('script')} trains none")
         if less := len(configs) - len(critics):
             print(f"note: {less} runs in {path} have no critic and are left out", file=sys.stderr)
         for folder, config in critics.items():
@@ -115,9 +116,9 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
                 found[folder.resolve()] = config
     tasks = sorted({config["args"]["env_id"] for config in found.values()})
     if not tasks:
-        raise runs.UserError("no run with a critic is left; look at --runs, --env-id and --seeds")
+        raise errors.UserError("no run with a critic is left; look at --runs, --env-id and --seeds")
     if args.what == "tail" and len(tasks) > 1:
-        raise runs.UserError(f"--what tail takes runs of one task, got {', '.join(tasks)}; choose one with --env-id")
+        raise errors.UserError(f"--what tail takes runs of one task, got {', '.join(tasks)}; choose one with --env-id")
     return found
 
 
@@ -127,7 +128,7 @@ def find_checkpoint(run: Path, update: int | None) -> Path:
     fitting = [p for p in complete if update is None or int(p.name) <= update]
     if not fitting:
         why = f" of at most {update} updates" if complete else "; did the run stop before its first?"
-        raise runs.UserError(f"{run} has no complete checkpoint{why}")
+        raise errors.UserError(f"{run} has no complete checkpoint{why}")
     return fitting[-1]
 
 
@@ -144,7 +145,7 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
         for folder in dict.fromkeys(find_checkpoint(run, update) for update in args.updates or (args.update,)):
             policy = load_policy(folder / "policy.safetensors", made[key])
             critic = Critic(made[key].single_observation_space.shape[0], trained.get("critic_hidden", (64, 64)))
-            state = runs.read_checkpoint(folder, {"critic": critic}, ("update",))
+            state = checkpoints.read_checkpoint(folder, {"critic": critic}, ("update",))
             about = {"env_id": trained["env_id"], "run": run.name, "seed": trained["seed"], **state}
             probes.append(Probe(algorithm_of(config), about, made[key], policy, critic))
     return probes
@@ -232,7 +233,7 @@ def main(args: Args) -> None:
         with contextlib.suppress(OSError):
             args.out.parent.mkdir(parents=True, exist_ok=True)
         if args.out.is_dir() or not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
-            raise runs.UserError(f"cannot write {args.out}: name a file in a folder that is writable")
+            raise errors.UserError(f"cannot write {args.out}: name a file in a folder that is writable")
 
         measure, each = (tail, args.episodes) if args.what == "tail" else (calibration, args.contexts)
         found = []
@@ -241,9 +242,9 @@ def main(args: Args) -> None:
                 bar.write(f"{probe.about['run']}: checkpoint of update {probe.about['update']}", file=sys.stderr)
                 found.append(plain(measure(probe, args, bar)))
     content = {"env_id": probes[0].about["env_id"], "runs": found} if args.what == "tail" else {"rows": found}
-    runs.write_json(args.out, {**content, **runs.versions()})
+    checkpoints.write_json(args.out, {**content, **runs.versions()})
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

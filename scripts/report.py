@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from sppo_control import runs
+from sppo_control import cli, errors
 
 try:
     from report_figures import FIGURES, plt
@@ -268,12 +268,14 @@ def main(args: Args) -> None:
     wanted = dict.fromkeys(args.figures or NAMES)
     left_out = [name for name in wanted if not found[name]]
     if args.figures and left_out:
-        raise runs.UserError("; ".join(f"{name} needs {needs[name]}, which --results do not hold" for name in left_out))
+        raise errors.UserError(
+            "; ".join(f"{name} needs {needs[name]}, which --results do not hold" for name in left_out)
+        )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(prefix=".writing-", dir=args.out)
     except OSError as error:
-        raise runs.UserError(f"cannot write to --out {args.out}: {error}") from error
+        raise errors.UserError(f"cannot write to --out {args.out}: {error}") from error
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 9, "svg.hashsalt": "sppo", "savefig.dpi": 130})
     with folder as temporary:
         for name in (n for n in wanted if n not in left_out):
@@ -291,4 +293,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from sppo_control import runs
+from sppo_control import cli, errors
 from sppo_control.defaults import defaults
 
 try:
@@ -117,7 +117,7 @@ def read(paths: Iterable[Path], args: Args, seeds: tuple[int, ...]) -> tuple[Fou
         rate = rate_of(run.setting) if run.setting else defaults(run.env_id).learning_rate
         if wanted and not np.isnan(rate):
             if (had := run.arguments["learning_rate"]) != rate:
-                raise runs.UserError(
+                raise errors.UserError(
                     f"{run.algorithm} {run.env_id} seed {run.seed} {run.setting or 'without settings'} had the learning "
                     f"rate {had:g}, not {rate:g}; was the task's default changed?"
                 )
@@ -125,7 +125,7 @@ def read(paths: Iterable[Path], args: Args, seeds: tuple[int, ...]) -> tuple[Fou
     for task in args.env_ids:
         budgets = {run.budget for cell, arm in found.items() if cell.env_id == task for run in arm.values()}
         if len(budgets) > 1:
-            raise runs.UserError(
+            raise errors.UserError(
                 f"the runs of {task} have unequal --total-timesteps: {', '.join(map(str, sorted(budgets)))}"
             )
     return found, lines
@@ -169,16 +169,16 @@ def choose(args: Args) -> tuple[dict[tuple[str, str], Choice], list[str]]:
         default = defaults(task).learning_rate
         rates = [rate_of(setting) for setting in tried]
         if len(set(rates)) != len(rates):
-            raise runs.UserError(f"{args.tuning} has one rate of {task} under two names: {', '.join(tried)}")
+            raise errors.UserError(f"{args.tuning} has one rate of {task} under two names: {', '.join(tried)}")
         if default not in rates or len(rates) < 2:
             names = ", ".join(tried) or "nothing"
-            raise runs.UserError(
+            raise errors.UserError(
                 f"{args.tuning} must have the default {default:g} of {task} and another, it has {names}"
             )
     cells = [Cell(task, a, setting) for task in args.env_ids for a in args.algorithms for setting in settings[task]]
     if gaps := lacking(cells, found, args.tuning_seeds):
         number = sum(map(len, gaps.values()))
-        raise runs.UserError(
+        raise errors.UserError(
             f"{args.tuning} lacks {number} of {len(cells) * len(args.tuning_seeds)} runs: {in_words(gaps)}"
         )
     choices = {}
@@ -322,7 +322,7 @@ def main(args: Args) -> None:
         )
         return
     if gaps:
-        raise runs.UserError(
+        raise errors.UserError(
             f"{args.rates} and {args.study} lack {number} runs: {in_words(gaps)}; --what choose prints the commands that "
             "make them"
         )
@@ -337,9 +337,9 @@ def main(args: Args) -> None:
         temporary.write_text(text)
         os.replace(temporary, args.out)
     except OSError as error:
-        raise runs.UserError(f"cannot write --out {args.out}: {error}") from error
+        raise errors.UserError(f"cannot write --out {args.out}: {error}") from error
     print(f"{text}\nwrote {args.out}")
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

@@ -22,7 +22,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
-from sppo_control import core, runs
+from sppo_control import arguments, cli, core, runs
 from sppo_control.policies import starting_policy
 from sppo_control.rollout import evaluate, rollout
 
@@ -89,7 +89,7 @@ class Args:
         return self.num_envs // self.num_minibatches
 
     def __post_init__(self) -> None:
-        runs.fill_args(self)
+        arguments.fill_args(self)
 
 
 def train(args: Args) -> runs.Run:
@@ -156,4 +156,4 @@ def train(args: Args) -> runs.Run:
 
 
 if __name__ == "__main__":
-    runs.main(train, Args, __doc__)
+    cli.main(train, Args, __doc__)

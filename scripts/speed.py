@@ -34,7 +34,7 @@ import tyro
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import runs
+from sppo_control import checkpoints, runs
 from sppo_control.defaults import defaults
 from sppo_control.policies import load_policy, shipped_policy, starting_policy
 from sppo_control.rollout import rollout
@@ -199,7 +199,7 @@ def write_table(args: Args, table: dict[str, Any]) -> None:
     """Write the JSON file."""
     out = Path(args.out or f"runs/speed_{args.what}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(out, table)
+    checkpoints.write_json(out, table)
     print(f"\nwritten to {out}")
 
 

@@ -44,7 +44,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from sppo_control import core, runs
+from sppo_control import checkpoints, core, runs
 from sppo_control.llm import token_log_probs
 
 # (vocabulary, sequences, tokens in each, width). The second differs from the first in length alone.
@@ -386,12 +386,12 @@ def addition_run(name: str, seed: int) -> dict[str, Any]:
 
 
 def measure_addition(args: Args, out: Path) -> dict[str, Any]:
-    rows = runs.read_json(out)["rows"] if out.is_file() else []
+    rows = checkpoints.read_json(out)["rows"] if out.is_file() else []
     there = {(row["variant"], row["seed"]) for row in rows}
     cells = [(name, seed) for seed in args.seeds for name in ADDITION if (name, seed) not in there]
     for name, seed in tqdm(cells, unit="run"):
         rows.append(child(args, f"{name}:{seed}"))
-        runs.write_json(out, head(args) | {"rows": rows})
+        checkpoints.write_json(out, head(args) | {"rows": rows})
     print("\n| | to 0.8: seconds | responses | to 0.9: seconds | responses | seconds per 1,000 responses |")
     print("| --- | --- | --- | --- | --- | --- |")
     for name in ADDITION:
@@ -483,7 +483,7 @@ def main(args: Args) -> None:
         table = measure_addition(args, out)
     else:
         table = measure_loss(args) if args.what == "loss" else measure_updates(args)
-    runs.write_json(out, head(args) | table)
+    checkpoints.write_json(out, head(args) | table)
     print(f"\nwritten to {out}")
 
 

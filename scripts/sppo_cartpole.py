@@ -24,8 +24,9 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
-from sppo_control import core, runs
-from sppo_control.policies import Critic, starting_policy
+from sppo_control import arguments, cli, core, runs
+from sppo_control.networks import Critic
+from sppo_control.policies import starting_policy
 from sppo_control.rollout import ContextWindow, evaluate, rollout
 
 
@@ -93,7 +94,7 @@ class Args:
     def __post_init__(self) -> None:
         if self.critic_learning_rate is None:
             self.critic_learning_rate = 3e-3 if self.critic_steps else 1e-3
-        runs.fill_args(self)
+        arguments.fill_args(self)
 
 
 def train(args: Args) -> runs.Run:
@@ -193,4 +194,4 @@ def train(args: Args) -> runs.Run:
 
 
 if __name__ == "__main__":
-    runs.main(train, Args, __doc__)
+    cli.main(train, Args, __doc__)

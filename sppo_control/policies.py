@@ -10,10 +10,9 @@ discrete actions, normal noise for continuous ones); no noise gives the greedy a
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,176 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FloatArray = npt.NDArray[np.float32]
+from .networks import FloatArray, Network
+
 Behaviour = Callable[[FloatArray, FloatArray | None], tuple[npt.NDArray[Any], FloatArray]]
 """(observations (B, D), noise (B, A) or None for greedy) -> actions (B,) int64 or (B, A) float32, and the network's
 outputs (B, A): logits or means"""
-
-
-class _TanhMLP(torch.autograd.Function):
-    """A whole tanh network as one autograd node over one flat parameter vector.
-
-    Half of the time of a small network goes into elementwise passes over activations and into the bookkeeping of six
-    parameters and a dozen nodes. tanh(z) = 2 s - 1 with s = sigmoid(2z), which torch computes twice as fast; the factors
-    2 and the -1 are folded into the matrix products, W tanh(z) + b = (2 W) s + (b - W 1), so that a layer is one product
-    and one sigmoid, in place. `Network.to_sequential` is the plain version, and the tests hold the two equal.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        """x (N, sizes[0]), flat (parameters,) -> (N, sizes[-1])."""
-        layers = _split(flat, sizes)
-        inputs = []  # of every layer: x, then the s of each hidden layer
-        for i, (weight, bias) in enumerate(layers):
-            inputs.append(x)
-            if i > 0:
-                weight, bias = 2 * weight, bias - weight.sum(dim=1)
-            last = i == len(layers) - 1
-            gain = 1 if last else 2
-            x = torch.addmm(bias, x, weight.t(), beta=gain, alpha=gain)
-            if not last:
-                x.sigmoid_()
-        ctx.save_for_backward(flat, *inputs)
-        ctx.sizes = sizes
-        return x
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        """Gradients of x (None if not asked for) and of flat."""
-        flat, *inputs = ctx.saved_tensors
-        layers = _split(flat, ctx.sizes)
-        grad_flat = torch.empty_like(flat)
-        grad_layers = _split(grad_flat, ctx.sizes)
-        (grad,) = grads  # of the layer's output, (N, out)
-        for i in reversed(range(len(layers))):
-            weight, s = layers[i][0], inputs[i]
-            grad_weight, grad_bias = grad_layers[i]
-            torch.sum(grad, dim=0, out=grad_bias)
-            if s.shape[1] < grad.shape[1]:  # the long dimension last: MKL takes a fifth of the time at 4 x 64
-                grad_weight.copy_((s.t() @ grad).t())
-            else:
-                torch.mm(grad.t(), s, out=grad_weight)
-            if i > 0:  # the layer's true input is 2 s - 1, and d tanh / dz = 4 s (1 - s)
-                grad_weight.mul_(2).sub_(grad_bias[:, None])
-                grad = torch.ops.aten.sigmoid_backward(grad @ (4 * weight), s)
-        return (grad @ layers[0][0] if ctx.needs_input_grad[0] else None), grad_flat, None
-
-
-def _split(flat: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Views of the flat vector: weight (out, in) and bias (out,) of each layer."""
-    layers, start = [], 0
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        middle, end = start + fan_in * fan_out, start + (fan_in + 1) * fan_out
-        layers.append((flat[start:middle].view(fan_out, fan_in), flat[middle:end]))
-        start = end
-    return layers
-
-
-class Network(nn.Module):
-    """A tanh network, observations (..., D) -> (..., outputs); observations are first multiplied by the fixed
-    `obs_scale` (D,). `to_sequential` gives the same function in plain torch layers.
-
-    All weights live in one vector, `flat`, so that zeroing, clipping and stepping each handle one tensor; `layers`
-    gives views of it. They start orthogonal (gain sqrt 2, the last layer `last_gain`) with zero biases, as CleanRL's.
-    """
-
-    obs_scale: Tensor
-
-    def __init__(
-        self, obs_dim: int, outputs: int, hidden: Sequence[int], obs_scale: Sequence[float] | None, last_gain: float
-    ) -> None:
-        super().__init__()
-        scale = torch.ones(obs_dim) if obs_scale is None else torch.tensor(list(obs_scale), dtype=torch.float32)
-        if scale.shape != (obs_dim,):
-            raise ValueError(f"obs_scale must have {obs_dim} numbers, one an observation, got {len(scale)}")
-        self.register_buffer("obs_scale", scale)
-        self.sizes = (obs_dim, *hidden, outputs)
-        self.flat = nn.Parameter(
-            torch.zeros(sum((i + 1) * o for i, o in zip(self.sizes, self.sizes[1:], strict=False)))
-        )
-        for i, (weight, _) in enumerate(self.layers()):
-            nn.init.orthogonal_(weight, last_gain if i == len(hidden) else math.sqrt(2))
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """(..., D) float32 -> (..., outputs) float32."""
-        rows = (obs * self.obs_scale).flatten(0, -2)  # (N, D)
-        return _TanhMLP.apply(rows, self.flat, self.sizes).unflatten(0, obs.shape[:-1])
-
-    def layers(self) -> list[tuple[Tensor, Tensor]]:
-        """Weight (out, in) and bias (out,) of each layer: views of `flat`, without gradient."""
-        return _split(self.flat.detach(), self.sizes)
-
-    def named_weights(self) -> dict[str, Tensor]:
-        """All that a file must hold, under conventional names: layers.<i>.weight (out, in), layers.<i>.bias (out,),
-        obs_scale (D,), and log_std (A,) of a Gaussian policy. Views without gradient: writing to them loads weights."""
-        weights = {"obs_scale": self.obs_scale}
-        for i, (weight, bias) in enumerate(self.layers()):
-            weights |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
-        return weights | {name: p.detach() for name, p in self.named_parameters() if name != "flat"}
-
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights of `named_weights`' names and shapes into this network.
-
-        Raises:
-            ValueError: another set of names or shapes.
-        """
-        targets = self.named_weights()
-        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, weights))
-        if found != expected:
-            raise ValueError(f"tensors {found} do not fit this {type(self).__name__}, which has {expected}")
-        for name, target in targets.items():
-            target.copy_(weights[name])
-
-    def to_sequential(self) -> nn.Sequential:
-        """A copy in plain torch, nn.Linear and nn.Tanh, with the observation scale folded into the first layer."""
-        modules: list[nn.Module] = []
-        for i, (weight, bias) in enumerate(self.layers()):
-            linear = nn.Linear(weight.shape[1], weight.shape[0])
-            with torch.no_grad():
-                linear.weight.copy_(weight * self.obs_scale if i == 0 else weight)
-                linear.bias.copy_(bias)
-            modules += [linear, nn.Tanh()]
-        return nn.Sequential(*modules[:-1])
-
-    def numpy_forward(self) -> Callable[[FloatArray], FloatArray]:
-        """The network as a numpy function (N, D) -> (N, outputs), with the weights of now; same algebra as `forward`."""
-        folded = []
-        for i, (weight, bias) in enumerate(self.layers()):
-            last = i == len(self.sizes) - 2
-            if i == 0:
-                weight = weight * self.obs_scale
-            else:
-                weight, bias = 2 * weight, bias - weight.sum(dim=1)
-            gain = 1 if last else 2
-            folded.append(((gain * weight).t().contiguous().numpy(), (gain * bias).numpy()))
-        *hidden, (last_weight, last_bias) = folded
-
-        def forward(obs: FloatArray) -> FloatArray:
-            x = obs
-            for weight, bias in hidden:
-                x = x @ weight
-                x += bias
-                torch.from_numpy(x).sigmoid_()  # faster than numpy's exp or tanh
-            return x @ last_weight + last_bias
-
-        return forward
-
-
-class Critic(Network):
-    """A value network: observations (..., D) -> (...,), a logit or a value.
-
-    SPPO gives it the initial state only, (B, D) -> (B,); token-level PPO every step, (B, T, D) -> (B, T).
-    """
-
-    def __init__(
-        self, obs_dim: int, hidden: Sequence[int] = (64, 64), obs_scale: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(obs_dim, 1, hidden, obs_scale, last_gain=1.0)
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """(..., D) float32 -> (...,) float32."""
-        return super().forward(obs).squeeze(-1)
 
 
 class Policy(Network):

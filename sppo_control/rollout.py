@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,24 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .core import wilson_interval
+from .outcomes import Evaluation, Padded
 from .policies import Policy
-
-
-class Padded:
-    """A batch of sequences of different length, padded on the right: `mask` (B, T) bool is True on what is real."""
-
-    mask: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """Steps of each sequence, (B,) int64."""
-        return self.mask.sum(dim=1)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all of them, padding not counted."""
-        return int(self.mask.sum())
 
 
 @dataclass(frozen=True)
@@ -66,17 +49,6 @@ class Episodes(Padded):
         if "episode_return" in self.info:
             return torch.from_numpy(self.info["episode_return"].astype(np.float32))
         return self.reward.sum(dim=1)
-
-
-def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """What an environment reports at its episodes' ends beside the outcome, return and length: numbers and booleans,
-    one an episode, each (B,)."""
-    known = ("success", "episode_return", "episode_length")
-    return {
-        name: value
-        for name, value in sorted(info.items())
-        if not name.startswith("_") and name not in known and value.ndim == 1 and value.dtype.kind in "biuf"
-    }
 
 
 def rollout(
@@ -186,35 +158,6 @@ class ContextWindow:
     def named_tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold; writing to these tensors restores it."""
         return {"contexts": self._contexts, "outcomes": self._outcomes, "batches": self._batches}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Success of a policy over a number of episodes."""
-
-    outcome: npt.NDArray[np.bool_]
-    """(episodes,)"""
-    info: dict[str, npt.NDArray[Any]]
-    """What the environment reported at each episode's end; each (episodes,)."""
-
-    @property
-    def rate(self) -> float:
-        """Share of episodes that succeeded."""
-        return float(self.outcome.mean())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of `rate`."""
-        return wilson_interval(int(self.outcome.sum()), len(self.outcome))
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: rate, its interval, number of episodes, and the mean of each side measure."""
-        measures = {name: float(value.mean()) for name, value in side_measures(self.info).items()}
-        return {"rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.rate:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def evaluate(

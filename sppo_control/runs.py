@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -28,44 +27,24 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol, TypeVar, cast
+from typing import Any, Literal, NoReturn, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import tyro
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .checkpoints import Part, read_checkpoint, read_json, run_folder, write_checkpoint, write_json
 from .core import ClippedSurrogate
-from .defaults import defaults
-from .policies import Network, Policy, save_policy
-from .rollout import ContextWindow, Evaluation, side_measures
-
-ArgsT = TypeVar("ArgsT")
-RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every", "eval_episodes"}
-"""Arguments that may differ when a run is resumed: none of them changes what an update computes."""
-
-
-class Folder(Protocol):
-    """A part of a checkpoint that writes a folder of its own, as Hugging Face's models do."""
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write everything into `folder`, which is there."""
-        ...
-
-    def load_pretrained(self, folder: Path) -> None:
-        """Take on the weights in `folder`; OSError, ValueError or RuntimeError if they do not fit."""
-        ...
+from .errors import NonFiniteError, UserError
+from .outcomes import Evaluation, side_measures
 
 
 class Batch(Protocol):
@@ -82,124 +61,7 @@ class Batch(Protocol):
     def episode_return(self) -> Tensor: ...
 
 
-Part = Network | torch.optim.Optimizer | ContextWindow | Folder
-"""What a checkpoint is made of."""
 _STREAMS = ("rollout", "shuffle", "evaluate")
-
-
-class UserError(Exception):
-    """Something that the user can mend; scripts print its message without a traceback."""
-
-
-class NonFiniteError(UserError):
-    """A loss or gradient became NaN or infinite."""
-
-
-# -------------------------------------------------------------------------------------------------- command line
-def parse_args(args_type: type[ArgsT], description: str | None) -> ArgsT:
-    """Read the command line into a dataclass; with --resume PATH, the stored arguments are the defaults.
-
-    Args:
-        args_type: a dataclass which checks its values in `__post_init__`; `resume: str | None`, if it has that field,
-            names a run folder or a checkpoint.
-        description: shown by --help.
-
-    Raises:
-        UserError: impossible values, a run folder that cannot be resumed, or a resumed argument that may not change.
-    """
-    try:
-        args = tyro.cli(args_type, description=description)
-        resume = getattr(args, "resume", None)
-        if resume is None:
-            return args
-        stored = read_json(run_folder(Path(resume)) / "config.json")["args"]
-        fields = {f.name for f in dataclasses.fields(cast(Any, args_type))}
-        if unknown := set(stored) - fields:
-            raise UserError(f"{resume} was made by another script or version: unknown arguments {sorted(unknown)}")
-        # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
-        stored = args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
-        args = tyro.cli(args_type, description=description, default=stored)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    may_change = RESUMABLE_CHANGES & fields
-    for name in sorted(fields - may_change):
-        old, new = getattr(stored, name), getattr(args, name)
-        if old != new:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(
-                f"{flag} is {old} in the run to be resumed and cannot become {new}; leave it out, or start a new run. "
-                f"These may change: {', '.join('--' + n.replace('_', '-') for n in sorted(may_change))}"
-            )
-    return args
-
-
-def fill_args(args: Any) -> None:
-    """Put the task's own defaults where an argument is None, and refuse impossible values; called by every training
-    script's `Args.__post_init__`.
-
-    Raises:
-        ValueError: names the argument, its value and what is allowed.
-    """
-    for name, value in dataclasses.asdict(defaults(args.env_id)).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        **dict.fromkeys(
-            (
-                "total_timesteps",
-                "num_envs",
-                "update_epochs",
-                "num_minibatches",
-                "eval_episodes",
-                "save_every",
-                "horizon",
-                "critic_window",
-            ),
-            (lambda x: x >= 1, "at least 1"),
-        ),
-        **dict.fromkeys(
-            ("learning_rate", "critic_learning_rate", "clip_coef", "max_grad_norm"),
-            (lambda x: 0 < x < math.inf, "above 0"),
-        ),
-        **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
-        **dict.fromkeys(("ent_coef", "seed", "critic_steps"), (lambda x: 0 <= x < math.inf, "0 or above")),
-        "success_return": (math.isfinite, "a finite number"),
-        "hidden": (lambda x: all(width >= 1 for width in x), "widths of at least 1"),
-    }
-    for name, (allowed, words) in rules.items():
-        value = getattr(args, name, None)
-        if value is not None and not allowed(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be {words}, got {value}")
-    if args.num_envs % args.num_minibatches:
-        raise ValueError(
-            f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "
-            f"got {args.num_minibatches} for {args.num_envs}"
-        )
-    if args.start is not None and args.from_scratch:
-        raise ValueError("--start and --from-scratch exclude each other; leave one out")
-
-
-def main(train: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None) -> None:
-    """Entry point of a script: parse, train, and turn errors that the user can mend into one line and exit status 2."""
-    try:
-        train(parse_args(args_type, description))
-    except NonFiniteError as error:
-        sys.exit(f"stopped: {error}")
-    except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: an extra is missing
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def run_folder(path: Path) -> Path:
-    """The run folder that `path` names: itself, or the parent of a checkpoint in it.
-
-    Raises:
-        UserError: there is no run.
-    """
-    for folder in (path, path.parent.parent):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(f"{path} is neither a run folder nor a checkpoint of one: no config.json there")
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -507,110 +369,7 @@ class Run:
         os.write(2, b"\nFinishing this update, then saving; once more to stop at once.\n")
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
-def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any], task: str) -> None:
-    """Write `<name>.safetensors` (or a folder `<name>`) for each part and `state.json` into the folder `target`, all of it
-    or nothing: into a temporary folder beside it first, renamed once it is on disk."""
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
-    for name, part in parts.items():
-        path = temporary / f"{name}.safetensors"
-        if isinstance(part, Policy):
-            save_policy(part, path, task)
-        elif isinstance(part, _TENSOR_PARTS):
-            save_file(_tensors(part), path)
-        else:
-            (temporary / name).mkdir()
-            part.save_pretrained(temporary / name)
-    write_json(temporary / "state.json", state)
-    for file in temporary.rglob("*"):
-        _sync(file)
-    os.rename(temporary, target)
-    _sync(target.parent)
-
-
-def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]) -> dict[str, Any]:
-    """Load what `write_checkpoint` wrote into `parts`; returns its state, which holds all of `keys`.
-
-    Raises:
-        UserError: a file is missing or damaged, or belongs to another network.
-    """
-    try:
-        for name, part in parts.items():
-            if isinstance(part, _TENSOR_PARTS):
-                _load_tensors(part, load_file(folder / f"{name}.safetensors"))
-            else:
-                part.load_pretrained(folder / name)
-        state = read_json(folder / "state.json")
-        return {key: state[key] for key in keys}
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserError) as error:
-        raise UserError(f"the checkpoint {folder} is damaged or belongs to another network: {error}") from error
-
-
 # ------------------------------------------------------------------------------------------------------- helpers
-_TENSOR_PARTS = (Network, torch.optim.Optimizer, ContextWindow)
-
-
-def _tensors(part: Network | torch.optim.Optimizer | ContextWindow) -> dict[str, Tensor]:
-    """Weights of a network, or an optimiser's state (its hyper-parameters come from the arguments)."""
-    if isinstance(part, Network):
-        return {name: x.clone() for name, x in part.named_weights().items()}
-    if isinstance(part, ContextWindow):
-        return {name: x.clone() for name, x in part.named_tensors().items()}
-    state = part.state_dict()["state"]
-    return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
-
-
-def _load_tensors(part: Network | torch.optim.Optimizer | ContextWindow, tensors: dict[str, Tensor]) -> None:
-    if isinstance(part, Network):
-        part.load_weights(tensors)
-        return
-    if isinstance(part, ContextWindow):
-        for name, x in part.named_tensors().items():
-            x.copy_(tensors[name])
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [p for group in part.param_groups for p in group["params"]]
-    for name, x in tensors.items():
-        index, key = name.split(".")
-        if int(index) >= len(parameters):
-            raise ValueError(f"the optimiser has {len(parameters)} parameters, and the file a state for number {index}")
-        if key != "step" and x.shape != parameters[int(index)].shape:  # torch would find out in the middle of an update
-            shapes = tuple(x.shape), tuple(parameters[int(index)].shape)
-            raise ValueError(
-                f"{key} of the optimiser's parameter {index} has shape {shapes[0]}, the parameter {shapes[1]}"
-            )
-        state.setdefault(int(index), {})[key] = x
-    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UserError: no such file, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object, all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    _sync(temporary)
-    os.replace(temporary, path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() else str(path)
 

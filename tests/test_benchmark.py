@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import benchmark
 import sppo_cartpole
-from sppo_control import runs
+from sppo_control import cli, errors
 from sppo_control.policies import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def test_an_algorithms_name_is_its_script_and_flags(algorithm, tmp_path, monkeyp
     module = __import__(Path(words[0]).stem)
     assert Path(words[0]) == Path(module.__file__)
     monkeypatch.setattr(sys, "argv", words)
-    args = runs.parse_args(module.Args, "test")
+    args = cli.parse_args(module.Args, "test")
     said = {
         "sppo-paper": {"critic_steps": 0, "critic_learning_rate": 1e-3}, "ppo-bce": {"critic_loss": "bce"},
         "reinforce": {"group_size": 1},
@@ -173,7 +173,7 @@ def test_finished_cells_that_were_made_otherwise_are_refused(grid, tmp_path, mon
     _, args, _ = grid
     out, content = shutil.copy(args.out, tmp_path / "out.parquet"), args.out.read_bytes()
     monkeypatch.setattr(benchmark, "results_of", lambda *_: pytest.fail("a run began"))
-    with pytest.raises(runs.UserError, match=rf"--out {out} was made otherwise: {message}.*; or another --out"):
+    with pytest.raises(errors.UserError, match=rf"--out {out} was made otherwise: {message}.*; or another --out"):
         benchmark.main(dataclasses.replace(args, out=out, **changes))
     assert out.read_bytes() == content
 
@@ -210,7 +210,8 @@ def test_two_folders_of_starting_policies_with_one_name(grid, tmp_path, monkeypa
     mixed = pd.concat([made.drop(columns="start_sha256")[made.seed == 1], made[made.seed == 2]])  # old, then added to
     for kind, changes in ((made, {}), (mixed, {}), (made, {"seeds": (9,)})):  # a new seed would be mixed in with them
         with pytest.raises(
-            runs.UserError, match=rf"{POLE} from starting policies 'fresh' whose sha256 is {ours[:8]}, not {other[:8]}"
+            errors.UserError,
+            match=rf"{POLE} from starting policies 'fresh' whose sha256 is {ours[:8]}, not {other[:8]}",
         ):
             start("b", kind, **changes)
     (scratch,) = benchmark.jobs_of(
@@ -446,7 +447,7 @@ def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
     monkeypatch.setattr(benchmark, "results_of", lambda *_: pytest.fail("a run began"))
     with pytest.raises(SystemExit) as stop:
-        runs.main(benchmark.main, benchmark.Args, benchmark.__doc__)
+        cli.main(benchmark.main, benchmark.Args, benchmark.__doc__)
     assert stop.value.code == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
     assert [p.name for p in tmp_path.iterdir()] == ["folder.parquet"]
@@ -456,7 +457,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     for package, changes in {"pandas": {}, "pyarrow": {}, "ray": {"ray_address": "auto"}}.items():
         with monkeypatch.context() as patch:
             patch.setattr(benchmark.importlib.util, "find_spec", lambda name, gone=package: name != gone or None)
-            with pytest.raises(runs.UserError, match=f"{package} is not installed; run: pip install .*"):
+            with pytest.raises(errors.UserError, match=f"{package} is not installed; run: pip install .*"):
                 benchmark.main(make_args(tmp_path, **changes))
     assert not list(tmp_path.iterdir())
 

@@ -19,7 +19,7 @@ import torch
 import evaluate
 import sppo_cartpole
 import sppo_envs
-from sppo_control import runs
+from sppo_control import cli
 from sppo_control.policies import load_policy, make_policy, save_policy, shipped_policy
 from sppo_control.rollout import rollout
 
@@ -87,7 +87,7 @@ def random_policy(path, env_id, seed=0):
 
 def main(monkeypatch, *words):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", *map(str, words)])
-    runs.main(evaluate.main, evaluate.Args, evaluate.__doc__)
+    cli.main(evaluate.main, evaluate.Args, evaluate.__doc__)
 
 
 def numbers(monkeypatch, tmp_path, *words):
@@ -434,7 +434,7 @@ def test_hopper_is_drawn_without_a_screen_and_stays_in_sight(monkeypatch, tmp_pa
         import evaluate, numpy as np, sys
         words = "p.safetensors --episodes 4 --engine sync --horizon 5 --video v.png --video-episodes 1"
         sys.argv = ["evaluate.py", "--run", *words.split()]
-        evaluate.runs.main(evaluate.main, evaluate.Args, "")
+        evaluate.cli.main(evaluate.main, evaluate.Args, "")
         env = evaluate.drawable("sppo/SparseHopper-v0", None, None, "auto")
         env.reset(seed=0)
         for x in (0.0, 5.0):
@@ -592,7 +592,7 @@ def test_mujoco_without_a_way_to_draw_names_the_packages(no_work, monkeypatch, c
 def test_help_shows_every_argument(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--help"])
     with pytest.raises(SystemExit) as stop:
-        runs.main(evaluate.main, evaluate.Args, evaluate.__doc__)
+        cli.main(evaluate.main, evaluate.Args, evaluate.__doc__)
     assert stop.value.code == 0
     out = capsys.readouterr().out
     for name in evaluate.Args.__dataclass_fields__:

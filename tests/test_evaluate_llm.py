@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import evaluate_llm
 from evaluate_llm import Args, Judge
-from sppo_control import runs
+from sppo_control import errors
 from sppo_control.llm import benchmarks, responses
 from sppo_control.llm.setup import ADDER
 
@@ -496,7 +496,7 @@ def test_other_settings_are_refused(monkeypatch, change, message):
     evaluate_llm.main(adder())
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
     no_work(monkeypatch)
-    with pytest.raises(runs.UserError) as refused:
+    with pytest.raises(errors.UserError) as refused:
         evaluate_llm.main(adder(**change))
     assert str(refused.value).startswith(message)
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
@@ -515,14 +515,14 @@ def test_other_weights_and_other_problems_are_refused(monkeypatch):
     evaluate_llm.main(adder(model="moved"))  # the same model under another name
     assert not canned.calls
     with pytest.raises(
-        runs.UserError, match=r"--model is model \(\w{12}\) in out and cannot become trained \(\w{12}\)"
+        errors.UserError, match=r"--model is model \(\w{12}\) in out and cannot become trained \(\w{12}\)"
     ):
         evaluate_llm.main(adder(model="trained"))
     additions(19)
     args = adder(model="moved")
     additions(19)
     with pytest.raises(
-        runs.UserError,
+        errors.UserError,
         match=r"--benchmarks mine is add.jsonl \(20 problems, \w{12}\) in out and cannot become add.jsonl \(19 problems, ",
     ):
         evaluate_llm.main(args)
@@ -551,7 +551,7 @@ def test_a_damaged_line_is_named_and_may_be_deleted(monkeypatch, damage):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:4], damage, *lines[5:]]))
     with pytest.raises(
-        runs.UserError, match=r"line 5 of out/mine.jsonl is damaged .* delete the line, and start again"
+        errors.UserError, match=r"line 5 of out/mine.jsonl is damaged .* delete the line, and start again"
     ):
         evaluate_llm.main(adder())
     file.write_bytes(b"".join([*lines[:4], *lines[5:]]))
@@ -562,7 +562,7 @@ def test_a_folder_of_something_else_is_left_alone(monkeypatch):
     no_work(monkeypatch)
     Path("out").mkdir()
     write("out/mine.jsonl", [{"problem": "1?", "answer": "1"}])
-    with pytest.raises(runs.UserError, match=r"--out out is not of an evaluation \(no settings.json\)"):
+    with pytest.raises(errors.UserError, match=r"--out out is not of an evaluation \(no settings.json\)"):
         evaluate_llm.main(adder())
     assert [path.name for path in Path("out").iterdir()] == ["mine.jsonl"]
 
@@ -574,7 +574,7 @@ def test_two_processes_do_not_write_one_file(monkeypatch):
     with Path("out/mine.jsonl").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         monkeypatch.setattr(evaluate_llm, "open_folder", lambda *args: None)
-        with pytest.raises(runs.UserError, match=r"another process is writing out/mine.jsonl"):
+        with pytest.raises(errors.UserError, match=r"another process is writing out/mine.jsonl"):
             evaluate_llm.main(args)
 
 
@@ -585,7 +585,7 @@ def test_no_memory_keeps_what_is_finished(monkeypatch):
         return ""
 
     Canned(monkeypatch, write)
-    with pytest.raises(runs.UserError, match=r"mine: no memory for --batch-size 8; start again with a smaller one"):
+    with pytest.raises(errors.UserError, match=r"mine: no memory for --batch-size 8; start again with a smaller one"):
         evaluate_llm.main(adder())
     assert len(Path("out/mine.jsonl").read_bytes().splitlines()) == 16
 

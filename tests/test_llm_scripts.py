@@ -43,7 +43,7 @@ import grpo_llm
 import ppo_llm
 import pretrain_llm
 import sppo_llm
-from sppo_control import core, runs
+from sppo_control import checkpoints, cli, core
 from sppo_control.llm import PromptCritic, addition, prompts, responses, setup
 from sppo_control.llm.setup import ADDER
 from sppo_control.llm.tokenizers import load_tokenizer
@@ -84,7 +84,7 @@ def train(script, folder, **values):
 
 def run_main(monkeypatch, script, *words):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words)])
-    runs.main(SCRIPTS[script].train, SCRIPTS[script].Args, "test")
+    cli.main(SCRIPTS[script].train, SCRIPTS[script].Args, "test")
 
 
 def refusal(monkeypatch, capsys, script, *words):
@@ -300,7 +300,7 @@ def doomed(script, words, moment):
         rename = os.rename
         os.rename = lambda a, b: kill() if str(b).endswith("000002") else rename(a, b)
     sys.argv = [f"{script}.py", *words]
-    runs.main(module.train, module.Args, "test")
+    cli.main(module.train, module.Args, "test")
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +412,7 @@ def test_damaged_checkpoints_are_refused(whole, part, damage, tmp_path, monkeypa
     else:
         tensors = {name: x[:-1].clone() if x.ndim else x for name, x in load_file(file).items()}
         file.unlink()
-        runs.save_file(tensors, file, metadata={"format": "pt"})
+        checkpoints.save_file(tensors, file, metadata={"format": "pt"})
     error = refusal(monkeypatch, capsys, whole.script, "--resume", folder)
     assert "000004 is damaged or belongs to another network" in error
 

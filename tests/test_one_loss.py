@@ -19,7 +19,8 @@ import sppo_cartpole
 import sppo_llm
 from sppo_control.llm import PromptCritic, SPPOConfig, SPPOTrainer
 from sppo_control.llm.responses import Responses, policy_log_probs
-from sppo_control.rollout import Episodes, Evaluation
+from sppo_control.outcomes import Evaluation
+from sppo_control.rollout import Episodes
 
 NO_CLIPPING = 1e9  # of the gradient's norm
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import sppo_envs
-from sppo_control import policies
-from sppo_control.policies import CategoricalPolicy, Critic, GaussianPolicy, load_policy, make_policy, save_policy
+from sppo_control import networks, policies
+from sppo_control.networks import Critic
+from sppo_control.policies import CategoricalPolicy, GaussianPolicy, load_policy, make_policy, save_policy
 from sppo_control.rollout import ContextWindow, evaluate, rollout, success_by_context
 
 ID = "sppo/PrecisionCartPole-v0"
@@ -34,7 +35,7 @@ def test_network_and_its_gradient_equal_plain_layers(hidden, lead):
     (plain(obs) * weight).sum().backward()
     torch.testing.assert_close(network(obs), plain(obs), rtol=1e-4, atol=2e-6)
     linears = [m for m in plain if isinstance(m, nn.Linear)]
-    grads = policies._split(network.flat.grad, network.sizes)
+    grads = networks._split(network.flat.grad, network.sizes)
     for i, (linear, (weight_grad, bias_grad)) in enumerate(zip(linears, grads, strict=True)):
         expected = linear.weight.grad * network.obs_scale if i == 0 else linear.weight.grad
         torch.testing.assert_close(weight_grad, expected, rtol=1e-3, atol=1e-4)
@@ -47,7 +48,7 @@ def test_network_gradient_by_finite_differences():
     flat = torch.randn(sum((i + 1) * o for i, o in itertools.pairwise(sizes)), dtype=torch.float64)
     x = torch.randn(6, 3, dtype=torch.float64)
     assert torch.autograd.gradcheck(
-        lambda x, flat: policies._TanhMLP.apply(x, flat, sizes), (x.requires_grad_(), flat.requires_grad_())
+        lambda x, flat: networks._TanhMLP.apply(x, flat, sizes), (x.requires_grad_(), flat.requires_grad_())
     )
 
 

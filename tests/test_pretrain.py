@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import pretrain
 import sppo_envs
-from sppo_control import core, runs
+from sppo_control import cli, core, errors
 from sppo_control.policies import load_policy, shipped_policy
 from sppo_control.rollout import evaluate, success_by_context
 
@@ -86,7 +86,7 @@ def test_is_deterministic_and_writes_a_card(tmp_path, band):
         if met:
             make(tmp_path, name, min_success=band[0], max_success=band[1])
         else:
-            with pytest.raises(runs.UserError, match=r"outside the band \[0.9, 0.95\]"):
+            with pytest.raises(errors.UserError, match=r"outside the band \[0.9, 0.95\]"):
                 make(tmp_path, name, min_success=band[0], max_success=band[1])
         kept = (out / "PrecisionCartPole-v0.safetensors").read_bytes()
         assert (kept == b"precious") is not met
@@ -143,7 +143,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
     assert launch(tmp_path, "cut").wait(timeout=120) == 0
     policies = [(tmp_path / n / "PrecisionCartPole-v0.safetensors").read_bytes() for n in ("whole", "cut")]
     assert policies[0] == policies[1]
-    with pytest.raises(runs.UserError, match=r"was begun with --gamma 0\.99; use the same, remove it"):
+    with pytest.raises(errors.UserError, match=r"was begun with --gamma 0\.99; use the same, remove it"):
         make(tmp_path, "cut", gamma=0.5, **TWO_CHECKPOINTS)
 
 
@@ -165,7 +165,7 @@ def interrupted(error):
     ("function", "error"),
     [
         ("load_file", ValueError("could not determine the shape of object type 'torch.storage.UntypedStorage'")),
-        ("load_policy", runs.UserError("it is damaged")),
+        ("load_policy", errors.UserError("it is damaged")),
         ("load_file", None),
         ("evaluate", None),  # after the files: in the cloning
         ("make_policy", SystemExit(2)),
@@ -181,7 +181,7 @@ def test_ctrl_c_is_ctrl_c_whatever_it_meets(tmp_path, monkeypatch, capsys, funct
     monkeypatch.setattr(pretrain, function, interrupted(error))
     monkeypatch.setattr(sys, "argv", ["pretrain.py", *words])
     with pytest.raises(SystemExit) as stop:
-        runs.main(pretrain.main, pretrain.Args, pretrain.__doc__)
+        cli.main(pretrain.main, pretrain.Args, pretrain.__doc__)
     assert stop.value.code == 130
     err = capsys.readouterr().err
     assert err.endswith("\nStopped; the same command goes on from the last checkpoint.\n")
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_still_an_error(tmp_path, monkeypatch, capsys):
     (folder / "expert.safetensors").write_text("no weights")
     monkeypatch.setattr(sys, "argv", ["pretrain.py", "--out", str(tmp_path), "--work-dir", str(tmp_path / "work")])
     with pytest.raises(SystemExit) as stop:
-        runs.main(pretrain.main, pretrain.Args, pretrain.__doc__)
+        cli.main(pretrain.main, pretrain.Args, pretrain.__doc__)
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: ")
 
@@ -239,10 +239,10 @@ def test_impossible_arguments(changes, message):
 
 
 def test_a_clone_needs_an_expert(tmp_path):
-    with pytest.raises(runs.UserError, match=r"no expert at .*; make it with --stage expert"):
+    with pytest.raises(errors.UserError, match=r"no expert at .*; make it with --stage expert"):
         make(tmp_path, "a", stage="sft")
 
 
 def test_an_expert_that_does_not_get_there_says_so(tmp_path):
-    with pytest.raises(runs.UserError, match=r"after .* steps, 0\.99 was asked for; raise --expert-timesteps"):
+    with pytest.raises(errors.UserError, match=r"after .* steps, 0\.99 was asked for; raise --expert-timesteps"):
         make(tmp_path, "a", expert_success=0.99, expert_timesteps=20_000)

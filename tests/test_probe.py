@@ -18,7 +18,7 @@ import ppo_cartpole
 import probe
 import sppo_cartpole
 import sppo_envs
-from sppo_control import runs
+from sppo_control import cli
 from sppo_control.policies import load_policy
 from sppo_control.rollout import rollout
 
@@ -344,7 +344,7 @@ def refusal(monkeypatch, capsys, *words):
         monkeypatch.setattr(probe, name, lambda *a, **k: pytest.fail("the long work began"))
     monkeypatch.setattr(sys, "argv", ["probe.py", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        runs.main(probe.main, probe.Args, probe.__doc__)
+        cli.main(probe.main, probe.Args, probe.__doc__)
     assert stop.value.code == 2
     return " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().err).split())
 

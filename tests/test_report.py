@@ -32,7 +32,7 @@ from report_statistics import (
     spearman_ceiling,
     time_to,
 )
-from sppo_control import core, runs
+from sppo_control import cli, core
 
 POLE, CAR = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0"
 LINEAR = np.arange(1, 101) / 100
@@ -525,7 +525,7 @@ def refused(capsys, out, *words):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["report.py", *map(str, words), "--out", str(out)])
         with pytest.raises(SystemExit) as stopped:
-            runs.main(report.main, report.Args, report.__doc__)
+            cli.main(report.main, report.Args, report.__doc__)
     assert stopped.value.code == 2
     assert not out.is_dir() or not list(out.iterdir())
     return capsys.readouterr().err

@@ -13,7 +13,7 @@ from test_report import CAR, POLE, cells, level, rows, write
 import benchmark
 import report_rates
 from report_statistics import estimate, holm, interval, iqm, p_value
-from sppo_control import runs
+from sppo_control import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {POLE: (1e-3, ("3e-4", "1e-3", "3e-3")), CAR: (3e-4, ("1e-4", "3e-4", "1e-3"))}
@@ -218,7 +218,7 @@ def refused(capsys, args):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["report_rates.py", "--what", args.what, *words])
         with pytest.raises(SystemExit) as stopped:
-            runs.main(report_rates.main, report_rates.Args, report_rates.__doc__)
+            cli.main(report_rates.main, report_rates.Args, report_rates.__doc__)
     assert stopped.value.code == 2
     assert not args.out.exists()
     return capsys.readouterr().err

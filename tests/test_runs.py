@@ -23,8 +23,9 @@ import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
 import sppo_envs
-from sppo_control import core, defaults, runs
-from sppo_control.policies import Critic, shipped_policy
+from sppo_control import cli, core, defaults, errors, runs
+from sppo_control.networks import Critic
+from sppo_control.policies import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 ID = "sppo/PrecisionCartPole-v0"
@@ -204,7 +205,7 @@ def test_resume_from_an_earlier_checkpoint_recomputes_the_rest(uninterrupted, tm
 
 def run_main(monkeypatch, script, *words):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
-    runs.main(SCRIPTS[script].train, SCRIPTS[script].Args, "test")
+    cli.main(SCRIPTS[script].train, SCRIPTS[script].Args, "test")
 
 
 def refusal(monkeypatch, capsys, *words, script="sppo_cartpole"):
@@ -255,7 +256,7 @@ def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder), script="ppo_cartpole")
     assert "was made by another script or version: unknown arguments ['critic_steps', 'critic_window']" in error
     bare = rloo_cartpole.train(rloo_cartpole.Args(**{**SMALL, "total_timesteps": 3_000}, runs_dir=str(tmp_path / "b")))
-    with pytest.raises(runs.UserError, match=r"was started by rloo_cartpole\.py, not by grpo_cartpole\.py"):
+    with pytest.raises(errors.UserError, match=r"was started by rloo_cartpole\.py, not by grpo_cartpole\.py"):
         grpo_cartpole.train(grpo_cartpole.Args(**SMALL, resume=str(bare.folder)))
 
 
@@ -318,7 +319,7 @@ def test_means_are_weighted_over_all_minibatches():
 # ------------------------------------------------------------------------------------------------------- refusals
 def test_a_non_finite_gradient_stops_the_run_with_the_last_good_checkpoint(tmp_path):
     args = sppo_cartpole.Args(**SMALL, runs_dir=str(tmp_path), learning_rate=1e38)
-    with pytest.raises(runs.NonFiniteError, match=r"in update 1; the last good checkpoint is .*000000\.") as stop:
+    with pytest.raises(errors.NonFiniteError, match=r"in update 1; the last good checkpoint is .*000000\.") as stop:
         sppo_cartpole.train(args)
     checkpoint = re.search(r"checkpoint is (\S+)\. ", str(stop.value)).group(1)
     start = (Path(checkpoint) / "policy.safetensors").read_bytes()
@@ -329,7 +330,7 @@ def test_every_non_finite_value_is_named(tmp_path):
     run = sppo_cartpole.train(sppo_cartpole.Args(**{**SMALL, "total_timesteps": 3_000}, runs_dir=str(tmp_path)))
     for name in ("policy_loss", "value_loss", "policy_gradient_norm"):
         for value in (float("nan"), float("inf")):
-            with pytest.raises(runs.NonFiniteError, match=f"{name.replace('_', ' ')} is {value} in update 2"):
+            with pytest.raises(errors.NonFiniteError, match=f"{name.replace('_', ' ')} is {value} in update 2"):
                 run.check_finite(fine=torch.tensor(1.0), **{name: torch.tensor(value)})
 
 
@@ -388,7 +389,7 @@ def test_each_task_has_its_own_defaults_and_every_one_can_be_overridden(env_id, 
     ), "the paper's trajectories an update"
     words = ["--num-envs", "12", "--num-minibatches", "3", "--learning-rate", "0.5", "--total-timesteps", "77"]
     monkeypatch.setattr(sys, "argv", ["x", "--env-id", env_id, *words])
-    args = runs.parse_args(sppo_cartpole.Args, "test")
+    args = cli.parse_args(sppo_cartpole.Args, "test")
     assert (args.num_envs, args.num_minibatches, args.learning_rate, args.total_timesteps) == (12, 3, 0.5, 77)
 
 

@@ -30,7 +30,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from sppo_control import runs
+from sppo_control import checkpoints, errors
 from sppo_control.core import wilson_interval
 
 Record = dict[str, Any]
@@ -58,7 +58,7 @@ def open_folder(
     file = out / "settings.json"
     stored: dict[str, Any] = {"settings": settings, "benchmarks": {}}
     if file.is_file():
-        stored = runs.read_json(file)
+        stored = checkpoints.read_json(file)
         olds = stored["settings"]
         for key, new in settings.items():
             old = olds.get(key)
@@ -66,19 +66,19 @@ def open_folder(
                 flag = "--" + key.replace("_", "-")
                 if key == "weights":
                     flag, old, new = "--model", f"{olds['model']} ({old})", f"{settings['model']} ({new})"
-                raise runs.UserError(f"{flag} is {old} in {out} and cannot become {new}; name another --out")
+                raise errors.UserError(f"{flag} is {old} in {out} and cannot become {new}; name another --out")
         for name, now in benchmarks.items():
             was = stored["benchmarks"].get(name, now)
             if was["digest"] != now["digest"]:
                 old, new = (f"{b['source']} ({b['problems']} problems, {b['digest']})" for b in (was, now))
-                raise runs.UserError(
+                raise errors.UserError(
                     f"--benchmarks {name} is {old} in {out} and cannot become {new}; name another --out"
                 )
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise runs.UserError(f"--out {out} is not of an evaluation (no settings.json); name a new or empty folder")
+        raise errors.UserError(f"--out {out} is not of an evaluation (no settings.json); name a new or empty folder")
     stored["benchmarks"] |= benchmarks
     out.mkdir(parents=True, exist_ok=True)
-    runs.write_json(file, stored)
+    checkpoints.write_json(file, stored)
 
 
 def read_records(file: IO[bytes], problems: int, k: int) -> dict[tuple[int, int], Record]:
@@ -106,7 +106,7 @@ def read_records(file: IO[bytes], problems: int, k: int) -> dict[tuple[int, int]
             if not (problem in range(problems) and sample in range(k) and record["outcome"] in (0, 1)):
                 raise ValueError("no such problem, sample or outcome")
         except (ValueError, KeyError, TypeError) as error:
-            raise runs.UserError(
+            raise errors.UserError(
                 f"line {number} of {file.name} is damaged ({error!r}); delete the line, and start again"
             ) from error
         records[problem, sample] = record

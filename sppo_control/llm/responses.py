@@ -24,7 +24,7 @@ from transformers import GenerationConfig
 from sppo_control.llm.critic import PromptCritic
 from sppo_control.llm.logprobs import TokenLogProbs, token_log_probs
 from sppo_control.llm.prompts import Prompts, Reward
-from sppo_control.rollout import Evaluation, Padded
+from sppo_control.outcomes import Evaluation, Padded
 
 
 @dataclass(frozen=True)

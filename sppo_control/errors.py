@@ -1,0 +1,11 @@
+"""Errors that the user can mend: scripts print their message in one line, without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can mend; scripts print its message without a traceback."""
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient became NaN or infinite."""
