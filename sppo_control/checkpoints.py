@@ -1,4 +1,14 @@
-"""Checkpoints: weights as safetensors, counters as JSON, a folder that is written as a whole or not at all."""
+"""Checkpoints: weights as safetensors, counters as JSON, in a folder that is written as a whole or not at all.
+
+| in a run folder                     | what                                                                   |
+| ----------------------------------- | ---------------------------------------------------------------------- |
+| config.json                         | arguments, versions, git commit, layout                                |
+| checkpoints/<update>/<part>.safetensors | a `Tensors` part: a network, an optimiser, a window of contexts    |
+| checkpoints/<update>/<part>/        | a `Folder` part: a Hugging Face model                                  |
+| checkpoints/<update>/state.json     | counters, layout                                                       |
+
+Loading one never executes code.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +17,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -15,15 +25,33 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import UserError
-from .policies import Network, Policy, save_policy
-from .rollout import ContextWindow
+
+LAYOUT = 2
+"""Of run folders and checkpoints. 1 (up to version 0.1.0) had one optimiser for policy and critic."""
+
+
+@runtime_checkable
+class Tensors(Protocol):
+    """A part of a checkpoint that is a file of named tensors."""
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All that the file must hold."""
+        ...
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take on what `named_tensors` gave; ValueError if names or shapes do not fit."""
+        ...
+
+    def file_metadata(self) -> dict[str, str]:
+        """What the file says of itself; may be empty."""
+        ...
 
 
 class Folder(Protocol):
     """A part of a checkpoint that writes a folder of its own, as Hugging Face's models do."""
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write everything into `folder`, which is there."""
+        """Write everything into `folder`, which exists."""
         ...
 
     def load_pretrained(self, folder: Path) -> None:
@@ -31,10 +59,50 @@ class Folder(Protocol):
         ...
 
 
-Part = Network | torch.optim.Optimizer | ContextWindow | Folder
+Part = Tensors | Folder
 """What a checkpoint is made of."""
 
 
+class OptimizerState:
+    """An optimiser's state as a part of a checkpoint; its hyper-parameters come from the run's arguments."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """<parameter's number>.<key>: of Adam exp_avg, exp_avg_sq and step; nothing before the first step."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take on a state.
+
+        Raises:
+            ValueError: it is of another number of parameters, or of other shapes.
+        """
+        state: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for name, x in tensors.items():
+            index, key = name.split(".")
+            if int(index) >= len(parameters):
+                raise ValueError(
+                    f"the optimiser has {len(parameters)} parameters, and the file has a state for number {index}"
+                )
+            if key != "step" and x.shape != parameters[int(index)].shape:  # torch would find out in the middle of an update
+                shapes = tuple(x.shape), tuple(parameters[int(index)].shape)
+                raise ValueError(
+                    f"{key} of the optimiser's parameter {index} has shape {shapes[0]}, the parameter {shapes[1]}"
+                )
+            state.setdefault(int(index), {})[key] = x
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def file_metadata(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
+
+
+# ------------------------------------------------------------------------------------------------ finding checkpoints
 def run_folder(path: Path) -> Path:
     """The run folder that `path` names: itself, or the parent of a checkpoint in it.
 
@@ -47,21 +115,55 @@ def run_folder(path: Path) -> Path:
     raise UserError(f"{path} is neither a run folder nor a checkpoint of one: no config.json there")
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
-def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any], task: str) -> None:
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints in a folder of checkpoints, oldest first; half-written ones have other names."""
+    return sorted(path for path in folder.glob("*") if path.name.isdigit())
+
+
+def newest(run: Path) -> Path:
+    """The newest complete checkpoint of a run folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = complete(run / "checkpoints")
+    if not found:
+        raise UserError(f"{run} has no complete checkpoint; did the run stop before its first?")
+    return found[-1]
+
+
+def check_layout(path: Path, stored: Mapping[str, Any]) -> None:
+    """Refuse a run folder or checkpoint whose layout this version does not read.
+
+    Args:
+        path: of the run or checkpoint, for the message.
+        stored: its config.json or state.json.
+
+    Raises:
+        UserError: names the version that reads it.
+    """
+    layout = stored.get("layout", 1)
+    if layout != LAYOUT:
+        version = "0.1.0" if layout == 1 else stored.get("versions", {}).get("sppo-control", "a later one")
+        commit = f" (git commit {stored['git_commit']})" if stored.get("git_commit") else ""
+        raise UserError(
+            f"{path} has layout {layout}, this version reads layout {LAYOUT}; version {version}{commit} wrote it and "
+            "can resume it. scripts/evaluate.py still reads its policy"
+        )
+
+
+# ------------------------------------------------------------------------------------------------ writing and reading
+def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
     """Write `<name>.safetensors` (or a folder `<name>`) for each part and `state.json` into the folder `target`, all of it
     or nothing: into a temporary folder beside it first, renamed once it is on disk."""
     temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=target.parent))
     for name, part in parts.items():
-        path = temporary / f"{name}.safetensors"
-        if isinstance(part, Policy):
-            save_policy(part, path, task)
-        elif isinstance(part, _TENSOR_PARTS):
-            save_file(_tensors(part), path)
+        if isinstance(part, Tensors):
+            write_tensors(temporary / f"{name}.safetensors", part)
         else:
             (temporary / name).mkdir()
             part.save_pretrained(temporary / name)
-    write_json(temporary / "state.json", state)
+    write_json(temporary / "state.json", {**state, "layout": LAYOUT})
     for file in temporary.rglob("*"):
         sync(file)
     os.rename(temporary, target)
@@ -69,58 +171,28 @@ def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str
 
 
 def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]) -> dict[str, Any]:
-    """Load what `write_checkpoint` wrote into `parts`; returns its state, which holds all of `keys`.
+    """Load what `write_checkpoint` wrote into `parts`; returns its state, which has all of `keys`.
 
     Raises:
-        UserError: a file is missing or damaged, or belongs to another network.
+        UserError: another layout; a file is missing or damaged, or belongs to another network.
     """
     try:
+        state = read_json(folder / "state.json")
+        check_layout(folder, state)
         for name, part in parts.items():
-            if isinstance(part, _TENSOR_PARTS):
-                _load_tensors(part, load_file(folder / f"{name}.safetensors"))
+            if isinstance(part, Tensors):
+                part.load_tensors(load_file(folder / f"{name}.safetensors"))
             else:
                 part.load_pretrained(folder / name)
-        state = read_json(folder / "state.json")
         return {key: state[key] for key in keys}
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError, UserError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"the checkpoint {folder} is damaged or belongs to another network: {error}") from error
 
 
-# ------------------------------------------------------------------------------------------------------- helpers
-_TENSOR_PARTS = (Network, torch.optim.Optimizer, ContextWindow)
-
-
-def _tensors(part: Network | torch.optim.Optimizer | ContextWindow) -> dict[str, Tensor]:
-    """Weights of a network, or an optimiser's state (its hyper-parameters come from the arguments)."""
-    if isinstance(part, Network):
-        return {name: x.clone() for name, x in part.named_weights().items()}
-    if isinstance(part, ContextWindow):
-        return {name: x.clone() for name, x in part.named_tensors().items()}
-    state = part.state_dict()["state"]
-    return {f"{index}.{key}": x for index, values in state.items() for key, x in values.items()}
-
-
-def _load_tensors(part: Network | torch.optim.Optimizer | ContextWindow, tensors: dict[str, Tensor]) -> None:
-    if isinstance(part, Network):
-        part.load_weights(tensors)
-        return
-    if isinstance(part, ContextWindow):
-        for name, x in part.named_tensors().items():
-            x.copy_(tensors[name])
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    parameters = [p for group in part.param_groups for p in group["params"]]
-    for name, x in tensors.items():
-        index, key = name.split(".")
-        if int(index) >= len(parameters):
-            raise ValueError(f"the optimiser has {len(parameters)} parameters, and the file a state for number {index}")
-        if key != "step" and x.shape != parameters[int(index)].shape:  # torch would find out in the middle of an update
-            shapes = tuple(x.shape), tuple(parameters[int(index)].shape)
-            raise ValueError(
-                f"{key} of the optimiser's parameter {index} has shape {shapes[0]}, the parameter {shapes[1]}"
-            )
-        state.setdefault(int(index), {})[key] = x
-    part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+def write_tensors(path: Path, part: Tensors) -> None:
+    """Write a part's tensors and metadata as safetensors."""
+    tensors = {name: x.clone() for name, x in part.named_tensors().items()}  # views of one tensor may not be saved
+    save_file(tensors, path, metadata=part.file_metadata() or None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -144,6 +216,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

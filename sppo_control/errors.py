@@ -8,4 +8,4 @@ class UserError(Exception):
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient became NaN or infinite."""
+    """A loss or a gradient became NaN or infinite."""

@@ -43,7 +43,7 @@ import grpo_llm
 import ppo_llm
 import pretrain_llm
 import sppo_llm
-from sppo_control import checkpoints, cli, core
+from sppo_control import cli, core
 from sppo_control.llm import PromptCritic, addition, prompts, responses, setup
 from sppo_control.llm.setup import ADDER
 from sppo_control.llm.tokenizers import load_tokenizer
@@ -412,7 +412,7 @@ def test_damaged_checkpoints_are_refused(whole, part, damage, tmp_path, monkeypa
     else:
         tensors = {name: x[:-1].clone() if x.ndim else x for name, x in load_file(file).items()}
         file.unlink()
-        checkpoints.save_file(tensors, file, metadata={"format": "pt"})
+        save_file(tensors, file, metadata={"format": "pt"})
     error = refusal(monkeypatch, capsys, whole.script, "--resume", folder)
     assert "000004 is damaged or belongs to another network" in error
 
