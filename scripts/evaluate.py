@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, errors, runs
-from sppo_control.checkpoints import read_json, write_json
+from sppo_control.checkpoints import newest, read_json, write_json
 from sppo_control.outcomes import Evaluation
 from sppo_control.policies import Policy, load_policy, shipped_policy
 from sppo_control.rollout import evaluate
@@ -89,10 +89,7 @@ def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
     """The policy file that a value of --run means, and the task: arguments of `sppo_envs.make_task`."""
     path = shipped_policy(name) if name in sppo_envs.TASKS else Path(name)
     if (path / "config.json").is_file():
-        complete = sorted(p for p in path.glob("checkpoints/*") if p.name.isdigit())  # others are half-written
-        if not complete:
-            raise errors.UserError(f"{path} has no complete checkpoint; did the run stop before its first?")
-        path = complete[-1]
+        path = newest(path)
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
         ids = ", ".join(task for task in sppo_envs.TASKS if shipped_policy(task).is_file())

@@ -32,6 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from sppo_control import checkpoints, cli, errors, runs
+from sppo_control.checkpoints import complete
 from sppo_control.llm import addition
 from sppo_control.llm.benchmarks import Record, markdown, open_folder, read_records, summarize
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
@@ -157,8 +158,8 @@ def find_model(name: str | None) -> str:
     """What to load: the newest policy of a run folder; else the name as it is."""
     if name is None:
         return str(ADDER)
-    complete = sorted(p for p in Path(name).glob("checkpoints/*") if p.name.isdigit())  # others are half-written
-    path = complete[-1] if complete else Path(name)
+    found = complete(Path(name, "checkpoints"))
+    path = found[-1] if found else Path(name)
     return str(path / "policy") if (path / "policy").is_dir() else name
 
 

@@ -109,7 +109,7 @@ def train(args: Args) -> runs.Run:
             # ---- rollout: N responses to each of B / N prompts
             some_rows = prompts.batch(run.update, args.batch_size // args.group_size, args.seed)
             rows = [row for row in some_rows for _ in range(args.group_size)]
-            sample_seed = int(run.rng("rollout").integers(2**31))
+            sample_seed = int(run.new_rng("rollout").integers(2**31))
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
@@ -119,7 +119,7 @@ def train(args: Args) -> runs.Run:
             adv = core.group_relative_advantage(R, args.group_size)  # (B,)
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             for _ in range(args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size):
                     optimizer.zero_grad()

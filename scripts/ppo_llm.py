@@ -134,7 +134,7 @@ def train(args: Args) -> runs.Run:
         while run.episodes < args.total_episodes:
             # ---- rollout: one response to each of B prompts
             rows = prompts.batch(run.update, args.batch_size, args.seed)
-            sample_seed = int(run.rng("rollout").integers(2**31))
+            sample_seed = int(run.new_rng("rollout").integers(2**31))
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
@@ -154,7 +154,7 @@ def train(args: Args) -> runs.Run:
             returns = returns.clamp(0.0, 1.0)  # a weighted mean of probabilities: rounding may carry it past 1
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             warming_up = run.update < args.critic_warmup_batches
             for _ in range(args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size):

@@ -40,7 +40,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, core, errors, runs
-from sppo_control.checkpoints import read_checkpoint, read_json, write_checkpoint, write_json
+from sppo_control.checkpoints import OptimizerState, complete, read_checkpoint, read_json, write_checkpoint, write_json
 from sppo_control.networks import Critic
 from sppo_control.policies import (
     GaussianPolicy,
@@ -187,11 +187,12 @@ def train_expert(args: Args, folder: Path) -> Policy:
         nn.init.constant_(policy.log_std, args.expert_log_std)
     critic = Critic(envs.single_observation_space.shape[0], obs_scale=policy.obs_scale.tolist())
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=args.expert_learning_rate, fused=True)
-    parts = {"policy": policy, "critic": critic, "optimizer": optimizer}
+    policy.env_id = args.env_id
+    parts = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
     state = {"update": 0, "steps": 0, "success": 0.0}
-    checkpoints = sorted(p for p in folder.iterdir() if p.name.isdigit())
-    if checkpoints:
-        state = read_checkpoint(checkpoints[-1], parts, tuple(state))
+    written = complete(folder)
+    if written:
+        state = read_checkpoint(written[-1], parts, tuple(state))
 
     with tqdm(
         total=args.expert_timesteps, initial=state["steps"], unit="step", unit_scale=True, desc="expert",
@@ -242,10 +243,10 @@ def train_expert(args: Args, folder: Path) -> Policy:
                 bar.set_postfix_str(
                     f"success {state['success']:.2f}, steps an episode {episodes.lengths.float().mean():.0f}"
                 )
-                write_checkpoint(folder / f"{state['update']:06d}", parts, state, args.env_id)
-                for old in checkpoints:
+                write_checkpoint(folder / f"{state['update']:06d}", parts, state)
+                for old in written:
                     shutil.rmtree(old)
-                checkpoints = [folder / f"{state['update']:06d}"]
+                written = [folder / f"{state['update']:06d}"]
     envs.close()
     judged.close()
     return policy

@@ -122,16 +122,6 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
     return found
 
 
-def find_checkpoint(run: Path, update: int | None) -> Path:
-    """The newest complete checkpoint of at most so many updates."""
-    complete = sorted(p for p in run.glob("checkpoints/*") if p.name.isdigit())  # others are half-written
-    fitting = [p for p in complete if update is None or int(p.name) <= update]
-    if not fitting:
-        why = f" of at most {update} updates" if complete else "; did the run stop before its first?"
-        raise errors.UserError(f"{run} has no complete checkpoint{why}")
-    return fitting[-1]
-
-
 def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
     """All checkpoints that are asked for; `stack` closes their environments."""
     probes, made = [], {}  # runs of the same task share their environments
@@ -142,7 +132,7 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
             at_a_time = min(args.episodes, 64) if args.what == "tail" else args.episodes
             made[key] = sppo_envs.make_task(num_envs=at_a_time, **task)
             stack.callback(made[key].close)
-        for folder in dict.fromkeys(find_checkpoint(run, update) for update in args.updates or (args.update,)):
+        for folder in dict.fromkeys(checkpoints.newest(run, update) for update in args.updates or (args.update,)):
             policy = load_policy(folder / "policy.safetensors", made[key])
             critic = Critic(made[key].single_observation_space.shape[0], trained.get("critic_hidden", (64, 64)))
             state = checkpoints.read_checkpoint(folder, {"critic": critic}, ("update",))

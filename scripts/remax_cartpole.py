@@ -92,20 +92,20 @@ def train(args: Args) -> runs.Run:
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
     with runs.Run(args, __file__, args.env_id) as run:
-        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
+        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes under the current policy
-            episodes = rollout(envs, policy, run.rng("rollout"))
+            episodes = rollout(envs, policy, run.new_rng("rollout"))
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage: A = R - R of one greedy episode from the same context
-            greedy = rollout(envs, policy, run.rng("rollout"), greedy=True)  # the same generator: the same contexts
+            greedy = rollout(envs, policy, run.new_rng("rollout"), greedy=True)  # the same generator: the same contexts
             baseline = greedy.outcome  # (B,)
             adv = core.greedy_baseline_advantage(R, baseline)  # (B,)
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             skipped = args.skip_uniform_batches and R.min() == R.max()
             for _ in range(0 if skipped else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
@@ -144,7 +144,7 @@ def train(args: Args) -> runs.Run:
                 },
                 baseline=greedy,  # its steps count
             )
-        run.finish(evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")), before)
+        run.finish(evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")), before)
     envs.close()
     return run
 

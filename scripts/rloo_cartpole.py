@@ -100,11 +100,11 @@ def train(args: Args) -> runs.Run:
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
     with runs.Run(args, __file__, args.env_id) as run:
-        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
+        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes under the current policy, N from each context
-            episodes = rollout(envs, policy, run.rng("rollout"), group_size=args.group_size)
+            episodes = rollout(envs, policy, run.new_rng("rollout"), group_size=args.group_size)
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage: A_i = R_i - mean of the other outcomes of the group
@@ -112,7 +112,7 @@ def train(args: Args) -> runs.Run:
             baseline = R - adv  # (B,), for the log
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             skipped = args.skip_uniform_batches and R.min() == R.max()
             for _ in range(0 if skipped else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
@@ -150,7 +150,7 @@ def train(args: Args) -> runs.Run:
                     "critic/ece": float(core.expected_calibration_error(baseline, R)),
                 },
             )
-        run.finish(evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")), before)
+        run.finish(evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")), before)
     envs.close()
     return run
 

@@ -114,11 +114,11 @@ def train(args: Args) -> runs.Run:
     )
 
     with runs.Run(args, __file__, args.env_id) as run:
-        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")))
+        before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, critic=critic, optimizer=optimizer, recent=recent)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes under the current policy
-            episodes = rollout(envs, policy, run.rng("rollout"))
+            episodes = rollout(envs, policy, run.new_rng("rollout"))
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage: A = R - V(s_0)
@@ -127,7 +127,7 @@ def train(args: Args) -> runs.Run:
             adv = core.sequence_advantage(R, value_logit)  # (B,)
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             skipped = args.skip_uniform_batches and R.min() == R.max()
             for _ in range(0 if skipped else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
@@ -188,7 +188,7 @@ def train(args: Args) -> runs.Run:
                     "critic/ece": float(core.expected_calibration_error(v0, R)),
                 },
             )
-        run.finish(evaluate(envs, policy, args.eval_episodes, run.rng("evaluate")), before)
+        run.finish(evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")), before)
     envs.close()
     return run
 

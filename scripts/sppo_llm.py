@@ -135,7 +135,7 @@ def train(args: Args) -> runs.Run:
         while run.episodes < args.total_episodes:
             # ---- rollout: one response to each of B prompts
             rows = prompts.batch(run.update, args.batch_size, args.seed)
-            sample_seed = int(run.rng("rollout").integers(2**31))
+            sample_seed = int(run.new_rng("rollout").integers(2**31))
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
@@ -147,7 +147,7 @@ def train(args: Args) -> runs.Run:
             adv = core.sequence_advantage(R, value_logit)  # (B,)
 
             # ---- update
-            stats, shuffle = runs.Means(), run.rng("shuffle")
+            stats, shuffle = runs.Means(), run.new_rng("shuffle")
             warming_up = run.update < args.critic_warmup_batches
             for _ in range(0 if warming_up else args.update_epochs):
                 for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size):

@@ -88,7 +88,9 @@ class OptimizerState:
                 raise ValueError(
                     f"the optimiser has {len(parameters)} parameters, and the file has a state for number {index}"
                 )
-            if key != "step" and x.shape != parameters[int(index)].shape:  # torch would find out in the middle of an update
+            if (
+                key != "step" and x.shape != parameters[int(index)].shape
+            ):  # torch would find out in the middle of an update
                 shapes = tuple(x.shape), tuple(parameters[int(index)].shape)
                 raise ValueError(
                     f"{key} of the optimiser's parameter {index} has shape {shapes[0]}, the parameter {shapes[1]}"
@@ -120,16 +122,22 @@ def complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*") if path.name.isdigit())
 
 
-def newest(run: Path) -> Path:
+def newest(run: Path, at_most: int | None = None) -> Path:
     """The newest complete checkpoint of a run folder.
+
+    Args:
+        run: the folder.
+        at_most: take none of more updates than this.
 
     Raises:
         UserError: there is none.
     """
     found = complete(run / "checkpoints")
-    if not found:
-        raise UserError(f"{run} has no complete checkpoint; did the run stop before its first?")
-    return found[-1]
+    fitting = [path for path in found if at_most is None or int(path.name) <= at_most]
+    if not fitting:
+        why = f" of at most {at_most} updates" if found else "; did the run stop before its first?"
+        raise UserError(f"{run} has no complete checkpoint{why}")
+    return fitting[-1]
 
 
 def check_layout(path: Path, stored: Mapping[str, Any]) -> None:
@@ -176,9 +184,13 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]
     Raises:
         UserError: another layout; a file is missing or damaged, or belongs to another network.
     """
+    damaged = f"the checkpoint {folder} is damaged or belongs to another network"
     try:
         state = read_json(folder / "state.json")
-        check_layout(folder, state)
+    except UserError as error:
+        raise UserError(f"{damaged}: {error}") from error
+    check_layout(folder, state)
+    try:
         for name, part in parts.items():
             if isinstance(part, Tensors):
                 part.load_tensors(load_file(folder / f"{name}.safetensors"))
@@ -186,7 +198,7 @@ def read_checkpoint(folder: Path, parts: Mapping[str, Part], keys: Sequence[str]
                 part.load_pretrained(folder / name)
         return {key: state[key] for key in keys}
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {folder} is damaged or belongs to another network: {error}") from error
+        raise UserError(f"{damaged}: {error}") from error
 
 
 def write_tensors(path: Path, part: Tensors) -> None:

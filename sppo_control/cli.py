@@ -81,7 +81,7 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
         resume = early.pop("resume", None)
         if resume is None:
             default = make_args(args_type, **early) if hasattr(args_type, "defaults") else None
-            return tyro.cli(args_type, description=description, args=words, default=default)
+            return cast(Any, tyro.cli)(args_type, description=description, args=words, default=default)
         folder = run_folder(Path(resume))
         config = read_json(folder / "config.json")
         check_layout(folder, config)
@@ -98,7 +98,7 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
         old, new = getattr(stored, name), getattr(args, name)
         if old != new:
             raise UserError(
-                f"{flag(name)} is {old} in the run to be resumed and cannot become {new}; leave it out, or start a new run. "
+                f"{flag(name)} is {old} in the run to be resumed and cannot become {new}; leave it out or start a new run. "
                 f"These may change: {', '.join(flag(n) for n in sorted(may_change))}"
             )
     return args

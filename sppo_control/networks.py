@@ -49,7 +49,7 @@ class Network(nn.Module):
         """Weight (out, in) and bias (out,) of each layer: views of `flat`, without gradient."""
         return _split(self.flat.detach(), self.sizes)
 
-    def named_weights(self) -> dict[str, Tensor]:
+    def named_tensors(self) -> dict[str, Tensor]:
         """All that a file must hold, under conventional names: layers.<i>.weight (out, in), layers.<i>.bias (out,),
         obs_scale (D,), and log_std (A,) of a Gaussian policy. Views without gradient: writing to them loads weights."""
         weights = {"obs_scale": self.obs_scale}
@@ -57,18 +57,22 @@ class Network(nn.Module):
             weights |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
         return weights | {name: p.detach() for name, p in self.named_parameters() if name != "flat"}
 
-    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Copy weights of `named_weights`' names and shapes into this network.
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy tensors of `named_tensors`' names and shapes into this network.
 
         Raises:
             ValueError: another set of names or shapes.
         """
-        targets = self.named_weights()
-        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, weights))
+        targets = self.named_tensors()
+        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, tensors))
         if found != expected:
             raise ValueError(f"tensors {found} do not fit this {type(self).__name__}, which has {expected}")
         for name, target in targets.items():
-            target.copy_(weights[name])
+            target.copy_(tensors[name])
+
+    def file_metadata(self) -> dict[str, str]:
+        """What a file of these tensors says of itself: nothing."""
+        return {}
 
     def to_sequential(self) -> nn.Sequential:
         """A copy in plain torch, nn.Linear and nn.Tanh, with the observation scale folded into the first layer."""

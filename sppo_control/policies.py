@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .checkpoints import write_tensors
 from .networks import FloatArray, Network
 
 Behaviour = Callable[[FloatArray, FloatArray | None], tuple[npt.NDArray[Any], FloatArray]]
@@ -35,6 +35,14 @@ class Policy(Network):
     """What `CategoricalPolicy` and `GaussianPolicy` share; see `make_policy`."""
 
     num_outputs: int
+    env_id = ""
+    """The task that it was made for, which its file names."""
+
+    def file_metadata(self) -> dict[str, str]:
+        """Kind of policy, task and format."""
+        # One entry: safetensors writes several in random order, and equal policies are to be equal files.
+        about = {"policy": type(self).__name__, "env_id": self.env_id, "format": 1}
+        return {"sppo_control": json.dumps(about)}
 
     def log_prob(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability of given actions, and the policy's entropy at the same observations.
@@ -155,11 +163,9 @@ def _action_size(space: gym.Space[Any]) -> tuple[int]:
 
 
 def save_policy(policy: Policy, path: Path, env_id: str) -> None:
-    """Write `policy.named_weights()` as safetensors, with the kind of policy and the task's id as metadata."""
-    # One metadata entry: safetensors writes several in random order, and equal policies are to be equal files.
-    about = {"policy": type(policy).__name__, "env_id": env_id, "format": 1}
-    weights = {name: weight.clone() for name, weight in policy.named_weights().items()}  # views may not be saved
-    save_file(weights, path, metadata={"sppo_control": json.dumps(about)})
+    """Write `policy.named_tensors()` as safetensors, with the kind of policy and the task's id as metadata."""
+    policy.env_id = env_id
+    write_tensors(path, policy)
 
 
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
@@ -185,7 +191,7 @@ def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
     try:
         if about["policy"] != type(policy).__name__:
             raise ValueError(f"a {about['policy']} does not fit, a {type(policy).__name__} is needed")
-        policy.load_weights(weights)
+        policy.load_tensors(weights)
     except ValueError as error:
         raise ValueError(f"{path}, made for {about['env_id']}, cannot act in this environment: {error}") from error
     return policy
@@ -214,6 +220,7 @@ def starting_policy(
     path = shipped_policy(env_id) if start is None else Path(start)
     if path.is_dir():
         path = path / "policy.safetensors"
-    if from_scratch or (start is None and not path.is_file()):
-        return make_policy(envs, hidden)
-    return load_policy(path, envs)
+    fresh = from_scratch or (start is None and not path.is_file())
+    policy = make_policy(envs, hidden) if fresh else load_policy(path, envs)
+    policy.env_id = env_id  # whatever it was made for, it is trained for this from now on
+    return policy

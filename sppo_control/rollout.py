@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,8 +157,25 @@ class ContextWindow:
         return self._contexts.flatten(0, 1)[rows], self._outcomes.flatten()[rows]
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold; writing to these tensors restores it."""
+        """All that a checkpoint must hold."""
         return {"contexts": self._contexts, "outcomes": self._outcomes, "batches": self._batches}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take on what `named_tensors` gave.
+
+        Raises:
+            ValueError: another set of names or shapes.
+        """
+        own = self.named_tensors()
+        expected, found = ({k: tuple(x.shape) for k, x in sorted(y.items())} for y in (own, tensors))
+        if found != expected:
+            raise ValueError(f"tensors {found} do not fit this window of contexts, which has {expected}")
+        for name, x in own.items():
+            x.copy_(tensors[name])
+
+    def file_metadata(self) -> dict[str, str]:
+        """Nothing."""
+        return {}
 
 
 def evaluate(

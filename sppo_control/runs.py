@@ -41,7 +41,18 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from .checkpoints import Part, read_checkpoint, read_json, run_folder, write_checkpoint, write_json
+from .checkpoints import (
+    LAYOUT,
+    OptimizerState,
+    Part,
+    complete,
+    newest,
+    read_checkpoint,
+    read_json,
+    run_folder,
+    write_checkpoint,
+    write_json,
+)
 from .core import ClippedSurrogate
 from .errors import NonFiniteError, UserError
 from .outcomes import Evaluation, side_measures
@@ -162,7 +173,7 @@ class Run:
     def _create_folder(self) -> Path:
         task, stamp = self.task.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
         name = f"{task}__{self.script.stem}__{self.args.seed}__{stamp}"
-        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, **versions()}
+        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, "layout": LAYOUT, **versions()}
         try:
             for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
                 folder = Path(self.args.runs_dir) / (name + suffix)
@@ -195,13 +206,16 @@ class Run:
             write_json(self.folder / "summary.json", self.summary)
         return self.summary[key]
 
-    def start(self, **parts: Part) -> None:
-        """Name what a checkpoint consists of (networks and optimisers), and restore it if the run is resumed.
+    def start(self, **parts: Part | torch.optim.Optimizer) -> None:
+        """Name what a checkpoint is made of (networks and optimisers), and restore it if the run is resumed.
 
         Raises:
             UserError: a checkpoint that is damaged or does not fit.
         """
-        self.parts = parts
+        self.parts = {
+            name: OptimizerState(part) if isinstance(part, torch.optim.Optimizer) else part
+            for name, part in parts.items()
+        }
         # A run killed before its first checkpoint has lost nothing: it begins anew in the same folder.
         resumed = self._resumed and (self._named_checkpoint() is not None or bool(self.checkpoints()))
         if resumed:
@@ -226,8 +240,11 @@ class Run:
         )  # fmt: skip
         self._clock = time.perf_counter()
 
-    def rng(self, stream: str) -> np.random.Generator:
-        """The generator of the coming update for one purpose: "rollout", "shuffle" or "evaluate"."""
+    def new_rng(self, stream: str) -> np.random.Generator:
+        """A fresh generator for the coming update and one purpose: "rollout", "shuffle" or "evaluate".
+
+        Two calls for one update and purpose give equal generators.
+        """
         return np.random.default_rng([self.args.seed, self.update, _STREAMS.index(stream)])
 
     # -- during training
@@ -291,7 +308,7 @@ class Run:
     # -- checkpoints
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in (self.folder / "checkpoints").iterdir() if p.name.isdigit())
+        return complete(self.folder / "checkpoints")
 
     def save(self) -> None:
         """Write a checkpoint: into a temporary folder first, renamed once it is on disk."""
@@ -300,7 +317,7 @@ class Run:
             return
         self.writer.flush()  # events up to here must not be lost if the run dies and resumes from this checkpoint
         counters = {"update": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds}
-        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)}, self.task)
+        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)})
 
     def _named_checkpoint(self) -> Path | None:
         """The checkpoint that --resume names; None where it names the run."""
@@ -308,8 +325,11 @@ class Run:
         return None if named.resolve() == self.folder.resolve() else named
 
     def _restore(self) -> None:
-        newest = self._named_checkpoint() or self.checkpoints()[-1]
-        state = read_checkpoint(newest, self.parts, ("update", "steps", "episodes", "seconds", "recent_outcomes"))
+        state = read_checkpoint(
+            self._named_checkpoint() or newest(self.folder),
+            self.parts,
+            ("update", "steps", "episodes", "seconds", "recent_outcomes"),
+        )
         self.update, self.steps = state["update"], state["steps"]
         self.episodes, self.seconds = state["episodes"], state["seconds"]
         self._recent.extend(state["recent_outcomes"])

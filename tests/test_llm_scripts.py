@@ -23,7 +23,7 @@ import torch
 
 pytest.importorskip("trl", reason="needs the extra llm")
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from torch.optim.optimizer import register_optimizer_step_pre_hook

@@ -62,7 +62,7 @@ class OneUpdate:
     def start(self, **parts):
         pass
 
-    def rng(self, stream):
+    def new_rng(self, stream):
         return np.random.default_rng(0)
 
     def check_finite(self, **values):

@@ -492,7 +492,7 @@ def test_each_script_computes_its_advantage_from_the_episodes_it_ran(name, tmp_p
     v0 = None
     if script is sppo_cartpole:
         critic = Critic(4, obs_scale=run.parts["policy"].obs_scale.tolist())
-        critic.load_weights(load_file(run.checkpoints()[0] / "critic.safetensors"))
+        critic.load_tensors(load_file(run.checkpoints()[0] / "critic.safetensors"))
         v0 = torch.sigmoid(critic(episodes.context)).detach()
     ((logp_old, advantage),) = losses
     order = [int((episodes.logp == row).all(1).nonzero()[0, 0]) for row in logp_old]
