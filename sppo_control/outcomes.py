@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from .core import wilson_interval
+from .core import brier_score, expected_calibration_error, explained_variance, wilson_interval
 
 
 class Padded:
@@ -37,6 +37,27 @@ def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
         name: value
         for name, value in sorted(info.items())
         if not name.startswith("_") and name not in known and value.ndim == 1 and value.dtype.kind in "biuf"
+    }
+
+
+def advantage_scalars(adv: Tensor, v0: Tensor, outcome: Tensor) -> dict[str, float]:
+    """What every algorithm logs of its advantages and of V(s_0), or of the baseline in V's place.
+
+    Args:
+        adv: A, one per episode (B,), or one per real step (N,).
+        v0: V(s_0) before its update, or the baseline, (B,), in [0, 1].
+        outcome: R, (B,), in [0, 1].
+
+    Returns:
+        TensorBoard tag to value; docs/metrics.md has the formulas.
+    """
+    return {
+        "losses/explained_variance": float(explained_variance(v0, outcome)),
+        "advantages/mean": float(adv.mean()),
+        "advantages/std": float(adv.std(correction=0)),
+        "critic/v0_mean": float(v0.mean()),
+        "critic/brier": float(brier_score(v0, outcome)),
+        "critic/ece": float(expected_calibration_error(v0, outcome)),
     }
 
 

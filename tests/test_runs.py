@@ -247,7 +247,7 @@ def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
     state = load_file(optimizer)
     for name, x, message in (
         ("0.exp_avg", state["0.exp_avg"][:-1].clone(), "exp_avg of the optimiser's parameter 0 has shape"),
-        ("9.exp_avg", state["0.exp_avg"].clone(), "and the file a state for number 9"),
+        ("9.exp_avg", state["0.exp_avg"].clone(), "and the file has a state for number 9"),
     ):
         save_file({**state, name: x}, optimizer)
         assert message in refusal(monkeypatch, capsys, "--resume", str(run.folder))
