@@ -8,10 +8,10 @@
 | ------- | ---------------------------------------------------------------------------------------- |
 | over 30 | sentences of more than 30 words                                                          |
 | over 25 | sentences of more than 25 words, those of more than 30 included                          |
-| stand   | `stands`, `stand`, `stood`: usually "is" is meant                                        |
-| lie     | `lies`, `lie`, `lay`: usually "is" is meant                                              |
-| own     | `of its own`, `of their own`: usually "its" or "separate" is meant                       |
-| a=per   | "a" or "an" in place of "per", as in `8 episodes a batch` or `once a step` (a heuristic) |
+| `stand` | `stands`, `stand`, `stood`: usually "is" is meant                                        |
+| `lie`   | `lies`, `lie`, `lay`: usually "is" is meant                                              |
+| `own`   | `of its own`, `of their own`: usually "its" or "separate" is meant                       |
+| `a=per` | "a" or "an" in place of "per", as in `8 episodes a batch` or `once a step` (a heuristic) |
 
 A tool for the writer, not a test: a sentence of 26 words may be the clearest one. Only prose is read.
 
