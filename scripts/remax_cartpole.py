@@ -33,8 +33,7 @@ from sppo_control.rollout import evaluate, rollout
 @dataclass
 class Args:
     env_id: str = "sppo/PrecisionCartPole-v0"
-    """a task of this package, your own (module:id), or any Gymnasium id with a vector observation and discrete or box
-    actions. The numbers below are for Precision CartPole; --env-id X --help shows those for X"""
+    """a task of this package, your own (module:id) or a Gymnasium id; --env-id X --help shows the numbers for X"""
     success_return: float | None = None
     """for a task without a success rule: an episode whose return reaches this number is a success"""
     horizon: int | None = None
