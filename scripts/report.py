@@ -28,37 +28,16 @@ import shlex
 import sys
 import tempfile
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sppo_control import cli, errors
 
 try:
-    from report_figures import FIGURES, plt
-    from report_statistics import (
-        AXES,
-        MEASURES,
-        Run,
-        Study,
-        difference,
-        estimate,
-        holm,
-        interval,
-        markdown,
-        p_value,
-        separable,
-        short,
-        smoothed,
-        span,
-        spearman_ceiling,
-        stages,
-        summary,
-        time_to,
-    )
+    from sppo_control.study.figures import FIGURES, plt
+    from sppo_control.study.results import Study
+    from sppo_control.study.tables import tables
 except ModuleNotFoundError as missing:
     print(f"error: {missing.name} is missing: pip install -c constraints.txt -e '.[study]'", file=sys.stderr)
     sys.exit(2)
@@ -84,153 +63,6 @@ class Args:
             raise ValueError("--results is empty: name a file that scripts/benchmark.py or scripts/probe.py wrote")
         if odd := [str(p) for p in self.results if p.suffix not in (".parquet", ".json")]:
             raise ValueError(f"--results must end in .parquet or .json, got {', '.join(odd)}")
-
-
-# -------------------------------------------------------------------------------------------------------- tables
-def speed(arm: Sequence[Run], threshold: float) -> str:
-    """Median episodes / steps / seconds to a success rate, with how many runs got there; the others count as infinite."""
-    times = {axis: [time_to(run, axis, threshold) for run in arm] for axis in AXES}
-    reached = f"({np.isfinite(times['steps']).sum()} of {len(arm)})"
-    episodes, steps, seconds = (np.median(times[axis]) for axis in AXES)
-    if np.isinf(steps):
-        return f"never {reached}"
-    return f"{episodes:,.0f} / {steps / 1e6:.3f} M / {seconds:,.1f} {reached}"
-
-
-def table_of_arms(study: Study) -> str:
-    rows = []
-    for (task, algorithm, setting), arm in study.arms.items():
-        after, areas = [r.after for r in arm], [r.area for r in arm]
-        total = np.median([r.x["seconds"][-1] for r in arm])
-        balanced = [r.measures["balanced"] for r in arm if "balanced" in r.measures]
-        rows.append([
-            short(task), algorithm, setting or "-", str(len(arm)), summary(after),
-            summary(balanced) if balanced else "-",
-            summary(areas), f"{sum(a >= 0.9 for a in after)} of {len(arm)}",
-            f"{sum(smoothed(r, 'steps')[1][1:].min() == 0 for r in arm)} of {len(arm)}",
-            speed(arm, 0.8), speed(arm, 0.9), f"{total:,.1f}",
-        ])  # fmt: skip
-    head = ("task", "algorithm", "setting", "seeds", "final success", "balanced", "area", "solved", "fell to 0",
-            "to 0.8: episodes / steps / seconds", "to 0.9: episodes / steps / seconds", "seconds in all")  # fmt: skip
-    return markdown(head, rows)
-
-
-def table_of_pairs(study: Study, main: bool) -> str:
-    """Each arm against SPPO, and all tasks pooled; runs of unequal --total-timesteps are not compared but named. `main`:
-    the arms that stand for their algorithm, else the others."""
-    rows, p, unequal, pooled = [], [], [], {}
-    for (task, algorithm, setting), arm in study.arms.items():
-        if (study.main(task, algorithm) == (task, algorithm, setting)) != main:
-            continue
-        other = (task, "sppo", setting) if (task, "sppo", setting) in study.arms else study.main(task, "sppo")
-        if other == (task, algorithm, setting):
-            other = study.main(task, "sppo")
-        if other in (None, (task, algorithm, setting)):
-            continue
-        sppo = study.arms[other]
-        if len({run.budget for run in (*arm, *sppo)}) > 1:
-            unequal.append(f"{short(task)} {algorithm} {setting}".strip())
-            continue
-        cells = []
-        for value in (lambda r: r.after, lambda r: r.area):
-            a, b = [value(r) for r in arm], [value(r) for r in sppo]
-            cells.append(estimate(difference(a, b), interval(difference, a, b), "+"))
-            p.append(p_value(a, b))
-        seeds = f"{len(arm)}, {len(sppo)}"
-        rows.append([short(task), algorithm, setting or "-", other[2] or "-", seeds, f"{arm[0].budget:,}", *cells])
-        # Over tasks only with seeds that both have: else the side with more runs of a hard task would look worse.
-        if main and (common := {r.seed for r in arm} & {r.seed for r in sppo}):
-            pair = tuple([r for r in side if r.seed in common] for side in (arm, sppo))
-            pooled.setdefault(algorithm, []).append(pair)
-    corrected = holm(p)
-    for i, row in enumerate(rows):
-        for j, at in ((2 * i, 7), (2 * i + 1, 9)):
-            row.insert(at, f"{p[j]:.4f} ({corrected[j]:.4f})" if np.isfinite(p[j]) else "-")
-    for algorithm, pairs in pooled.items():
-        if len(pairs) > 1:
-            cells = []
-            for value in (lambda r: r.after, lambda r: r.area):
-                samples = [[value(r) for r in pair[side]] for side in (0, 1) for pair in pairs]
-                cells += [estimate(difference(*samples), interval(difference, *samples), "+"), "-"]
-            seeds = ", ".join(str(sum(len(pair[side]) for pair in pairs)) for side in (0, 1))
-            rows.append([f"all {len(pairs)} tasks", algorithm, "-", "-", seeds, "-", *cells])
-    head = ("task", "algorithm", "setting", "SPPO's setting", "seeds: its, SPPO's", "steps", "final success: difference",
-            "p (Holm)", "area: difference", "p (Holm)")  # fmt: skip
-    note = f"\n\nNot compared with SPPO, since their budgets of steps differ: {'; '.join(unequal)}." if unequal else ""
-    return (markdown(head, rows) if rows else "None.") + note
-
-
-def table_of_probes(study: Study) -> str:
-    """Numbers of fig7 and fig1, for every update in the files."""
-
-    def first(task: str, rows: list[Any]) -> list[str]:
-        return [short(task), rows[0]["algorithm"], span(row["update"] for row in rows), str(len(rows))]
-
-    calibration, tails = [], []
-    for task, algorithm in dict.fromkeys((row["env_id"], row["algorithm"]) for row in study.calibration):
-        for rows in stages(
-            [row for row in study.calibration if (row["env_id"], row["algorithm"]) == (task, algorithm)]
-        ):
-            numbers = [summary(row[name] for row in rows) for name in MEASURES]
-            numbers.insert(2, summary(spearman_ceiling(row["rate"], row["episodes"]) for row in rows))
-            calibration.append([*first(task, rows), str(rows[0]["contexts"]), *numbers])
-    for task, found in study.tails:
-        for algorithm in dict.fromkeys(run["algorithm"] for run in found if separable(run)):
-            for rows in stages([run for run in found if run["algorithm"] == algorithm and separable(run)]):
-                values = np.array([np.interp(MOMENTS, run["successes"]["progress"], run["auc"]) for run in rows])
-                tails.append([*first(task, rows), *map(summary, values.T)])
-    texts = []
-    if calibration:
-        names = ("Pearson", "Spearman", "its ceiling", "Brier", "ECE")
-        note = (
-            "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664. Its ceiling: what a perfect V would show, "
-            "whose ranks among contexts of equal success are chance."
-        )
-        table = markdown(("task", "algorithm", "update", "seeds", "contexts", *names), calibration)
-        texts += ["## Calibration of V(s_0)", note, table]
-    if tails:
-        texts += ["## Tail effect", "Probability that V of a success exceeds V of a failure, by share of the episode."]
-        texts += [markdown(["task", "algorithm", "update", "seeds", *(f"at {moment:g}" for moment in MOMENTS)], tails)]
-    return "\n\n".join(texts)
-
-
-MOMENTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-
-
-def tables(study: Study, command: str) -> str:
-    """The whole of tables.md; `command` is what makes it."""
-    parts = [HEAD.format(command=command, files="\n".join(f"- {line}" for line in study.lines))]
-    if study.arms:
-        parts += [ARMS, table_of_arms(study), PAIRS, table_of_pairs(study, main=True)]
-        parts += ["Other settings, with a Holm correction of their own:", table_of_pairs(study, main=False)]
-    return "\n\n".join([*parts, table_of_probes(study)]).strip() + "\n"
-
-
-HEAD = """# Tables
-
-Made by `{command}` from
-
-{files}
-
-Intervals are 95 % bootstrap intervals of the interquartile mean (IQM) over seeds: seeds resampled, percentile, 9,999
-resamples. The number of seeds stands in each row; with few they are too narrow (with normal data they hold the truth 76 %
-of the time for 3 seeds, 89 % for 5, 94 % for 10). Definitions: `scripts/report_statistics.py`."""
-ARMS = """## Each algorithm
-
-- final success: of the evaluation after training, IQM over seeds
-- balanced: share of the same episodes (docs/tasks.md), IQM over seeds; a pendulum that spins can succeed without
-- area: mean success during training over all environment steps of the budget, IQM over seeds
-- solved: seeds with final success of at least 0.9
-- fell to 0: seeds whose smoothed curve is 0 somewhere, whether it rises again or not
-- to 0.8, to 0.9: medians over seeds of where the smoothed curve first gets there; seeds that never do count as infinite,
-  and how many did stands in brackets ("never": the median is infinite)
-- seconds in all: median over seeds of the seconds of training, on the machine as loaded during the study"""
-PAIRS = """## Against SPPO, at equal environment steps
-
-Differences: IQM of the algorithm less IQM of SPPO (positive: better than SPPO), with 95 % bootstrap interval, seeds of both
-resampled, within each task where tasks are pooled (of which only seeds that both have). p: two-sided Mann-Whitney test,
-exact (with ties a permutation test of the ranks), which cannot be less than 0.1 for 3 against 3 seeds and 0.008 for 5
-against 5; in brackets Holm's correction over all tests of this table."""
 
 
 # ---------------------------------------------------------------------------------------------------------- main

@@ -28,7 +28,9 @@ from sppo_control.defaults import defaults
 
 try:
     from benchmark import ALGORITHMS
-    from report_statistics import Run, holm, markdown, p_value, read_runs, short, span, summary
+    from sppo_control.markdown import markdown
+    from sppo_control.study.results import Run, read_runs, short, span
+    from sppo_control.study.statistics import holm, p_value, summary
 except ModuleNotFoundError as missing:
     print(f"error: {missing.name} is missing: pip install -c constraints.txt -e '.[study]'", file=sys.stderr)
     sys.exit(2)

@@ -18,21 +18,21 @@ import tyro
 
 import benchmark
 import report
-import report_figures
-from report_statistics import (
-    Study,
+from sppo_control import cli, core
+from sppo_control.study import figures as report_figures
+from sppo_control.study import tables as report_tables
+from sppo_control.study.results import Study, read_runs
+from sppo_control.study.statistics import (
     band,
     difference,
     holm,
     interval,
     iqm,
     p_value,
-    read_runs,
     smoothed,
     spearman_ceiling,
     time_to,
 )
-from sppo_control import cli, core
 
 POLE, CAR = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0"
 LINEAR = np.arange(1, 101) / 100
@@ -400,7 +400,7 @@ def test_variants_of_an_algorithm_in_one_tail_file_are_not_pooled(tmp_path):
     assert len(left.collections) == 4  # a critic of every step has bands, whatever its loss
     assert [line.get_ydata()[1] for line in right.lines[:2]] == pytest.approx([0.6, 0.7])
     assert len({line.get_color() for line in right.lines[:2]}) == 2
-    table = {row["algorithm"]: row for row in cells(report.tables(study, "the command"), "## Tail effect")}
+    table = {row["algorithm"]: row for row in cells(report_tables.tables(study, "the command"), "## Tail effect")}
     assert {a: (row["seeds"], row["at 0.5"][:5]) for a, row in table.items()} == {
         "ppo": ("2", "0.600"), "ppo-bce": ("3", "0.700"),
     }  # fmt: skip
@@ -442,7 +442,7 @@ def test_table_of_algorithms(tmp_path):
     for seed, n in enumerate((4, 6)):  # points at 0; the moving mean is of 5
         parts.append(rows(algorithm="rloo", seed=seed, success=np.repeat([0.5, 0.0, 0.5], (9, n, 9))))
     parts.append(rows(algorithm="remax", success=LINEAR, measures_after=json.dumps({"balanced": 0.25})))
-    text = report.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
+    text = report_tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
     sppo, ppo, grpo, rloo, remax = cells(text, "## Each algorithm")
     assert (sppo["task"], sppo["algorithm"], sppo["setting"], sppo["seeds"]) == ("PrecisionCartPole", "sppo", "-", "3")
     assert sppo["final success"] == "0.933 [0.899, 1.000]"
@@ -478,7 +478,7 @@ def test_table_against_sppo(tmp_path):
     parts += [*four(POLE, "ppo", 0.5, **slow), *four(CAR, "sppo", 0.6), *four(CAR, "ppo", 0.7)]
     parts += [*four(CAR, "grpo", 0.6, budget=5000), rows(CAR, "remax", success=level(0.1))]
     parts += [rows(CAR, "ppo", seed=9, success=level(0.1))]  # SPPO has no seed 9: not in what is pooled over tasks
-    text = report.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
+    text = report_tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
     main = {(row["task"], row["algorithm"]): row for row in cells(text, "## Against SPPO")}
     ppo, grpo = main["PrecisionCartPole", "ppo"], main["PrecisionCartPole", "grpo"]
     assert ppo["final success: difference"].startswith("-0.300 [-0.3")
@@ -502,7 +502,7 @@ def test_table_against_sppo(tmp_path):
 
 
 def test_table_of_probes(study):
-    text = report.tables(study, "the command")
+    text = report_tables.tables(study, "the command")
     rows = {(row["algorithm"], row["update"]): row for row in cells(text, "## Calibration")}
     assert rows["sppo", "10"]["Pearson"] == "0.100 [0.100, 0.100]"
     assert rows["sppo", "50"]["Pearson"] == "0.620 [0.610, 0.630]"

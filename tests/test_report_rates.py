@@ -12,8 +12,8 @@ from test_report import CAR, POLE, cells, level, rows, write
 
 import benchmark
 import report_rates
-from report_statistics import estimate, holm, interval, iqm, p_value
 from sppo_control import cli
+from sppo_control.study.statistics import estimate, holm, interval, iqm, p_value
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = {POLE: (1e-3, ("3e-4", "1e-3", "3e-3")), CAR: (3e-4, ("1e-4", "3e-4", "1e-3"))}

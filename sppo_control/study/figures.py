@@ -15,22 +15,9 @@ import numpy as np
 import torch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from report_statistics import (
-    CRITIC,
-    MEASURES,
-    TAIL,
-    Run,
-    Study,
-    band,
-    interval,
-    iqm,
-    separable,
-    short,
-    span,
-    stages,
-    summary,
-)
 from sppo_control import core
+from sppo_control.study.results import CRITIC, MEASURES, TAIL, Run, Study, separable, short, span, stages
+from sppo_control.study.statistics import band, interval, iqm, summary
 
 
 class Style(NamedTuple):

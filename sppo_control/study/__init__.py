@@ -1,0 +1,1 @@
+"""The study: what its results files hold, statistics, figures, tables."""

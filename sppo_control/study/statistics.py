@@ -1,0 +1,133 @@
+"""The statistics that scripts/report.py prints and draws.
+
+| name          | what                                                                                                  |
+| ------------- | ----------------------------------------------------------------------------------------------------- |
+| IQM           | interquartile mean over seeds: the lowest and the highest quarter (n / 4 rounded down) left out       |
+| interval      | 95 % percentile bootstrap interval, seeds resampled; within each task where tasks are pooled          |
+| p             | two-sided Mann-Whitney test, exact; with ties a permutation test of the same ranks (exact up to 9,999 |
+|               | permutations, else so many random ones)                                                               |
+| smoothed      | a curve's moving mean over 5 of its points, after the success before training at 0                    |
+| area          | mean success over all environment steps of the budget (--total-timesteps); no smoothing               |
+| time to 0.9   | where the smoothed curve first reaches it, linear between points; infinite where it never does        |
+
+IQM and stratified bootstrap are those of rliable (Agarwal et al., arXiv 2108.13264). Equal input gives equal numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sppo_control.study.results import Array, Run
+
+SMOOTH, GRID = 5, 81
+"""Points of the moving mean; points of the grid that curves are interpolated on."""
+
+
+# -------------------------------------------------------------------------------------------------------- curves
+def smoothed(run: Run, axis: str) -> tuple[Array, Array]:
+    """x and success, (points + 1,) each; at the ends the moving mean has fewer points."""
+    window = slice(SMOOTH // 2, SMOOTH // 2 + len(run.success))
+    sums, counts = (np.convolve(y, np.ones(SMOOTH))[window] for y in (run.success, np.ones(len(run.success))))
+    return np.append(0.0, run.x[axis]), np.append(run.before, sums / counts)
+
+
+def band(runs: Sequence[Run], axis: str) -> tuple[Array, Array, Array, Array]:
+    """Grid from 0 to where the shortest run ends, IQM, and both ends of its interval at each point (NaN for one run)."""
+    curves = [smoothed(run, axis) for run in runs]
+    grid = np.linspace(0.0, min(x[-1] for x, _ in curves), GRID)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves], axis=-1)  # (GRID, runs)
+    return grid, iqm(values), *interval(iqm, values, resamples=1000)
+
+
+def time_to(run: Run, axis: str, threshold: float) -> float:
+    """Where the smoothed curve first reaches `threshold`; inf if never."""
+    x, y = smoothed(run, axis)
+    above = np.flatnonzero(y >= threshold)
+    if len(above) == 0 or above[0] == 0:
+        return 0.0 if len(above) else math.inf
+    i = above[0]
+    return float(x[i - 1] + (threshold - y[i - 1]) / (y[i] - y[i - 1]) * (x[i] - x[i - 1]))
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+def iqm(*samples: Any, axis: int = -1) -> Any:
+    """Interquartile mean of the samples pooled."""
+    return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
+
+
+def difference(*samples: Any, axis: int = -1) -> Any:
+    """IQM of the first half of the samples less that of the second."""
+    half = len(samples) // 2
+    return iqm(*samples[:half], axis=axis) - iqm(*samples[half:], axis=axis)
+
+
+def interval(statistic: Callable[..., Any], *samples: Any, resamples: int = 9999) -> tuple[Any, Any]:
+    """95 % percentile bootstrap interval; each sample, runs along its last axis, is resampled for itself, which with one
+    sample a task is the stratified bootstrap. NaN where a sample has one run only."""
+    samples = tuple(np.asarray(s, float) for s in samples)
+    if min(s.shape[-1] for s in samples) < 2:
+        return (np.full(samples[0].shape[:-1], np.nan),) * 2
+    result = stats.bootstrap(
+        samples, statistic, n_resamples=resamples, axis=-1, method="percentile", random_state=np.random.default_rng(0)
+    )
+    return tuple(result.confidence_interval)
+
+
+def p_value(a: Sequence[float], b: Sequence[float]) -> float:
+    """Of the hypothesis that both samples come from one distribution; NaN where one has a single run. It cannot be less
+    than 2 over the number of ways to split the runs: 0.1 for 3 against 3, 0.008 for 5 against 5."""
+    if min(len(a), len(b)) < 2:
+        return math.nan
+    ranks = stats.rankdata([*a, *b])
+    if len(set(ranks)) == len(ranks):
+        return float(stats.mannwhitneyu(a, b, method="exact").pvalue)
+    result = stats.permutation_test(
+        (ranks[: len(a)], ranks[len(a) :]), lambda x, y, axis: x.mean(axis) - y.mean(axis), n_resamples=9999,
+        vectorized=True, random_state=np.random.default_rng(0),
+    )  # fmt: skip
+    return float(result.pvalue)
+
+
+def spearman_ceiling(rate: Sequence[float], rollouts: int) -> float:
+    """Mean Spearman coefficient of a perfect V: p itself, taken to be `rate`, against new rollouts, as many as before. A
+    critic's numbers are never quite equal, so among contexts of equal p (0 or 1, say) V's ranks are chance. NaN if all
+    contexts are alike.
+
+    Args:
+        rate: success of each context, in [0, 1].
+        rollouts: of each context.
+    """
+    p, rng = np.asarray(rate, float), np.random.default_rng(0)
+    if np.ptp(p) == 0:
+        return math.nan
+    draws = [stats.spearmanr(p + 1e-9 * rng.random(len(p)), rng.binomial(rollouts, p)).statistic for _ in range(100)]
+    return float(np.mean(draws))
+
+
+def holm(p: Iterable[float]) -> Array:
+    """Holm's correction (1979) for as many tests as there are numbers; NaN is no test and stays."""
+    p = np.array(list(p), float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]
+    corrected = np.full(len(p), np.nan)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    return corrected
+
+
+def estimate(middle: float, ends: Sequence[float], sign: str = "") -> str:
+    text = f"{middle:{sign}.3f}"
+    return f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if np.isfinite(ends[0]) else f"{text} (one seed)"
+
+
+def summary(values: Iterable[float | None]) -> str:
+    """IQM with interval; seeds that have no number (a correlation with a constant V) are left out, and said so."""
+    given = np.array([*values], float)
+    finite = given[np.isfinite(given)]
+    if not len(finite):
+        return "undefined"
+    some = f" ({len(finite)} of {len(given)} seeds)" if len(finite) < len(given) else ""
+    return estimate(iqm(finite), interval(iqm, finite)) + some
