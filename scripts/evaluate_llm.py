@@ -34,7 +34,7 @@ from transformers.utils.logging import disable_progress_bar
 from sppo_control import checkpoints, cli, errors, runs
 from sppo_control.checkpoints import complete
 from sppo_control.llm import addition
-from sppo_control.llm.benchmarks import Record, markdown, open_folder, read_records, summarize
+from sppo_control.llm.average_at_k import Record, open_folder, read_records, results_table, summarize
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward
@@ -317,7 +317,7 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
     checkpoints.write_json(
         out / "results.json", {"k": args.k, "results": results, "settings": settings, **runs.versions()}
     )
-    print(f"\n{markdown(results, args.k)}\n\nper cent; intervals by bootstrap over problems; written to {out}")
+    print(f"\n{results_table(results, args.k)}\n\nper cent; intervals by bootstrap over problems; written to {out}")
     for name, result in results.items():
         if rows := result.get("unreadable_answers"):
             print(

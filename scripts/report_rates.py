@@ -28,7 +28,7 @@ from sppo_control.defaults import defaults
 
 try:
     from benchmark import ALGORITHMS
-    from sppo_control.markdown import markdown
+    from sppo_control.markdown import markdown_table
     from sppo_control.study.results import Run, read_runs, short, span
     from sppo_control.study.statistics import holm, p_value, summary
 except ModuleNotFoundError as missing:
@@ -271,7 +271,7 @@ def table(args: Args, choices: dict[tuple[str, str], Choice], found: Found) -> s
         head = ["algorithm", "chosen rate", *(f"tuning: {name}" for name in rates_of(task, choices)), "final success",
                 "p (Holm)", "average over training", "p (Holm)", "solved"]  # fmt: skip
         budget = f"{arms[task, 'sppo'][0].budget:,} environment steps a run."
-        parts += [f"## {short(task)}", budget, markdown(head, rows), at_the_ends(task, choices)]
+        parts += [f"## {short(task)}", budget, markdown_table(head, rows), at_the_ends(task, choices)]
     return "\n\n".join(filter(None, parts))
 
 
@@ -315,7 +315,7 @@ def main(args: Args) -> None:
     if args.what == "choose":
         for task in args.env_ids:
             rows = [[a, choices[task, a].setting, *scores_of(choices[task, a])] for a in args.algorithms]
-            print(f"{task}\n{markdown(['algorithm', 'chosen', *rates_of(task, choices)], rows)}")
+            print(f"{task}\n{markdown_table(['algorithm', 'chosen', *rates_of(task, choices)], rows)}")
             print(f"{at_the_ends(task, choices)}\n")
         print(
             "\n".join(

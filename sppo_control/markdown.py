@@ -1,10 +1,10 @@
-"""Tables in Markdown."""
+"""Markdown tables: one function for everything that prints one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown: `head` is its first row."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))

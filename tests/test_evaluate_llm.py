@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 import evaluate_llm
 from evaluate_llm import Args, Judge
 from sppo_control import errors
-from sppo_control.llm import benchmarks, responses
+from sppo_control.llm import average_at_k, responses
 from sppo_control.llm.setup import ADDER
 
 CHAT = "<bos>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -220,7 +220,7 @@ def half_width(interval):
 
 def test_the_interval_is_over_problems_not_responses():
     outcome = np.repeat(np.arange(100) % 4 == 0, 16).reshape(100, 16)  # 16 equal responses are one piece of evidence
-    result = benchmarks.summarize({"x": records_of(outcome)}, 16)["x"]
+    result = average_at_k.summarize({"x": records_of(outcome)}, 16)["x"]
     assert result["average_at_k"] == 0.25
     assert half_width(result["interval_95"]) == pytest.approx(1.96 * np.sqrt(0.25 * 0.75 / 100), rel=0.06)
     assert np.mean(result["interval_95"]) == pytest.approx(0.25, abs=0.01)
@@ -228,20 +228,20 @@ def test_the_interval_is_over_problems_not_responses():
 
 def test_the_mean_of_benchmarks_weighs_them_equally_and_takes_them_as_independent():
     few, many = np.arange(400).reshape(400, 1) < 300, np.arange(1600).reshape(1600, 1) < 400  # 0.75, 0.25
-    results = benchmarks.summarize({"a": records_of(few), "b": records_of(many), "c": records_of(few)}, 1)
+    results = average_at_k.summarize({"a": records_of(few), "b": records_of(many), "c": records_of(few)}, 1)
     mean = results["mean"]
     assert mean["average_at_k"] == mean["pass_at_k"] == pytest.approx((0.75 + 0.25 + 0.75) / 3)
     variance = (2 * 0.1875 / 400 + 0.1875 / 1600) / 9
     assert half_width(mean["interval_95"]) == pytest.approx(1.96 * np.sqrt(variance), rel=0.06)
     low, high = (100 * x for x in mean["interval_95"])
-    row = table_row(benchmarks.markdown(results, 1), "mean")
+    row = table_row(average_at_k.results_table(results, 1), "mean")
     assert row == ["mean", "", f"58.3 [{low:.1f}, {high:.1f}]", "58.3", "", "", "", ""]
-    assert "mean" not in benchmarks.summarize({"a": records_of(few)}, 1)
+    assert "mean" not in average_at_k.summarize({"a": records_of(few)}, 1)
 
 
 def test_the_mean_lies_in_its_interval_where_no_problem_is_solved():
     none = records_of(np.zeros((30, 2)))
-    mean = benchmarks.summarize({"a": none, "b": none}, 2)["mean"]
+    mean = average_at_k.summarize({"a": none, "b": none}, 2)["mean"]
     assert mean["interval_95"] == pytest.approx((0.0, np.sqrt(2 * 0.11352**2) / 2), abs=1e-4)
 
 
@@ -250,7 +250,7 @@ def test_the_mean_lies_in_its_interval_where_no_problem_is_solved():
     [(0, [0.0, 3.8415 / 33.8415]), (1, [30 / 33.8415, 1.0])],  # Wilson's: z^2 / (n + z^2), z = 1.96
 )
 def test_no_problem_solved_is_no_certainty(right, interval):
-    result = benchmarks.summarize({"x": records_of(np.full((30, 4), right))}, 4)["x"]
+    result = average_at_k.summarize({"x": records_of(np.full((30, 4), right))}, 4)["x"]
     assert result["average_at_k"] == right
     assert result["interval_95"] == pytest.approx(interval, abs=1e-5)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sppo_control.markdown import markdown
+from sppo_control.markdown import markdown_table
 from sppo_control.study.results import AXES, MEASURES, Run, Study, separable, short, span, stages
 from sppo_control.study.statistics import (
     difference,
@@ -47,7 +47,7 @@ def table_of_arms(study: Study) -> str:
         ])  # fmt: skip
     head = ("task", "algorithm", "setting", "seeds", "final success", "balanced", "area", "solved", "fell to 0",
             "to 0.8: episodes / steps / seconds", "to 0.9: episodes / steps / seconds", "seconds in all")  # fmt: skip
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def table_of_pairs(study: Study, main: bool) -> str:
@@ -92,7 +92,7 @@ def table_of_pairs(study: Study, main: bool) -> str:
     head = ("task", "algorithm", "setting", "SPPO's setting", "seeds: its, SPPO's", "steps", "final success: difference",
             "p (Holm)", "area: difference", "p (Holm)")  # fmt: skip
     note = f"\n\nNot compared with SPPO, since their budgets of steps differ: {'; '.join(unequal)}." if unequal else ""
-    return (markdown(head, rows) if rows else "None.") + note
+    return (markdown_table(head, rows) if rows else "None.") + note
 
 
 def table_of_probes(study: Study) -> str:
@@ -121,11 +121,13 @@ def table_of_probes(study: Study) -> str:
             "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664. Its ceiling: what a perfect V would show, "
             "whose ranks among contexts of equal success are chance."
         )
-        table = markdown(("task", "algorithm", "update", "seeds", "contexts", *names), calibration)
+        table = markdown_table(("task", "algorithm", "update", "seeds", "contexts", *names), calibration)
         texts += ["## Calibration of V(s_0)", note, table]
     if tails:
         texts += ["## Tail effect", "Probability that V of a success exceeds V of a failure, by share of the episode."]
-        texts += [markdown(["task", "algorithm", "update", "seeds", *(f"at {moment:g}" for moment in MOMENTS)], tails)]
+        texts += [
+            markdown_table(["task", "algorithm", "update", "seeds", *(f"at {moment:g}" for moment in MOMENTS)], tails)
+        ]
     return "\n\n".join(texts)
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks: an evaluation's responses on disk, so that it can go on where it stopped, and Average@k with its interval.
+"""Average@k of mathematical benchmarks with its interval, and the responses on disk, so that an evaluation can go on.
 
 The folder of an evaluation holds
 
@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from sppo_control import checkpoints, errors
 from sppo_control.core import wilson_interval
+from sppo_control.markdown import markdown_table
 
 Record = dict[str, Any]
 RESAMPLES = 10_000
@@ -185,12 +186,19 @@ def summarize(records: Mapping[str, Sequence[Record]], k: int) -> dict[str, dict
     return results
 
 
-def markdown(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
-    """What `summarize` returned as a table, in per cent, one row a benchmark."""
-    lines = [
-        f"| benchmark | problems | Average@{k} [95 %] | pass@{k} | truncated | no answer | undecided | tokens |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def results_table(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
+    """What `summarize` returned as a Markdown table, in per cent, one row per benchmark."""
+    head = (
+        "benchmark",
+        "problems",
+        f"Average@{k} [95 %]",
+        f"pass@{k}",
+        "truncated",
+        "no answer",
+        "undecided",
+        "tokens",
+    )
+    rows = []
     for name, r in results.items():
         average, low, high, at_least_one = (
             f"{100 * x:.1f}" for x in (r["average_at_k"], *r["interval_95"], r["pass_at_k"])
@@ -200,6 +208,5 @@ def markdown(results: Mapping[str, Mapping[str, Any]], k: int) -> str:
             share = lambda *of, r=r: 100 * sum(r["verdicts"].get(v, 0) for v in of) / (k * r["problems"])  # noqa: E731
             shares = 100 * r["truncated"], share("unparsed"), share(*UNDECIDED)
             problems, rest = str(r["problems"]), [*(f"{x:.1f}" for x in shares), f"{r['mean_tokens']:.0f}"]
-        cells = [name, problems, f"{average} [{low}, {high}]", at_least_one, *rest]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([name, problems, f"{average} [{low}, {high}]", at_least_one, *rest])
+    return markdown_table(head, rows)
