@@ -9,7 +9,7 @@
 | fig2     | GRPO's advantage against the success rate p, theory and code              | nothing                          |
 | fig4     | PPO with a critic trained with BCE; batches of equal outcomes left out    | benchmark.py                     |
 | fig5     | success against seconds and against environment steps                     | benchmark.py                     |
-| fig6     | memory, seconds an update, and success against the critic's size          | benchmark.py, critic-hidden=...  |
+| fig6     | memory, seconds per update, and success against the critic's size          | benchmark.py, critic-hidden=...  |
 | fig7     | calibration of V(s_0)                                                     | probe.py (calibration.json)      |
 | fig8     | success against episodes, SPPO and PPO; fig8_all: every algorithm         | benchmark.py                     |
 | critics  | SPPO by how its critic is trained                                         | benchmark.py, critic-steps=...   |
@@ -17,30 +17,28 @@
 | tables   | tables.md: final success, speed, comparisons with SPPO, numbers of fig7   | any of these                     |
 |          | and fig1                                                                  |                                  |
 
-What the statistics are: scripts/report_statistics.py. All runs of a task, algorithm and setting are pooled over the files
-given, so runs that chose a setting should not be given together with those that test it.
+The statistics are defined in sppo_control/study/statistics.py. All runs of a task, algorithm and setting are pooled over
+the given files. So do not give runs that chose a setting together with runs that test it. A training script of your own
+(scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables, under its file's name.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import sys
 import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sppo_envs
 from sppo_control import cli, errors
 
-try:
-    from sppo_control.study.figures import FIGURES, plt
+with cli.one_line_errors():
+    from sppo_control.study.figures import FIGURES, Looks, plt
     from sppo_control.study.results import Study
     from sppo_control.study.tables import tables
-except ModuleNotFoundError as missing:
-    print(f"error: {missing.name} is missing: pip install -c constraints.txt -e '.[study]'", file=sys.stderr)
-    sys.exit(2)
 
 NAMES = (*FIGURES, "tables")
 
@@ -80,9 +78,9 @@ def command(args: Args, name: str) -> str:
     return shlex.join(["python", "scripts/report.py", *words, *(["--starts", args.starts] if args.starts else [])])
 
 
-def draw(name: str, what: Any, words: str, folder: Path) -> None:
+def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
     """Write one figure, with a note and its command below it, as PNG and SVG."""
-    figure, note = FIGURES[name].draw(what), FIGURES[name].note
+    figure, note = FIGURES[name].draw(what, looks), FIGURES[name].note
     if name in ("fig4", "fig5", "fig8", "fig8_all"):  # {task: {algorithm: runs}}
         settings = {run.setting or "defaults" for arms in what.values() for arm in arms.values() for run in arm}
         note += f" Settings: {' or '.join(sorted(settings))} (see tables.md)." if settings != {"defaults"} else ""
@@ -94,14 +92,14 @@ def draw(name: str, what: Any, words: str, folder: Path) -> None:
 
 
 def main(args: Args) -> None:
-    study = Study(args.results, args.starts)
+    study = Study(args.results, args.starts, sppo_envs.TASKS)
     found = {name: FIGURES[name].what(study) for name in FIGURES} | {"tables": bool(study)}
     needs = {name: FIGURES[name].needs for name in FIGURES} | {"tables": "runs"}
     wanted = dict.fromkeys(args.figures or NAMES)
     left_out = [name for name in wanted if not found[name]]
     if args.figures and left_out:
         raise errors.UserError(
-            "; ".join(f"{name} needs {needs[name]}, which --results do not hold" for name in left_out)
+            "; ".join(f"{name} needs {needs[name]}, which --results do not contain" for name in left_out)
         )
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -116,12 +114,12 @@ def main(args: Args) -> None:
                 Path(temporary, "tables.md").write_text(text)
                 print(text)
             else:
-                draw(name, found[name], command(args, name), Path(temporary))
+                draw(name, found[name], study.looks, command(args, name), Path(temporary))
         for file in sorted(Path(temporary).iterdir()):  # all or, if one of them failed, none
             os.replace(file, args.out / file.name)
             print(f"wrote {args.out / file.name}")
     for name in left_out:
-        print(f"left out {name}: it needs {needs[name]}, which --results do not hold")
+        print(f"left out {name}: it needs {needs[name]}, which --results do not contain")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ the values that will be used.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import os
@@ -16,7 +17,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -40,8 +41,15 @@ def main(run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str |
     """
     if os.getcwd() not in sys.path:  # Python itself adds the script's folder, where no user keeps modules
         sys.path.append(os.getcwd())
-    try:
+    with one_line_errors():
         run(parse_args(args_type, description))
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line for what the user can mend; also around imports that need an extra."""
+    try:
+        yield
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
     except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: an extra is missing

@@ -16,11 +16,9 @@ import pytest
 import torch
 import tyro
 
-import benchmark
 import report
-from sppo_control import cli, core
-from sppo_control.study import figures as report_figures
-from sppo_control.study import tables as report_tables
+from sppo_control import cli, core, extras
+from sppo_control.study import figures, tables, variants
 from sppo_control.study.results import Study, read_runs
 from sppo_control.study.statistics import (
     band,
@@ -183,11 +181,11 @@ def test_settings_that_differ_in_named_arguments_only(tmp_path):
 # ------------------------------------------------------------------------------------------------------- figures
 @pytest.mark.parametrize("size", [2, 8, 64])
 def test_fig2_code_lies_on_theory(size):
-    p, won, lost = report_figures.grpo_points(size)
+    p, won, lost = figures.grpo_points(size)
     assert p.tolist() == [k / size for k in range(1, size)]
     assert won == pytest.approx(np.sqrt((1 - p) / p))
     assert lost == pytest.approx(-np.sqrt(p / (1 - p)))
-    figure = report_figures.fig2((8, 64))
+    figure = figures.fig2((8, 64), {})
     drawn = {line.get_label(): line.get_xydata() for line in figure.axes[0].lines}
     assert len(drawn["core, k of N = 8"]) == 14
     for x, y in drawn["core, k of N = 64"]:
@@ -197,14 +195,14 @@ def test_fig2_code_lies_on_theory(size):
 def test_reliability_bins_are_those_of_the_ece():
     rng = np.random.default_rng(0)
     v0, rate = np.append(rng.random(500), [0.0, 1.0]), np.append(rng.random(500), [0.0, 1.0])
-    x, y, number = report_figures.reliability(v0, rate)
+    x, y, number = figures.reliability(v0, rate)
     assert len(number) == 10
     ece = float(core.expected_calibration_error(torch.from_numpy(v0), torch.from_numpy(rate)))
     assert float(np.sum(number * abs(x - y)) / len(v0)) == pytest.approx(ece)
-    x, y, number = report_figures.reliability(np.array([0.05, 0.15, 0.16]), np.array([0.0, 0.5, 1.0]))
+    x, y, number = figures.reliability(np.array([0.05, 0.15, 0.16]), np.array([0.0, 0.5, 1.0]))
     assert (x.tolist(), y.tolist(), number.tolist()) == ([0.05, pytest.approx(0.155)], [0, 0.75], [1, 2])
     # PPO's plain critic knows no sigmoid: what leaves [0, 1] belongs to the outermost bins
-    x, y, number = report_figures.reliability(np.array([-0.4, 0.05, 1.3]), np.array([0.0, 0.5, 1.0]))
+    x, y, number = figures.reliability(np.array([-0.4, 0.05, 1.3]), np.array([0.0, 0.5, 1.0]))
     assert (y.tolist(), number.tolist()) == ([0.25, 1.0], [2, 1])
 
 
@@ -282,14 +280,14 @@ def made(inputs, tmp_path_factory):
 
 
 def draw(study, name):
-    return report_figures.FIGURES[name].draw(report_figures.FIGURES[name].what(study))
+    return figures.FIGURES[name].draw(figures.FIGURES[name].what(study), study.looks)
 
 
 def test_every_figure_is_written_twice_and_is_not_blank(made):
     assert {p.name for p in made.iterdir()} == {"tables.md"} | {
-        f"{name}.{ending}" for name in report_figures.FIGURES for ending in ("png", "svg")
+        f"{name}.{ending}" for name in figures.FIGURES for ending in ("png", "svg")
     }
-    for name in report_figures.FIGURES:
+    for name in figures.FIGURES:
         pixels = matplotlib.image.imread(made / f"{name}.png")[..., :3]
         assert min(pixels.shape[:2]) > 300, name
         dark = (pixels.min(axis=2) < 0.95).mean()
@@ -327,7 +325,7 @@ def test_fig8_draws_iqm_with_its_interval_in_the_algorithms_colours(study):
     for label, algorithm in (("SPPO", "sppo"), ("PPO", "ppo")):
         grid, middle, _, _ = band(study.arms[POLE, algorithm, ""], "episodes")
         assert np.array_equal(lines[label].get_xydata(), np.stack([grid, middle], axis=1))
-        assert lines[label].get_color() == report_figures.STYLES[algorithm].colour
+        assert lines[label].get_color() == variants.VARIANTS[algorithm].colour
     assert len(draw(study, "fig8_all").axes[0].lines) == 5
 
 
@@ -400,7 +398,7 @@ def test_variants_of_an_algorithm_in_one_tail_file_are_not_pooled(tmp_path):
     assert len(left.collections) == 4  # a critic of every step has bands, whatever its loss
     assert [line.get_ydata()[1] for line in right.lines[:2]] == pytest.approx([0.6, 0.7])
     assert len({line.get_color() for line in right.lines[:2]}) == 2
-    table = {row["algorithm"]: row for row in cells(report_tables.tables(study, "the command"), "## Tail effect")}
+    table = {row["algorithm"]: row for row in cells(tables.tables(study, "the command"), "## Tail effect")}
     assert {a: (row["seeds"], row["at 0.5"][:5]) for a, row in table.items()} == {
         "ppo": ("2", "0.600"), "ppo-bce": ("3", "0.700"),
     }  # fmt: skip
@@ -415,9 +413,10 @@ def test_fig7_takes_each_seeds_last_update_and_says_what_is_undefined(study):
     assert reliable.lines[0].get_xydata().tolist() == pytest.approx(np.array([[0.1, 0], [0.2, 0.5], [0.8, 1]]))
 
 
-def test_every_algorithm_has_a_style_of_its_own():
-    assert set(report_figures.STYLES) == set(benchmark.ALGORITHMS)
-    assert len({look.colour for look in report_figures.STYLES.values()}) == len(benchmark.ALGORITHMS)
+def test_every_variant_looks_different():
+    looks = variants.looks([*variants.VARIANTS, "mine", "yours"])
+    assert len({look.colour for look in looks.values()}) == len({look.label for look in looks.values()}) == len(looks)
+    assert not set(variants.OWN_COLOURS) & {variant.colour for variant in variants.VARIANTS.values()}
 
 
 # -------------------------------------------------------------------------------------------------------- tables
@@ -442,7 +441,7 @@ def test_table_of_algorithms(tmp_path):
     for seed, n in enumerate((4, 6)):  # points at 0; the moving mean is of 5
         parts.append(rows(algorithm="rloo", seed=seed, success=np.repeat([0.5, 0.0, 0.5], (9, n, 9))))
     parts.append(rows(algorithm="remax", success=LINEAR, measures_after=json.dumps({"balanced": 0.25})))
-    text = report_tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
+    text = tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
     sppo, ppo, grpo, rloo, remax = cells(text, "## Each algorithm")
     assert (sppo["task"], sppo["algorithm"], sppo["setting"], sppo["seeds"]) == ("PrecisionCartPole", "sppo", "-", "3")
     assert sppo["final success"] == "0.933 [0.899, 1.000]"
@@ -478,7 +477,7 @@ def test_table_against_sppo(tmp_path):
     parts += [*four(POLE, "ppo", 0.5, **slow), *four(CAR, "sppo", 0.6), *four(CAR, "ppo", 0.7)]
     parts += [*four(CAR, "grpo", 0.6, budget=5000), rows(CAR, "remax", success=level(0.1))]
     parts += [rows(CAR, "ppo", seed=9, success=level(0.1))]  # SPPO has no seed 9: not in what is pooled over tasks
-    text = report_tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
+    text = tables.tables(Study([write(tmp_path / "a.parquet", *parts)]), "the command")
     main = {(row["task"], row["algorithm"]): row for row in cells(text, "## Against SPPO")}
     ppo, grpo = main["PrecisionCartPole", "ppo"], main["PrecisionCartPole", "grpo"]
     assert ppo["final success: difference"].startswith("-0.300 [-0.3")
@@ -502,7 +501,7 @@ def test_table_against_sppo(tmp_path):
 
 
 def test_table_of_probes(study):
-    text = report_tables.tables(study, "the command")
+    text = tables.tables(study, "the command")
     rows = {(row["algorithm"], row["update"]): row for row in cells(text, "## Calibration")}
     assert rows["sppo", "10"]["Pearson"] == "0.100 [0.100, 0.100]"
     assert rows["sppo", "50"]["Pearson"] == "0.620 [0.610, 0.630]"
@@ -604,10 +603,10 @@ def test_nothing_is_left_of_a_report_that_fails(tmp_path, inputs, monkeypatch):
     old = tmp_path / "fig2.png"
     old.write_text("old")
 
-    def fail(what):
+    def fail(what, looks):
         raise RuntimeError("in the middle")
 
-    monkeypatch.setitem(report_figures.FIGURES, "fig8", report_figures.FIGURES["fig8"]._replace(draw=fail))
+    monkeypatch.setitem(figures.FIGURES, "fig8", figures.FIGURES["fig8"]._replace(draw=fail))
     with pytest.raises(RuntimeError, match="in the middle"):
         report.main(report.Args((inputs[0],), tmp_path, ("fig2", "fig8")))
     assert [p.name for p in tmp_path.iterdir()] == ["fig2.png"]
@@ -619,11 +618,14 @@ def test_what_the_results_cannot_feed_is_named(tmp_path, capsys):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"fig2.png", "fig2.svg", "tables.md"}
     said = capsys.readouterr().out
     for name in ("fig1", "fig4", "fig5", "fig6", "fig7", "fig8", "fig8_all", "critics"):
-        assert f"left out {name}: it needs {report_figures.FIGURES[name].needs}" in said
+        assert f"left out {name}: it needs {figures.FIGURES[name].needs}" in said
 
 
 def test_missing_packages_are_named():
     code = "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, 'scripts'); import report"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: matplotlib is missing: pip install -c constraints.txt -e '.[study]'\n"
+    assert done.stderr == f"error: matplotlib is not installed; run: {extras.install('study')}\n"
+    code = "import sys; sys.modules['scipy'] = None; import sppo_control.study"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.endswith(f"MissingExtra: scipy is not installed; run: {extras.install('study')}\n")

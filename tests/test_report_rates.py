@@ -12,7 +12,8 @@ from test_report import CAR, POLE, cells, level, rows, write
 
 import benchmark
 import report_rates
-from sppo_control import cli
+from sppo_control import cli, extras
+from sppo_control.study import rates
 from sppo_control.study.statistics import estimate, holm, interval, iqm, p_value
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,8 +69,8 @@ def fresh_runs(named):
     else:
         found.append(runs_at(CAR, "sppo", "3e-4", 11, level(0.0), named=False))  # the default, which it did not choose
         found.append(runs_at(POLE, "sppo", "5e-4", 99, level(0.0), named=False))  # of an older default, another seed
-        found.append(rows(POLE, "sppo", "critic-steps=0", 11, level(0.0), arguments={"learning_rate": 1e-3}))
-        found.append(rows(POLE, "sppo", "critic-steps=0,learning-rate=3e-3", 11, level(0.0)))
+        found.append(rows(POLE, "sppo", "critic-recipe=paper", 11, level(0.0), arguments={"learning_rate": 1e-3}))
+        found.append(rows(POLE, "sppo", "critic-recipe=paper,learning-rate=3e-3", 11, level(0.0)))
         found.append(rows("sppo/SparseHopper-v0", "sppo", "", 11, level(0.0), arguments={"learning_rate": 5.0}))
     return found
 
@@ -89,6 +90,10 @@ def make_args(folder, **changes):
     return report_rates.Args(**{**files, **settings, **changes})
 
 
+def choose(args):
+    return rates.choose(args, report_rates.default_rates(args))
+
+
 def without(parts, *gone):
     """Without some runs: (task, algorithm, setting, seed)."""
     kept = [part for part in parts if tuple(part[0][k] for k in ("env_id", "algorithm", "setting", "seed")) not in gone]
@@ -98,7 +103,7 @@ def without(parts, *gone):
 
 # ------------------------------------------------------------------------------------------------------ choosing
 def test_the_rate_with_the_highest_average_over_training_is_chosen(tmp_path):
-    choices, lines = report_rates.choose(write_all(tmp_path))
+    choices, lines = choose(write_all(tmp_path))
     assert {key: choice.setting for key, choice in choices.items()} == CHOSEN
     for (task, algorithm), choice in choices.items():
         assert list(choice.scores) == [f"learning-rate={rate}" for rate in RATES[task][1]]
@@ -200,7 +205,7 @@ def test_the_command_on_the_page_makes_it_again(tmp_path):
     args.out.unlink()
     report_rates.main(tyro.cli(report_rates.Args, args=words[2:]))
     assert args.out.read_text() == text
-    assert report_rates.command(report_rates.Args("table")) == "python scripts/report_rates.py --what table"
+    assert report_rates.command(report_rates.Args(what="table")) == "python scripts/report_rates.py --what table"
 
 
 def test_one_file_is_enough_where_it_has_all(tmp_path):
@@ -298,4 +303,4 @@ def test_missing_packages_are_named():
     code = "import sys; sys.modules['pandas'] = None; sys.path.insert(0, 'scripts'); import report_rates"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == "error: pandas is missing: pip install -c constraints.txt -e '.[study]'\n"
+    assert done.stderr == f"error: pandas is not installed; run: {extras.install('study')}\n"

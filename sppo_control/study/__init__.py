@@ -1,1 +1,18 @@
-"""The study: what its results files hold, statistics, figures, tables."""
+"""The study: which algorithm variants there are, grids of runs, what results files contain, statistics, figures, tables.
+
+| file          | what                                                                                 |
+| ------------- | ------------------------------------------------------------------------------------ |
+| variants.py   | one table of algorithm variants: script, flags, label, colour; scripts of your own   |
+| grids.py      | grids of runs as TOML files (results/grids/)                                         |
+| results.py    | reads results files                                                                  |
+| statistics.py | interquartile means, intervals, tests                                                |
+| figures.py    | the figures of scripts/report.py                                                     |
+| tables.py     | the tables of scripts/report.py                                                      |
+| rates.py      | each algorithm at its best learning rate, for scripts/report_rates.py                |
+
+It needs the extra `study`. Importing it without that raises `extras.MissingExtra`, whose message is the command.
+"""
+
+from sppo_control import extras
+
+extras.require("study", "matplotlib", "pandas", "pyarrow", "scipy")

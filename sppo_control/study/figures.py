@@ -1,4 +1,4 @@
-"""The figures of scripts/report.py: what each shows, what it needs of the results, how it is drawn."""
+"""The figures of scripts/report.py: what each one shows, which results it needs, how it is drawn."""
 
 from __future__ import annotations
 
@@ -16,28 +16,11 @@ import torch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sppo_control import core
-from sppo_control.study.results import CRITIC, MEASURES, TAIL, Run, Study, separable, short, span, stages
+from sppo_control.study.results import CRITIC, MEASURES, TAIL, Study, StudyRun, separable, short, span, stages
 from sppo_control.study.statistics import band, interval, iqm, summary
+from sppo_control.study.variants import VARIANTS, Look, in_order
 
-
-class Style(NamedTuple):
-    label: str
-    colour: str
-    line: str = "-"
-
-
-STYLES = {  # Okabe and Ito's colours and darker shades of them; variants of an algorithm are dashed or dotted too
-    "sppo": Style("SPPO", "#0072B2"),
-    "sppo-paper": Style("SPPO, paper's critic", "#56B4E9", "--"),
-    "sppo-skip": Style("SPPO, no uniform batches", "#003366", ":"),
-    "ppo": Style("PPO", "#D55E00"),
-    "ppo-bce": Style("PPO + BCE", "#E69F00", "--"),
-    "ppo-skip": Style("PPO, no uniform batches", "#803300", "-."),
-    "grpo": Style("GRPO", "#009E73"),
-    "rloo": Style("RLOO", "#CC79A7"),
-    "reinforce": Style("REINFORCE, batch mean", "#000000"),
-    "remax": Style("ReMax", "#E6C700"),
-}
+Looks = dict[str, Look]
 METHODS = ("sppo", "ppo", "grpo", "rloo", "reinforce", "remax")
 LABELS = {"episodes": "episodes", "steps": "environment steps", "seconds": "seconds of training"}
 LINES = (
@@ -48,15 +31,6 @@ BARS = "Marks: interquartile mean over seeds (n at the left), with 95 % percenti
 
 
 # ------------------------------------------------------------------------------------------------------- panels
-def style(algorithm: str) -> Style:
-    return STYLES.get(algorithm, Style(algorithm, "#999999", "-."))
-
-
-def in_order(algorithms: Iterable[str]) -> list[str]:
-    """Each once, those with a style of their own first."""
-    return sorted(set(algorithms), key=lambda a: ([*STYLES, a].index(a), a))
-
-
 def count(arms: Iterable[Sequence[Any]]) -> str:
     """How many runs the arms have: "n = 3", "n = 3 to 10"."""
     return f"n = {span(map(len, arms))}"
@@ -68,10 +42,10 @@ def panels(rows: int, columns: int, height: float = 1.9) -> tuple[Any, Any]:
     return plt.subplots(rows, columns, figsize=(width, height * rows + 1.0), squeeze=False, layout="constrained")
 
 
-def draw_curves(axes: Any, arms: dict[str, Sequence[Run]], axis: str, styles: dict[str, Style]) -> None:
+def draw_curves(axes: Any, arms: dict[str, Sequence[StudyRun]], axis: str, looks: Looks) -> None:
     for i, (name, arm) in enumerate(arms.items()):
         grid, middle, low, high = band(arm, axis)
-        look = styles[name]
+        look = looks[name]
         axes.plot(grid, middle, look.line, color=look.colour, linewidth=1.6, label=look.label, zorder=3 - 0.05 * i)
         axes.fill_between(grid, low, high, color=look.colour, alpha=0.15, linewidth=0)
     axes.set(xlabel=LABELS[axis], ylim=(-0.03, 1.03), xlim=(0, None))
@@ -98,12 +72,12 @@ def finish(figure: Any, columns: int = 4, free: Any = None) -> Any:
     return figure
 
 
-def grid_of_tasks(tasks: dict[str, dict[str, Sequence[Run]]], axis: str, styles: dict[str, Style], columns: int) -> Any:
-    """One panel a task."""
+def panel_per_task(tasks: dict[str, dict[str, Sequence[StudyRun]]], axis: str, looks: Looks, columns: int) -> Any:
+    """One panel per task."""
     across = min(len(tasks), 3)
     figure, axes = panels(-(-len(tasks) // across), across)
     for at, (task, arms) in zip(axes.flat, tasks.items(), strict=False):
-        draw_curves(at, arms, axis, styles)
+        draw_curves(at, arms, axis, looks)
         at.set_title(f"{short(task)}, {count(arms.values())}")
     for at in axes[:, 0]:
         at.set_ylabel("success rate")
@@ -113,32 +87,31 @@ def grid_of_tasks(tasks: dict[str, dict[str, Sequence[Run]]], axis: str, styles:
     return finish(figure, columns, free[0] if free else None)
 
 
-def fig8(tasks: dict[str, Any]) -> Any:
+def fig8(tasks: dict[str, Any], looks: Looks) -> Any:
     """Success against episodes. Paper: SPPO matches or beats PPO on five tasks; on Hopper and MountainCar PPO stays near
     zero. Here: the same two algorithms with one set of hyper-parameters a task; panels with a context task are new."""
-    return grid_of_tasks(tasks, "episodes", STYLES, 2)
+    return panel_per_task(tasks, "episodes", looks, 2)
 
 
-def fig8_all(tasks: dict[str, Any]) -> Any:
+def fig8_all(tasks: dict[str, Any], looks: Looks) -> Any:
     """Success against episodes, every algorithm. The paper has no such figure for control. GRPO's groups count as N
     episodes, ReMax's greedy episode counts too."""
-    styles = {a: style(a) for arms in tasks.values() for a in arms}
-    return grid_of_tasks(tasks, "episodes", styles, 3)
+    return panel_per_task(tasks, "episodes", looks, 3)
 
 
-def fig5(tasks: dict[str, Any]) -> Any:
+def fig5(tasks: dict[str, Any], looks: Looks) -> Any:
     """Success against seconds of training and against environment steps. Paper: SPPO reaches GRPO's peak 5.9 times sooner
     in wall-clock, on language models. Here: control; seconds are those of the machine as loaded during the study."""
     figure, axes = panels(len(tasks), 2)
     for row, (task, arms) in zip(axes, tasks.items(), strict=True):
         for at, axis in zip(row, ("seconds", "steps"), strict=True):
-            draw_curves(at, arms, axis, STYLES)
+            draw_curves(at, arms, axis, looks)
             at.set_title(f"{short(task)}, {count(arms.values())}")
         row[0].set_ylabel("success rate")
     return finish(figure, 6)
 
 
-def fig4(tasks: dict[str, Any]) -> Any:
+def fig4(tasks: dict[str, Any], looks: Looks) -> Any:
     """Left: PPO whose critic is trained with BCE. Paper: it collapses like PPO, so the gain comes from the sequence-level
     formulation and not from the loss. Right, not in the paper: batches of equal outcomes left out of the update, the
     suspected cause of PPO's flat lines."""
@@ -147,7 +120,7 @@ def fig4(tasks: dict[str, Any]) -> Any:
         for at, variants in zip(row, (("ppo-bce",), ("sppo-skip", "ppo-skip")), strict=True):
             shown = {a: runs for a, runs in arms.items() if a in ("sppo", "ppo", *variants)}
             if set(variants) & set(shown):
-                draw_curves(at, shown, "steps", STYLES)
+                draw_curves(at, shown, "steps", looks)
                 at.set_title(f"{short(task)}, {count(shown.values())}")
             else:
                 at.text(0.5, 0.5, f"no runs of {' or '.join(variants)}", ha="center", transform=at.transAxes)
@@ -157,20 +130,21 @@ def fig4(tasks: dict[str, Any]) -> Any:
 
 def grpo_points(size: int) -> tuple[Any, Any, Any]:
     """p = k / N for k of N successes, and the advantages of a success and of a failure that core gives them."""
-    p, won, lost = [], [], []
+    points = []
     for k in range(1, size):
         advantage = core.group_relative_advantage((torch.arange(size) < k).double(), size)
-        p, won, lost = [*p, k / size], [*won, float(advantage[0])], [*lost, float(advantage[-1])]
-    return np.array(p), np.array(won), np.array(lost)
+        points.append((k / size, float(advantage[0]), float(advantage[-1])))
+    p, won, lost = np.array(points).T
+    return p, won, lost
 
 
-def fig2(sizes: Sequence[int]) -> Any:
+def fig2(sizes: Sequence[int], looks: Looks) -> Any:
     """GRPO's advantage against the success rate p. Paper (and appendix A): sqrt((1 - p) / p) for a success and
     -sqrt(p / (1 - p)) for a failure, without bound towards rare outcomes. Here: dots are core.group_relative_advantage on
     k successes out of N; SPPO's R - V with V = p for comparison."""
     figure, axes = panels(1, 1, 3.2)
     at, p = axes[0, 0], np.linspace(0.005, 0.995, 400)
-    green, blue = STYLES["grpo"].colour, STYLES["sppo"].colour
+    green, blue = VARIANTS["grpo"].colour, VARIANTS["sppo"].colour
     for curve, text, place in (
         (np.sqrt((1 - p) / p), r"success: $\sqrt{(1-p)/p}$", (0.2, 3.6)),
         (-np.sqrt(p / (1 - p)), r"failure: $-\sqrt{p/(1-p)}$", (0.52, -4.2)),
@@ -188,7 +162,7 @@ def fig2(sizes: Sequence[int]) -> Any:
     return finish(figure)
 
 
-def fig1(tails: list[Any]) -> Any:
+def fig1(tails: list[Any], looks: Looks) -> Any:
     """Tail effect: V along successful and failed episodes. Paper (figures 1 and 9, language models): a critic at every
     token tells right from wrong only near the end, so earlier steps get no signal. Here: PPO's V(s_t), and on the right how
     well it separates (0.5: not at all); SPPO's V(s_0) is one number an episode."""
@@ -196,7 +170,7 @@ def fig1(tails: list[Any]) -> Any:
     figure, axes = panels(len(rows), 2, 2.2)
     for (left, right), (task, chosen) in zip(axes, rows, strict=True):
         for algorithm in in_order(r["algorithm"] for r in chosen):
-            members, look = [r for r in chosen if r["algorithm"] == algorithm], style(algorithm)
+            members, look = [r for r in chosen if r["algorithm"] == algorithm], looks[algorithm]
             for outcome, line, shade in (("successes", "-", look.colour), ("failures", "--", "#7F7F7F")):
                 having = [r[outcome] for r in members if r[outcome]["episodes"]]
                 if having:
@@ -226,11 +200,12 @@ def reliability(v0: Any, rate: Any, bins: int = 10) -> tuple[Any, Any, Any]:
     """Mean V, mean success and number of contexts of each bin of V that has any (those of the ECE)."""
     member = np.clip((v0 * bins).astype(int), 0, bins - 1)  # a plain critic may leave [0, 1]
     number = np.bincount(member, minlength=bins)
-    sums = (np.bincount(member, weights=x, minlength=bins)[number > 0] for x in (v0, rate))
-    return *(s / number[number > 0] for s in sums), number[number > 0]
+    v_sum, rate_sum = (np.bincount(member, weights=x, minlength=bins)[number > 0] for x in (v0, rate))
+    number = number[number > 0]
+    return v_sum / number, rate_sum / number, number
 
 
-def fig7(rows: list[Any]) -> Any:
+def fig7(rows: list[Any], looks: Looks) -> Any:
     """Calibration: V(s_0) against success over 64 rollouts of each context, all seeds' contexts; reliability diagram, dots
     by number of contexts. Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664, predictions bunch at 0.6 to
     0.7. Here: the last update in the file."""
@@ -241,7 +216,7 @@ def fig7(rows: list[Any]) -> Any:
     for row, task in zip(axes, tasks, strict=True):
         row[-1].set_title(f"{short(task)}\nreliability, 10 bins")
         for at, algorithm in zip(row, algorithms, strict=False):
-            members, look = [row for row in last[task] if row["algorithm"] == algorithm], style(algorithm)
+            members, look = [row for row in last[task] if row["algorithm"] == algorithm], looks[algorithm]
             if not members:
                 at.remove()
                 continue
@@ -263,7 +238,7 @@ def fig7(rows: list[Any]) -> Any:
     return finish(figure)
 
 
-def fig6(tasks: dict[str, Any]) -> Any:
+def fig6(tasks: dict[str, Any], looks: Looks) -> Any:
     """Critic size. Paper (7B): a 1.5B critic saves 12.8 points of the device's memory, and SPPO is no worse with it. Here:
     peak memory of the process (PyTorch alone takes some 300 MiB), milliseconds an update (rollouts included), success."""
     figure, axes = panels(len(tasks), 3, 2.4)
@@ -271,7 +246,7 @@ def fig6(tasks: dict[str, Any]) -> Any:
         widths = {name: arm[0].arguments["critic_hidden"] for sizes in arms.values() for name, arm in sizes.items()}
         order = sorted(widths, key=lambda name: (sum(a * b for a, b in itertools.pairwise(widths[name])), widths[name]))
         for algorithm, sizes in arms.items():
-            look, names = style(algorithm), [name for name in order if name in sizes]
+            look, names = looks[algorithm], [name for name in order if name in sizes]
             for at, (label, value) in zip(row, SIZE_PANELS.items(), strict=True):
                 values = [[value(run) for run in sizes[name]] for name in names]
                 middle = np.array([iqm(v) for v in values])
@@ -287,14 +262,14 @@ def fig6(tasks: dict[str, Any]) -> Any:
     return finish(figure)
 
 
-SIZE_PANELS: dict[str, Callable[[Run], float]] = {
+SIZE_PANELS: dict[str, Callable[[StudyRun], float]] = {
     "peak memory, MiB": lambda run: run.peak_memory_mib,
     "ms an update": lambda run: 1000 * run.x["seconds"][-1] / run.updates,
     "final success": lambda run: run.after,
 }
 
 
-def critics(tasks: dict[str, Any]) -> Any:
+def critics(tasks: dict[str, Any], looks: Looks) -> Any:
     """SPPO by how its critic is trained: updates of the critic a batch, how many recent batches they draw from, learning
     rate. The paper trains it on the policy's minibatches and has no such figure."""
     merged = {
@@ -303,22 +278,20 @@ def critics(tasks: dict[str, Any]) -> Any:
     names = sorted({n for arms in merged.values() for n in arms}, key=lambda n: (n[0] != "o", len(n.split()[0]), n))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     lines = itertools.cycle(("-", "--", "-.", ":"))
-    styles = {n: Style(n, matplotlib.colors.to_hex(c), next(lines)) for n, c in zip(names, colours, strict=True)}
-    return grid_of_tasks(
-        {t: {n: arms[n] for n in names if n in arms} for t, arms in merged.items()}, "steps", styles, 2
-    )
+    how = {n: Look(n, matplotlib.colors.to_hex(c), next(lines)) for n, c in zip(names, colours, strict=True)}
+    return panel_per_task({t: {n: arms[n] for n in names if n in arms} for t, arms in merged.items()}, "steps", how, 2)
 
 
 ADDITION = {
-    "SPPO 128 x 1": Style("SPPO, 128 prompts x 1 response", "#0072B2"),
-    "PPO 128 x 1": Style("PPO, 128 x 1", "#D55E00"),
-    "GRPO 16 x 8": Style("GRPO, 16 x 8", "#009E73"),
-    "GRPO 128 x 8": Style("GRPO, 128 x 8", "#004D38", "--"),
+    "SPPO 128 x 1": Look("SPPO, 128 prompts x 1 response", "#0072B2"),
+    "PPO 128 x 1": Look("PPO, 128 x 1", "#D55E00"),
+    "GRPO 16 x 8": Look("GRPO, 16 x 8", "#009E73"),
+    "GRPO 128 x 8": Look("GRPO, 128 x 8", "#004D38", "--"),
 }
 """Variants of scripts/speed_llm.py that are drawn; the others differ from the first in the critic's steps alone."""
 
 
-def addition(rows: list[Any]) -> Any:
+def addition(rows: list[Any], looks: Looks) -> Any:
     """A tiny transformer learns additions: mean outcome of the last 1,024 training responses against responses and against
     CPU seconds of one thread. Paper (1.5B and 7B models): SPPO reaches GRPO's peak 5.9 times sooner."""
     figure, axes = panels(1, 2, 2.8)
@@ -340,13 +313,18 @@ def addition(rows: list[Any]) -> Any:
 
 # ----------------------------------------------------------------------------------------------------- registry
 class Figure(NamedTuple):
-    draw: Callable[[Any], Any]
-    """from what `what` found in the results"""
+    draw: Callable[[Any, Looks], Any]
+    """from what `what` found in the results, and how each algorithm is drawn"""
     what: Callable[[Study], Any]
     needs: str
     """where `what` finds nothing"""
     note: str = LINES
     """below the picture"""
+
+
+def own(study: Study) -> list[str]:
+    """Algorithms in the files that are not in the table of variants: training scripts of the user's."""
+    return [name for name in study.looks if name not in VARIANTS]
 
 
 def ablated(study: Study) -> dict[str, Any]:
@@ -361,14 +339,14 @@ FIGURES = {
                    "episodes (PPO; coloured: successes, grey: failures), right: 95 % bootstrap interval, seeds resampled."),
     "fig2": Figure(fig2, lambda s: (8, 64), "nothing", "No runs: equations and sppo_control/core.py."),
     "fig4": Figure(fig4, ablated, "runs of ppo-bce, ppo-skip or sppo-skip beside ppo or sppo on one task"),
-    "fig5": Figure(fig5, lambda s: s.with_algorithms(METHODS), "runs of two algorithms on one task"),
+    "fig5": Figure(fig5, lambda s: s.with_algorithms(in_order({*METHODS, *own(s)})), "runs of two algorithms on one task"),
     "fig6": Figure(fig6, lambda s: s.varied(("critic-hidden",), ("sppo", "ppo")), "settings critic-hidden=...", BARS),
     "fig7": Figure(fig7, lambda s: s.calibration, "calibration.json of scripts/probe.py",
                    "Numbers: interquartile mean over seeds, with 95 % bootstrap interval, seeds resampled. "
                    "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664."),
     "fig8": Figure(fig8, lambda s: s.with_algorithms(("sppo", "ppo")), "runs of sppo and ppo on one task"),
-    "fig8_all": Figure(fig8_all, lambda s: s.with_algorithms(dict.fromkeys(a for _, a, _ in s.arms), 3),
-                       "runs of three algorithms on one task"),
+    "fig8_all": Figure(fig8_all, lambda s: s.with_algorithms(dict.fromkeys(a for _, a, _ in s.arms)),
+                       "runs of two algorithms on one task"),
     "critics": Figure(critics, lambda s: s.varied(CRITIC, ("sppo", "sppo-paper")),
                       "SPPO with settings critic-steps=..., critic-window=... or critic-learning-rate=..."),
     "addition": Figure(addition, lambda s: [row for row in s.additions if row["variant"] in ADDITION],

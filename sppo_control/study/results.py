@@ -1,4 +1,4 @@
-"""What results files hold (scripts/benchmark.py, scripts/probe.py, scripts/speed_llm.py)."""
+"""Reads the results files of scripts/benchmark.py, scripts/probe.py and scripts/speed_llm.py."""
 
 from __future__ import annotations
 
@@ -6,31 +6,32 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-import sppo_envs
-from benchmark import ALGORITHMS
 from sppo_control.checkpoints import read_json
 from sppo_control.errors import UserError
+from sppo_control.study import variants
 
 AXES = ("episodes", "steps", "seconds")
-KEY = ["env_id", "algorithm", "setting", "seed"]
+RUN_COLUMNS = ["env_id", "algorithm", "setting", "seed"]
+"""Which run a row is of."""
 NUMBERS = [*AXES, "updates", "success_rate", "success_before", "success_after", "eval_episodes", "peak_memory_mib"]
-COLUMNS = [*KEY, "starts", *NUMBERS, "commit", "arguments", "measures_after"]
-"""What is read of a results file; it may hold more."""
+COLUMNS = [*RUN_COLUMNS, "starts", *NUMBERS, "commit", "arguments", "measures_after"]
+"""What is read of a results file; it may have more columns."""
 TAIL = ("progress", "mean", "low", "high")
 MEASURES = ("pearson", "spearman", "brier", "ece")
 JSON_WRITERS = "scripts/probe.py or scripts/speed_llm.py --what addition"
-CRITIC = ("critic-steps", "critic-window", "critic-learning-rate")
+CRITIC = ("critic-recipe", "critic-steps", "critic-window", "critic-learning-rate")
+"""Arguments that say how SPPO's critic is trained."""
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """One cell of the grid."""
+class StudyRun:
+    """A finished run as results files contain it: its curve, its evaluations and what identifies it."""
 
     env_id: str
     algorithm: str
@@ -58,7 +59,7 @@ class Run:
         return float(np.sum(self.success * np.diff(ends, prepend=0)) / ends[-1])
 
 
-def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[Run], list[str]]:
+def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[StudyRun], list[str]]:
     """All runs of some results files, and a line on each file.
 
     Args:
@@ -80,12 +81,12 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[Ru
             raise UserError(f"{path} was not written by scripts/benchmark.py: no column {', '.join(missing)}")
         numbers = {c: pd.to_numeric(table[c], errors="coerce") for c in NUMBERS}
         if gaps := [c for c in NUMBERS if not np.isfinite(numbers[c]).all()] + [
-            c for c in KEY if table[c].isna().any()
+            c for c in RUN_COLUMNS if table[c].isna().any()
         ]:
             raise UserError(f"{path} has missing or impossible values in {', '.join(gaps)}")
         if table.empty:
             raise UserError(f"{path} has no runs")
-        cells = table.drop_duplicates([*KEY, "starts"])
+        cells = table.drop_duplicates([*RUN_COLUMNS, "starts"])
         seeds, *rest = (sorted(map(str, cells[c].unique()), key=lambda s: (len(s), s)) for c in ("seed", "starts"))
         rest += [sorted({str(c)[:9] for c in cells["commit"]}), sorted(map(str, cells["eval_episodes"].unique()))]
         lines.append(
@@ -110,22 +111,31 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[Ru
                 "files apart"
             )
     runs = []
-    for key, rows in table.groupby(KEY, sort=False):
+    for (env_id, algorithm, setting, seed), rows in table.groupby(RUN_COLUMNS, sort=False):
         if rows["file"].nunique() > 1:
-            cell, files = " ".join(filter(None, map(str, key))), " and in ".join(rows["file"].unique())
-            raise UserError(f"the run {cell} is in {files}; give one of them")
+            which, files = (env_id, algorithm, setting, str(seed)), " and in ".join(rows["file"].unique())
+            raise UserError(f"the run {' '.join(filter(None, which))} is in {files}; give one of them")
         rows, first = rows.sort_values("steps"), rows.iloc[0]
-        x = {axis: rows[axis].to_numpy(float) for axis in AXES}
-        runs.append(
-            Run(*key, x, rows["success_rate"].to_numpy(float), first["success_before"], first["success_after"],
-                int(rows["updates"].max()), first["peak_memory_mib"], json.loads(first["arguments"]),
-                json.loads(first["measures_after"]))
-        )  # fmt: skip
+        runs.append(StudyRun(
+            env_id=env_id, algorithm=algorithm, setting=setting, seed=seed,
+            x={axis: rows[axis].to_numpy(float) for axis in AXES}, success=rows["success_rate"].to_numpy(float),
+            before=first["success_before"], after=first["success_after"], updates=int(rows["updates"].max()),
+            peak_memory_mib=first["peak_memory_mib"], arguments=json.loads(first["arguments"]),
+            measures=json.loads(first["measures_after"]),
+        ))  # fmt: skip
     return runs, lines
 
 
+class Arm(NamedTuple):
+    """What the runs of one comparison have in common; they differ in their seeds only."""
+
+    env_id: str
+    algorithm: str
+    setting: str
+
+
 class Study:
-    """What the given files hold."""
+    """What the given files contain."""
 
     tails: list[tuple[str, list[dict[str, Any]]]]
     """(task, runs) of each tail.json"""
@@ -133,18 +143,32 @@ class Study:
     """rows of all calibration.json"""
     additions: list[dict[str, Any]]
     """runs of all speed_llm_addition.json"""
-    arms: dict[tuple[str, str, str], list[Run]]
-    """(task, algorithm, setting): runs"""
+    arms: dict[Arm, list[StudyRun]]
+    """in the order of the tables"""
+    looks: dict[str, variants.Look]
+    """how each algorithm in the files is drawn"""
 
-    def __init__(self, paths: Sequence[Path], starts: str | None = None) -> None:
+    def __init__(self, paths: Sequence[Path], starts: str | None = None, tasks: Sequence[str] = ()) -> None:
+        """Read the files.
+
+        Args:
+            paths: what scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json) wrote.
+            starts: only runs from these starting policies; needed if there are several.
+            tasks: the order of the tasks; others come after them by name.
+
+        Raises:
+            UserError: what `read_runs` raises; a JSON file is damaged or of something else.
+        """
         self.tails, self.calibration, self.additions, self.arms = [], [], [], {}
         self.runs, self.lines = read_runs([p for p in paths if p.suffix == ".parquet"], starts)
         for path in (p for p in paths if p.suffix == ".json"):
             self.read_json(path)
-        order = [*ALGORITHMS, *sorted({r.algorithm for r in self.runs} - set(ALGORITHMS))]
-        tasks = [*sppo_envs.TASKS, *sorted({r.env_id for r in self.runs} - set(sppo_envs.TASKS))]
+        probed = [row for rows in (self.calibration, *(found for _, found in self.tails)) for row in rows]
+        self.looks = variants.looks([*(r.algorithm for r in self.runs), *(row["algorithm"] for row in probed)])
+        order = list(self.looks)
+        tasks = [*tasks, *sorted({r.env_id for r in self.runs} - set(tasks))]
         for run in sorted(self.runs, key=lambda r: (tasks.index(r.env_id), order.index(r.algorithm), r.setting)):
-            self.arms.setdefault((run.env_id, run.algorithm, run.setting), []).append(run)
+            self.arms.setdefault(Arm(run.env_id, run.algorithm, run.setting), []).append(run)
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.arms))
 
     def read_json(self, path: Path) -> None:
@@ -187,22 +211,24 @@ class Study:
     def __bool__(self) -> bool:
         return bool(self.runs or self.tails or self.calibration or self.additions)
 
-    def main(self, task: str, algorithm: str) -> tuple[str, str, str] | None:
-        """The arm that stands for an algorithm: without a setting, else with the setting that most algorithms have."""
+    def main(self, task: str, algorithm: str) -> Arm | None:
+        """The arm that represents an algorithm: without a setting, else with the setting that most algorithms have."""
         settings = [s for t, a, s in self.arms if (t, a) == (task, algorithm)]
         rank = {s: (s == "", sum((t, z) == (task, s) for t, _, z in self.arms)) for s in settings}
-        return (task, algorithm, max(settings, key=lambda s: rank[s])) if settings else None
+        return Arm(task, algorithm, max(settings, key=lambda s: rank[s])) if settings else None
 
-    def with_algorithms(self, algorithms: Iterable[str], least: int = 2) -> dict[str, dict[str, list[Run]]]:
+    def with_algorithms(self, algorithms: Iterable[str], least: int = 2) -> dict[str, dict[str, list[StudyRun]]]:
         """Tasks that have at least so many of the algorithms: {task: {algorithm: runs}}."""
         found = {t: {a: self.arms[arm] for a in algorithms if (arm := self.main(t, a))} for t in self.tasks}
         return {task: arms for task, arms in found.items() if len(arms) >= least}
 
-    def varied(self, names: Sequence[str], algorithms: Sequence[str]) -> dict[str, dict[str, dict[str, list[Run]]]]:
+    def varied(
+        self, names: Sequence[str], algorithms: Sequence[str]
+    ) -> dict[str, dict[str, dict[str, list[StudyRun]]]]:
         """Tasks where runs differ in these arguments and no others: {task: {algorithm: {value: runs}}}."""
-        found: dict[str, dict[str, dict[str, list[Run]]]] = {}
+        found: dict[str, dict[str, dict[str, list[StudyRun]]]] = {}
         for task, algorithm in {(t, a): None for t, a, _ in self.arms if a in algorithms}:
-            groups: dict[str, dict[str, list[Run]]] = {}  # by what else is set
+            groups: dict[str, dict[str, list[StudyRun]]] = {}  # by what else is set
             for (t, a, setting), arm in self.arms.items():
                 if (t, a) == (task, algorithm):
                     rest = ",".join(part for part in setting.split(",") if part.partition("=")[0].strip() not in names)
@@ -211,12 +237,12 @@ class Study:
         return {task: arms for task, arms in found.items() if len({v for a in arms.values() for v in a}) > 1}
 
 
-def describe(run: Run, names: Sequence[str]) -> str:
+def describe(run: StudyRun, names: Sequence[str]) -> str:
     """A critic's size, or its training, in words."""
     if names == ("critic-hidden",):
         return "x".join(map(str, run.arguments["critic_hidden"]))
-    steps, window, rate = (run.arguments[name.replace("-", "_")] for name in CRITIC)
-    if steps == 0:
+    steps, window, rate = (run.arguments[name] for name in ("critic_steps", "critic_window", "critic_learning_rate"))
+    if run.arguments.get("critic_recipe") == "paper" or steps == 0:  # 0: runs from before there was --critic-recipe
         return f"on the policy's minibatches (paper), rate {rate:g}"
     return f"{steps} steps, " + ("newest batch" if window == 1 else f"last {window} batches") + f", rate {rate:g}"
 

@@ -22,29 +22,31 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sppo_control.study.results import Array, Run
+from sppo_control.study.results import Array, StudyRun
 
-SMOOTH, GRID = 5, 81
-"""Points of the moving mean; points of the grid that curves are interpolated on."""
+SMOOTH = 5
+"""Points of the moving mean."""
+CURVE_POINTS = 81
+"""Points that curves are interpolated at."""
 
 
 # -------------------------------------------------------------------------------------------------------- curves
-def smoothed(run: Run, axis: str) -> tuple[Array, Array]:
+def smoothed(run: StudyRun, axis: str) -> tuple[Array, Array]:
     """x and success, (points + 1,) each; at the ends the moving mean has fewer points."""
     window = slice(SMOOTH // 2, SMOOTH // 2 + len(run.success))
     sums, counts = (np.convolve(y, np.ones(SMOOTH))[window] for y in (run.success, np.ones(len(run.success))))
     return np.append(0.0, run.x[axis]), np.append(run.before, sums / counts)
 
 
-def band(runs: Sequence[Run], axis: str) -> tuple[Array, Array, Array, Array]:
+def band(runs: Sequence[StudyRun], axis: str) -> tuple[Array, Array, Array, Array]:
     """Grid from 0 to where the shortest run ends, IQM, and both ends of its interval at each point (NaN for one run)."""
     curves = [smoothed(run, axis) for run in runs]
-    grid = np.linspace(0.0, min(x[-1] for x, _ in curves), GRID)
-    values = np.stack([np.interp(grid, x, y) for x, y in curves], axis=-1)  # (GRID, runs)
+    grid = np.linspace(0.0, min(x[-1] for x, _ in curves), CURVE_POINTS)
+    values = np.stack([np.interp(grid, x, y) for x, y in curves], axis=-1)  # (CURVE_POINTS, runs)
     return grid, iqm(values), *interval(iqm, values, resamples=1000)
 
 
-def time_to(run: Run, axis: str, threshold: float) -> float:
+def time_to(run: StudyRun, axis: str, threshold: float) -> float:
     """Where the smoothed curve first reaches `threshold`; inf if never."""
     x, y = smoothed(run, axis)
     above = np.flatnonzero(y >= threshold)

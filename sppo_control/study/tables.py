@@ -1,4 +1,4 @@
-"""The tables of scripts/report.py."""
+"""The tables of scripts/report.py, in Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sppo_control.markdown import markdown_table
-from sppo_control.study.results import AXES, MEASURES, Run, Study, separable, short, span, stages
+from sppo_control.study.results import AXES, MEASURES, Arm, Study, StudyRun, separable, short, span, stages
 from sppo_control.study.statistics import (
     difference,
     estimate,
@@ -22,7 +22,7 @@ from sppo_control.study.statistics import (
 )
 
 
-def speed(arm: Sequence[Run], threshold: float) -> str:
+def speed(arm: Sequence[StudyRun], threshold: float) -> str:
     """Median episodes / steps / seconds to a success rate, with how many runs got there; the others count as infinite."""
     times = {axis: [time_to(run, axis, threshold) for run in arm] for axis in AXES}
     reached = f"({np.isfinite(times['steps']).sum()} of {len(arm)})"
@@ -51,16 +51,21 @@ def table_of_arms(study: Study) -> str:
 
 
 def table_of_pairs(study: Study, main: bool) -> str:
-    """Each arm against SPPO, and all tasks pooled; runs of unequal --total-timesteps are not compared but named. `main`:
-    the arms that stand for their algorithm, else the others."""
-    rows, p, unequal, pooled = [], [], [], {}
+    """Each arm against SPPO, and all tasks pooled. Runs of unequal --total-timesteps are not compared but named.
+
+    Args:
+        study: the runs.
+        main: compare the arms that represent their algorithms (`Study.main`), else the others.
+    """
+    rows, p, unequal = [], [], []
+    pooled: dict[str, list[tuple[list[StudyRun], ...]]] = {}
     for (task, algorithm, setting), arm in study.arms.items():
         if (study.main(task, algorithm) == (task, algorithm, setting)) != main:
             continue
-        other = (task, "sppo", setting) if (task, "sppo", setting) in study.arms else study.main(task, "sppo")
-        if other == (task, algorithm, setting):
+        other: Arm | None = Arm(task, "sppo", setting)
+        if other not in study.arms or other == (task, algorithm, setting):
             other = study.main(task, "sppo")
-        if other in (None, (task, algorithm, setting)):
+        if other is None or other == (task, algorithm, setting):
             continue
         sppo = study.arms[other]
         if len({run.budget for run in (*arm, *sppo)}) > 1:
@@ -151,7 +156,7 @@ Made by `{command}` from
 
 Intervals are 95 % bootstrap intervals of the interquartile mean (IQM) over seeds: seeds resampled, percentile, 9,999
 resamples. The number of seeds stands in each row; with few they are too narrow (with normal data they hold the truth 76 %
-of the time for 3 seeds, 89 % for 5, 94 % for 10). Definitions: `scripts/report_statistics.py`."""
+of the time for 3 seeds, 89 % for 5, 94 % for 10). Definitions: `sppo_control/study/statistics.py`."""
 ARMS = """## Each algorithm
 
 - final success: of the evaluation after training, IQM over seeds
