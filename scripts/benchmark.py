@@ -1,21 +1,34 @@
-"""Run a grid of algorithm x task x seed x setting, and gather all curves in one file.
+"""Run a grid of algorithm x task x seed x setting, and collect all curves in one file.
 
     python scripts/benchmark.py --env-ids sppo/PrecisionCartPole-v0 --algorithms sppo ppo --seeds 1 2 3
     python scripts/benchmark.py --settings learning-rate=3e-4 learning-rate=1e-3 --out results/rates.parquet
+    python scripts/benchmark.py --algorithms sppo path/to/mine.py         # a training script of your own
+    python scripts/benchmark.py --grid results/grids/study.toml           # all grids of a file, one after another
 
-A cell of the grid is one run of a training script, a process with one thread; --jobs of them run at a time, or as many
-as a Ray cluster has CPUs:
+A cell of the grid is one run of a training script, in a process with one thread. --jobs of them run at a time, or as
+many as a Ray cluster has CPUs:
 
     ray start --head            # a cluster of one machine; `ray start --address HEAD:6379` on others that have this folder
     python scripts/benchmark.py --ray-address auto ...
 
-Started again, it skips the cells that are in the file already, goes on with interrupted ones from their last checkpoint,
-and tries those that failed once more. If any failed, it ends with status 1 and names them with their logs. It refuses to
-begin where cells are in the file that were made otherwise: with other --eval-episodes or --points, or from other starting
-policies of the same name.
+The same command goes on where it was stopped. It skips the cells that are in the results file, continues interrupted ones
+from their last checkpoint, and tries failed ones once more. If any failed, it ends with status 1 and names them with
+their logs. It refuses to start if cells in the file were made otherwise: with other --eval-episodes or --points, from
+other starting policies of the same name, or by another version of a script of your own.
 
-The file has a row for each point of each curve: success over the episodes since the point before, against episodes,
-environment steps and seconds of training, next to the cell, its arguments, commit, versions, success before and after.
+--grid FILE takes the values from a TOML file instead. sppo_control/study/grids.py says how to write one. Other flags
+then change every grid of the file:
+--env-ids and --algorithms keep those that are named and drop grids with nothing left. A path in --algorithms is added to
+every grid. --seeds, --settings, --starts, --eval-episodes, --points, --out and --work-dir replace the file's values. So
+another seed range is --grid FILE --seeds 21 22 23 --out mine.parquet.
+
+A script of your own takes the flags --env-id, --seed, --eval-episodes, --runs-dir, --resume and --start, and writes a run
+folder as sppo_cartpole.py does. A changed copy of any of the training scripts does both. Results files and figures call it
+by its file's name without .py.
+
+The results file has a row for each point of each curve: success over the episodes since the point before, against
+episodes, environment steps and seconds of training. Each row also has the cell, its arguments, commit, versions, and the
+success before and after.
 """
 
 from __future__ import annotations
@@ -23,99 +36,113 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import hashlib
-import importlib.util
 import itertools
 import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors
-from sppo_control.defaults import defaults
+from sppo_control import cli, errors, extras
+from sppo_control.defaults import task_defaults
 from sppo_control.policies import shipped_policy
 
-ALGORITHMS = {  # name: script and flags
-    "sppo": "sppo_cartpole.py",
-    "sppo-paper": "sppo_cartpole.py --critic-steps 0",
-    "sppo-skip": "sppo_cartpole.py --skip-uniform-batches",
-    "ppo": "ppo_cartpole.py",
-    "ppo-bce": "ppo_cartpole.py --critic-loss bce",
-    "ppo-skip": "ppo_cartpole.py --skip-uniform-batches",
-    "grpo": "grpo_cartpole.py",
-    "rloo": "rloo_cartpole.py",
-    "reinforce": "rloo_cartpole.py --group-size 1",
-    "remax": "remax_cartpole.py",
-}
+with cli.one_line_errors():
+    import pandas as pd
+
+    from sppo_control.study import variants
+    from sppo_control.study.grids import FIELDS, Grid, change, flags_of, key, read_grids
+
 CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
-"""What is kept of a run beside its x-axes; means over the updates of a point."""
-OF_THE_GRID = {  # flag of the scripts: what sets it here
-    "--env-id": "--env-ids", "--seed": "--seeds", "--start": "--starts", "--eval-episodes": "--eval-episodes",
-    "--runs-dir": "--work-dir", "--resume": "a second start of the same command",
-}  # fmt: skip
+"""What is kept of a run besides its x-axes: means over the updates of a point."""
 
 
 @dataclass
 class Args:
-    env_ids: tuple[str, ...] = sppo_envs.TASKS
-    """tasks"""
-    algorithms: tuple[str, ...] = ("sppo", "ppo")
+    grid: Path | None = None
+    """TOML file of grids; the flags from --env-ids to --work-dir then change it, see above"""
+    env_ids: tuple[str, ...] | None = None
+    """tasks; without --grid the default is all tasks of this package"""
+    algorithms: tuple[str, ...] | None = None
     """sppo (the default critic), sppo-paper (the paper's critic), ppo, ppo-bce (critic trained with BCE), sppo-skip and
-    ppo-skip (batches of equal outcomes left out), grpo, rloo, reinforce (batch mean as baseline), remax"""
-    seeds: tuple[int, ...] = (1, 2, 3)
-    """seeds of the runs"""
-    settings: tuple[str, ...] = ("",)
-    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting"""
+    ppo-skip (no update on batches of equal outcomes), grpo, rloo, reinforce (batch mean as baseline), remax, or the path
+    of a training script of your own; without --grid the default is sppo ppo"""
+    seeds: tuple[int, ...] | None = None
+    """seeds of the runs; without --grid the default is 1 2 3"""
+    settings: tuple[str, ...] | None = None
+    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting;
+    without --grid the default is no flags"""
     starts: Path | None = None
-    """folder of starting policies named as the shipped ones; None takes the shipped ones"""
-    eval_episodes: int = 256
-    """episodes of the evaluations before and after training"""
-    points: int = 100
-    """most points of a curve; each is a mean over as many updates as that takes"""
-    out: Path = Path("results/study.parquet")
-    """file of the results; written anew after every cell"""
-    work_dir: Path = Path("runs/benchmark")
-    """run folders and logs of the cells"""
+    """folder of starting policies, named as the shipped ones; without it and --grid the shipped ones are used"""
+    eval_episodes: int | None = None
+    """episodes per evaluation, before and after training; without --grid the default is 256"""
+    points: int | None = None
+    """most points per curve; each is a mean over as many updates as that takes; without --grid the default is 100"""
+    out: Path | None = None
+    """results file, written anew after every cell; without --grid the default is results/study.parquet"""
+    work_dir: Path | None = None
+    """run folders and logs of the cells; without --grid the default is runs/benchmark"""
     jobs: int | None = None
-    """cells that run at a time on this machine; None is one a core"""
+    """cells that run at a time on this machine; None is one per core"""
     ray_address: str | None = None
     """run the cells on this Ray cluster; "auto" is the one of this machine"""
 
     def __post_init__(self) -> None:
-        if unknown := [a for a in self.algorithms if a not in ALGORITHMS]:
-            raise ValueError(f"--algorithms must be of {', '.join(ALGORITHMS)}, got {', '.join(unknown)}")
-        for name in ("env_ids", "algorithms", "seeds", "settings"):
-            values = getattr(self, name)
-            if len(set(values)) != len(values) or not values:
-                raise ValueError(f"--{name.replace('_', '-')} must be different values, at least one, got {values}")
-        given = {word for setting in self.settings for word in flags_of(setting)}
-        if taken := [flag for flag in OF_THE_GRID if flag in given]:
-            instead = ", ".join(OF_THE_GRID[flag] for flag in taken)
-            raise ValueError(f"--settings must leave {', '.join(taken)} to the grid, that is to {instead}")
-        for name in ("eval_episodes", "points", "jobs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if self.ray_address is not None and self.jobs is not None:
             raise ValueError("--jobs is for local processes; a Ray cluster runs as many cells as it has CPUs")
-        if self.out.suffix != ".parquet" or self.out.is_dir():
-            raise ValueError(f"--out must be a file whose name ends in .parquet, got {self.out}")
+        self.grids()
+
+    def grids(self) -> list[Grid]:
+        """What is to be run.
+
+        Raises:
+            ValueError: impossible values, with their flags.
+            UserError: impossible values in the file of --grid, with file, grid and key.
+        """
+        given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        read = [] if self.grid is None else read_grids(self.grid)
+        for i, grid in enumerate(read, start=1):
+            if error := unknown_task(grid.env_ids):
+                raise errors.UserError(f"{self.grid}, grid {i}: env-ids {error}")
+        try:
+            found = change(read, given) if self.grid else [Grid(**{"env_ids": sppo_envs.TASKS, **given})]
+        except ValueError as error:
+            raise ValueError(f"--{error}" if str(error).startswith(FLAGS) else str(error)) from error
+        if error := unknown_task(self.env_ids or ()):
+            raise ValueError(f"--env-ids {error}")
+        return found
+
+
+FLAGS = tuple(key(name) for name in FIELDS)
+
+
+def unknown_task(env_ids: Sequence[str]) -> str:
+    """What is wrong with these tasks; empty if nothing is. Nobody can tell of "module:id" without importing it."""
+    unknown = [env_id for env_id in env_ids if ":" not in env_id and env_id not in gym.registry]
+    return f"must be known environments, got {', '.join(unknown)}; there are {', '.join(sppo_envs.TASKS)}" * bool(
+        unknown
+    )
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run; `starts` is the folder of its starting policies, "shipped" for the package's own.
 
-    Two folders may have one name: `start_sha256`, of the file that the run starts from, tells them apart. It is no part of
-    the key, so that cells of files from before there was this column (and it is "" where there is no file) count by name.
+    Two folders may have one name: `start_sha256`, of the file that the run starts from, tells them apart. In the same way
+    `script_sha256` tells scripts of one's own apart. Neither is part of a cell's identity, because older results files do
+    not have them; "" means that there is no such file.
     """
 
     env_id: str
@@ -124,24 +151,38 @@ class Cell:
     seed: int
     starts: str
     start_sha256: str = dataclasses.field(default="", compare=False)
+    script_sha256: str = dataclasses.field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.algorithm} {self.env_id} seed {self.seed}" + (f" {self.setting}" if self.setting else "")
 
 
-KEY = [f.name for f in dataclasses.fields(Cell) if f.compare]
-Job = tuple[Cell, list[str], Path, int]  # its command, its folder, most points of its curve
-Result = tuple[Cell, list[dict[str, Any]], str]  # its rows, what went wrong
+CELL_COLUMNS = [f.name for f in dataclasses.fields(Cell) if f.compare]
+"""Which cell a row of a results file is of."""
+
+
+class Job(NamedTuple):
+    """A cell and all that running it takes."""
+
+    cell: Cell
+    words: list[str]
+    """script and flags"""
+    folder: Path
+    """of its log and its run"""
+    grid: Grid
+    """says the most points of its curve, and its results file"""
+
+
+Result = tuple[Job, list[dict[str, Any]], str]  # its rows, what went wrong
 
 
 def run_cell(job: Job) -> Result:
-    """Run one cell to its end, or go on with it; returns its rows, and an error text where it failed."""
-    cell, words, folder, points = job
+    """Run one cell to its end, or go on with it; returns its rows, and an error text if it failed."""
     try:
-        return cell, rows_of(cell, run(words, folder), points), ""
+        return job, rows_of(job.cell, run(job.words, job.folder), job.grid.points), ""
     except Exception as error:  # whatever is wrong with one cell must not end the others
         text = str(error) if isinstance(error, errors.UserError) else repr(error)
-        return cell, [], f"{cell}: {text} (log: {folder / 'log.txt'})"
+        return job, [], f"{job.cell}: {text} (log: {job.folder / 'log.txt'})"
 
 
 def run(words: list[str], folder: Path) -> Path:
@@ -149,7 +190,7 @@ def run(words: list[str], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("a") as file:
-        # The script inherits the lock. Where it outlived a benchmark that was killed, this waits until it has finished.
+        # The script inherits the lock. If it outlived a benchmark that was killed, this waits until it has finished.
         fcntl.flock(file, fcntl.LOCK_EX)
         started = sorted(p.parent for p in folder.glob("*/config.json"))
         rest = ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
@@ -162,7 +203,7 @@ def run(words: list[str], folder: Path) -> Path:
 
 
 def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
-    """A finished run's curve, at most `points` of it, with all that identifies the run in every row."""
+    """A finished run's curve, at most `points` of it. Every row has all that identifies the run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
@@ -175,7 +216,7 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
         "success_before": summary["before"]["rate"], "success_after": summary["after"]["rate"],
         "eval_episodes": summary["after"]["episodes"], "measures_after": json.dumps(summary["after"]["measures"]),
     }  # fmt: skip
-    rows, size = [], -(-len(steps) // points)  # updates a point
+    rows, size = [], -(-len(steps) // points)  # updates per point
     for first in range(0, len(steps), size):
         part, last = slice(first, first + size), min(first + size, len(steps)) - 1
         means = {tag.split("/")[1]: float(curve[tag][part].mean()) for tag in CURVES if tag in curve}
@@ -185,62 +226,97 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
     return rows
 
 
-def flags_of(setting: str) -> list[str]:
-    """ "learning-rate=3e-4,critic-hidden=16 16" -> --learning-rate 3e-4 --critic-hidden 16 16."""
-    pairs = (part.partition("=") for part in setting.split(",") if part)
-    return [word for name, _, value in pairs for word in (f"--{name.strip().replace('_', '-')}", *value.split())]
-
-
-def jobs_of(args: Args) -> Iterator[Job]:
-    """The grid, seed by seed, so that a study cut short has all algorithms at fewer seeds."""
-    starts = "shipped" if args.starts is None else args.starts.resolve().name
-    for seed, env_id, algorithm, setting in itertools.product(args.seeds, args.env_ids, args.algorithms, args.settings):
-        script, *flags = shlex.split(ALGORITHMS[algorithm])
-        words = [str(Path(__file__).resolve().with_name(script)), "--env-id", env_id, "--seed", str(seed), *flags]
-        words += ["--eval-episodes", str(args.eval_episodes), *flags_of(setting)]
+def jobs_of(grid: Grid) -> Iterator[Job]:
+    """The cells of a grid, seed by seed, so that a study cut short has all algorithms at fewer seeds."""
+    starts = "shipped" if grid.starts is None else grid.starts.resolve().name
+    wanted = variants.find(grid.algorithms)
+    for seed, env_id, variant, setting in itertools.product(grid.seeds, grid.env_ids, wanted, grid.settings):
+        own = variant.name not in variants.VARIANTS
+        script = Path(variant.script) if own else Path(__file__).resolve().with_name(variant.script)
+        words = [str(script), "--env-id", env_id, "--seed", str(seed), *variant.flags]
+        words += ["--eval-episodes", str(grid.eval_episodes), *flags_of(setting)]
         task = env_id.split("/")[-1]
         start = shipped_policy(env_id)
-        if args.starts is not None:
-            start = (args.starts / start.name).resolve()
+        if grid.starts is not None:
+            start = (grid.starts / start.name).resolve()
             words += ["--start", str(start)]
-        # The task's defaults are part of the name: once one of them has changed, a folder of before is another run's.
-        key = " ".join([*words[1:], json.dumps(dataclasses.asdict(defaults(env_id)))])
-        digest = hashlib.sha256(key.encode()).hexdigest()[:8]
-        folder = args.work_dir.resolve() / f"{task}__{algorithm}__{seed}__{digest}"
+        # The task's defaults are part of the name. Once one of them has changed, an older folder is of another run.
+        identity = " ".join([*words[not own :], json.dumps(task_defaults(env_id))])
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+        folder = grid.work_dir.resolve() / f"{task}__{variant.name}__{seed}__{digest}"
         used = start.is_file() and "--from-scratch" not in words
-        content = hashlib.sha256(start.read_bytes()).hexdigest() if used else ""
-        yield Cell(env_id, algorithm, setting, seed, starts, content), words, folder, args.points
+        hashes = sha256(start) if used else "", sha256(script) if own else ""
+        yield Job(Cell(env_id, variant.name, setting, seed, starts, *hashes), words, folder, grid)
 
 
-def refuse_others(table: Any, jobs: list[Job], args: Args) -> None:
-    """See that what the file has of this grid is what these arguments would make.
+def sha256(file: Path) -> str:
+    """Of a file's content."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def all_jobs(grids: Sequence[Grid]) -> dict[Path, list[Job]]:
+    """The cells of all grids by results file. A cell that several grids have is run once.
 
     Raises:
-        UserError: a cell with another number of evaluation episodes or of updates a point; runs of a task from other
-            starting policies of the same name, whatever their cell, since nobody could tell them apart later.
+        UserError: a cell is in two grids with different commands.
     """
-    made = {Cell(*key): rows for key, rows in table.groupby(KEY, sort=False)} if len(table) else {}
-    hashes = table.groupby(["env_id", "starts"])["start_sha256"].unique() if "start_sha256" in table else {}
+    found: dict[tuple[Path, Cell], Job] = {}
+    for grid in grids:
+        for job in jobs_of(grid):
+            first = found.setdefault((grid.out, job.cell), job)
+            if first.words != job.words:
+                raise errors.UserError(
+                    f"two grids make {job.cell} of {grid.out} in different ways: {shlex.join(first.words)}; and "
+                    f"{shlex.join(job.words)}. Give them different values of out"
+                )
+    by_file: dict[Path, list[Job]] = {}
+    for (out, _), job in found.items():
+        by_file.setdefault(out, []).append(job)
+    return by_file
+
+
+def refuse_others(table: Any, jobs: Sequence[Job]) -> None:
+    """See that what a results file has of these cells is what they would be now.
+
+    Raises:
+        UserError: a cell with another number of evaluation episodes or of updates per point; runs of a task from other
+            starting policies of the same name, or by another script of the same name, whatever their cell. Nobody could
+            tell those apart later.
+    """
+    made = {Cell(*cell): rows for cell, rows in table.groupby(CELL_COLUMNS, sort=False)} if len(table) else {}
+    starts = table.groupby(["env_id", "starts"])["start_sha256"].unique() if "start_sha256" in table else {}
+    scripts = table.groupby("algorithm")["script_sha256"].unique() if "script_sha256" in table else {}
     # The longest curve: if all were made with one --points, which the file does not have, this one makes the same.
-    points = max((len(made[cell]) for cell, *_ in jobs if cell in made), default=0)
+    points = max((len(made[job.cell]) for job in jobs if job.cell in made), default=0)
     found: dict[str, list[Cell]] = {}
-    for cell, *_ in jobs:
-        known = (h for h in hashes.get((cell.env_id, cell.starts), ()) if isinstance(h, str) and h)  # old rows: none
-        if cell.start_sha256 and (others := [h[:8] for h in known if h != cell.start_sha256]):
-            what = f"{cell.env_id} from starting policies {cell.starts!r} whose sha256 is {', '.join(others)}"
+    for cell, _, _, grid in jobs:
+        if others := different(cell.start_sha256, starts.get((cell.env_id, cell.starts), ())):
+            what = f"{cell.env_id} from starting policies {cell.starts!r} whose sha256 is {others}"
             found.setdefault(f"{what}, not {cell.start_sha256[:8]}", []).append(cell)
+        elif others := different(cell.script_sha256, scripts.get(cell.algorithm, ())):
+            what = f"{cell.algorithm} by a script whose sha256 is {others}"
+            found.setdefault(f"{what}, not {cell.script_sha256[:8]}", []).append(cell)
         elif cell in made:
             episodes, updates = made[cell]["eval_episodes"].iloc[0], made[cell]["updates"]
-            if episodes != args.eval_episodes:
-                found.setdefault(f"--eval-episodes {episodes}, not {args.eval_episodes}", []).append(cell)
-            elif updates.min() != -(-updates.max() // args.points):  # of the first point: updates a point, see rows_of
-                found.setdefault(f"--points {points}, not {args.points}", []).append(cell)
+            if episodes != grid.eval_episodes:
+                found.setdefault(f"--eval-episodes {episodes}, not {grid.eval_episodes}", []).append(cell)
+            elif updates.min() != -(
+                -updates.max() // grid.points
+            ):  # of the first point: updates per point, see rows_of
+                found.setdefault(f"--points {points}, not {grid.points}", []).append(cell)
     if found:
         texts = [f"{what} ({len(cells)} cells of this grid, the first is {cells[0]})" for what, cells in found.items()]
         raise errors.UserError(
-            f"--out {args.out} was made otherwise: {'; '.join(texts)}. Use the values that it was made with, and for other "
-            "starting policies a folder of another name; or another --out"
+            f"--out {jobs[0].grid.out} was made otherwise: {'; '.join(texts)}. Use the values that it was made "
+            "with, and for other starting policies or scripts another name; or another --out"
         )
+
+
+def different(now: str, known: Iterable[Any]) -> str:
+    """The digests in a results file that are not the present one. Older rows have none; "" says nothing."""
+    return (
+        ", ".join(digest[:8] for digest in known if isinstance(digest, str) and digest not in ("", now)) if now else ""
+    )
 
 
 def available_cores() -> int:
@@ -262,40 +338,44 @@ def results_of(jobs: list[Job], args: Args) -> Iterator[Result]:
     waiting = {task.remote(job): job for job in jobs}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
-        cell, _, folder, _ = waiting.pop(done)
+        job = waiting.pop(done)
         try:
             yield ray.get(done)
         except ray.exceptions.RayError as error:  # a worker died, or its machine
-            yield cell, [], f"{cell}: {error} (log: {folder / 'log.txt'})"
+            yield job, [], f"{job.cell}: {error} (log: {job.folder / 'log.txt'})"
 
 
 def main(args: Args) -> None:
-    extras = {"pandas": "study", "pyarrow": "study"} | ({"ray": "ray"} if args.ray_address else {})
-    for package, extra in extras.items():
-        if importlib.util.find_spec(package) is None:
-            raise errors.UserError(f"{package} is not installed; run: pip install -c constraints.txt -e '.[{extra}]'")
-    import pandas as pd
-
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    table = pd.read_parquet(args.out) if args.out.is_file() else pd.DataFrame(columns=KEY)
-    finished = {Cell(*key) for key in table[KEY].drop_duplicates().itertuples(index=False)}
-    refuse_others(table, list(jobs_of(args)), args)
-    jobs = [job for job in jobs_of(args) if job[0] not in finished]
+    if args.ray_address:
+        extras.require("ray", "ray", wanted_by="--ray-address")
+    by_file = all_jobs(args.grids())
+    tables, finished = {}, {}
+    for out, jobs in by_file.items():  # all that can be refused, before anything runs
+        tables[out] = pd.read_parquet(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
+        finished[out] = {Cell(*cell) for cell in tables[out][CELL_COLUMNS].drop_duplicates().itertuples(index=False)}
+        refuse_others(tables[out], jobs)
+    waiting = [job for out, jobs in by_file.items() for job in jobs if job.cell not in finished[out]]
+    for job in waiting:
+        job.grid.out.parent.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
-    with tqdm(total=len(jobs), unit="run", desc="benchmark", dynamic_ncols=True) as bar:
-        for cell, rows, failure in results_of(jobs, args):
+    added = dict.fromkeys(by_file, 0)
+    with tqdm(total=len(waiting), unit="run", desc="benchmark", dynamic_ncols=True) as bar:
+        for (cell, _, _, grid), rows, failure in results_of(waiting, args):
             if failure:
                 failures.append(failure)
                 bar.write(f"FAILED {failure}", file=sys.stderr)
             else:
-                table = pd.concat([table, pd.DataFrame(rows)], ignore_index=True) if len(table) else pd.DataFrame(rows)
-                table.to_parquet(args.out.with_suffix(".writing"), compression="zstd")
-                os.replace(args.out.with_suffix(".writing"), args.out)
+                old, new = tables[grid.out], pd.DataFrame(rows)
+                tables[grid.out] = pd.concat([old, new], ignore_index=True) if len(old) else new
+                tables[grid.out].to_parquet(grid.out.with_suffix(".writing"), compression="zstd")
+                os.replace(grid.out.with_suffix(".writing"), grid.out)
+                added[grid.out] += 1
                 bar.set_postfix_str(f"{cell}: {rows[0]['success_before']:.2f} to {rows[0]['success_after']:.2f}")
             bar.update()
-    print(f"{len(jobs) - len(failures)} runs added to {args.out}, {len(finished)} cells were there")
+    for out, number in added.items():
+        print(f"{number} runs added to {out}, {len(finished[out])} cells were there")
     if failures:
-        sys.exit("\n".join([f"{len(failures)} of {len(jobs)} runs failed:", *failures]))
+        sys.exit("\n".join([f"{len(failures)} of {len(waiting)} runs failed:", *failures]))
 
 
 if __name__ == "__main__":

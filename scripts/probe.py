@@ -2,16 +2,18 @@
 
     python scripts/probe.py --what tail --runs runs/<ppo run> runs/<sppo run> --out results/tail.json
     python scripts/probe.py --what calibration --runs runs/benchmark --updates 10 40 --out results/calibration.json
+    python scripts/probe.py --commands results/commands/probes.toml         # several such commands, of a TOML file
 
 `tail`: V along whole episodes, successes and failures apart, at 50 points between the first action and the last. PPO's
-critic sees every state s_t; SPPO's sees s_0 alone, so that its V is one number an episode. `auc` is the probability that
-V of a random success exceeds V of a random failure, ties counting half (0.5: V cannot tell them apart). The paper's claim
-(Wang et al., arXiv 2604.08865, figures 1 and 9): a critic of every token can only near the end.
+critic sees every state s_t. SPPO's critic sees s_0 alone, so its V is one number per episode. `auc` is the probability
+that V of a random success exceeds V of a random failure. Ties count half, so 0.5 means that V cannot tell them apart. The
+paper claims that a critic of every token can do so only near the end (Wang et al., arXiv 2604.08865, figures 1 and 9).
 
 `calibration`: V(s_0) of fresh contexts against the success rate over many episodes from each of them (figure 7).
 
---runs takes run folders, and folders to be searched for them; of what a search finds, the runs without a critic (GRPO,
-RLOO, ReMax) are left out. Policy and critic are of one checkpoint, which is named. Equal arguments give equal episodes.
+--runs takes run folders, and folders to be searched for them. A search leaves out runs without a critic (GRPO, RLOO,
+ReMax). Policy and critic are from one checkpoint, which is named. Equal arguments give equal episodes. The script needs
+the extra `study`.
 """
 
 from __future__ import annotations
@@ -35,8 +37,13 @@ from sppo_control.networks import Critic
 from sppo_control.policies import Policy, load_policy
 from sppo_control.rollout import rollout, success_by_context
 
+with cli.one_line_errors():
+    from sppo_control.study import variants
+
 POINTS = 50
 """K, points of an episode's progress from 0 (first action) to 1 (last action)."""
+CRITICS = ("sppo_cartpole.py", "ppo_cartpole.py")
+"""Scripts whose runs have a critic of states."""
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -74,28 +81,28 @@ class Args:
 
 @dataclass
 class Probe:
-    """A checkpoint of a run, ready to act and to judge; `about`: env_id, run, seed, update."""
+    """A checkpoint of a run, ready to act and to judge."""
 
     algorithm: str
+    sigmoid: bool
+    """whether V is the sigmoid of the critic's output"""
     about: dict[str, Any]
+    """env_id, run, seed, update"""
     envs: Any
     policy: Policy
     critic: Critic
 
     def values(self, obs: Tensor) -> FloatArray:
-        """V of observations, (..., D) -> (...), as the run's advantage has it: PPO's plain critic knows no sigmoid."""
+        """V of observations, (..., D) -> (...), as in the run's advantage: PPO's plain critic has no sigmoid."""
         with torch.no_grad():
             output = self.critic(obs)
-            return (output if self.algorithm == "ppo" else torch.sigmoid(output)).double().numpy()
+            return (torch.sigmoid(output) if self.sigmoid else output).double().numpy()
 
 
 def algorithm_of(config: dict[str, Any]) -> str:
-    """A run's algorithm, as scripts/benchmark.py names it; empty if it has no critic."""
-    if config.get("script") == "sppo_cartpole.py":
-        return "sppo" if config["args"].get("critic_steps", 0) > 0 else "sppo-paper"
-    if config.get("script") == "ppo_cartpole.py":
-        return "ppo-bce" if config["args"]["critic_loss"] == "bce" else "ppo"
-    return ""
+    """A run's algorithm, as scripts/benchmark.py names it; empty if it has no critic that this script knows."""
+    variant = variants.of_run(config.get("script", ""), config["args"])
+    return variant.name if variant and variant.script in CRITICS else ""
 
 
 def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
@@ -137,13 +144,14 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
             critic = Critic(made[key].single_observation_space.shape[0], trained.get("critic_hidden", (64, 64)))
             state = checkpoints.read_checkpoint(folder, {"critic": critic}, ("update",))
             about = {"env_id": trained["env_id"], "run": run.name, "seed": trained["seed"], **state}
-            probes.append(Probe(algorithm_of(config), about, made[key], policy, critic))
+            sigmoid = trained.get("critic_loss", "bce") == "bce"  # SPPO has no other loss
+            probes.append(Probe(algorithm_of(config), sigmoid, about, made[key], policy, critic))
     return probes
 
 
 def tail(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
     """V along the episodes of one checkpoint."""
-    rng, sees = np.random.default_rng(args.seed), None if probe.algorithm.startswith("ppo") else 1  # states an episode
+    rng, sees = np.random.default_rng(args.seed), None if probe.algorithm.startswith("ppo") else 1  # states per episode
     curves, outcomes = np.empty((0, POINTS)), np.empty(0, dtype=np.bool_)  # (episodes, K), (episodes,)
     while (missing := args.episodes - len(curves)) > 0:
         episodes = rollout(probe.envs, probe.policy, rng)
@@ -237,4 +245,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__, command_files=True)

@@ -2,6 +2,7 @@
 
     python scripts/report.py --results results/study.parquet                        # all that this file can feed
     python scripts/report.py --results results/*.parquet results/*.json --out docs/figures --figures fig8 fig7 tables
+    python scripts/report.py --commands results/commands/figures.toml               # several such commands, of a TOML file
 
 | name     | what                                                                      | made of runs of                  |
 | -------- | ------------------------------------------------------------------------- | -------------------------------- |
@@ -123,4 +124,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__, command_files=True)

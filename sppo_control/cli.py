@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -31,17 +32,26 @@ RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every"
 """Arguments that may differ when a run is resumed, because none of them changes what an update computes."""
 
 
-def main(run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None) -> None:
+def main(
+    run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None, command_files: bool = False
+) -> None:
     """Entry point of a script. Exit status 2 for what the user can mend, 1 for a run that became NaN.
 
     Args:
         run: the script's function.
         args_type: its arguments; see `parse_args`.
         description: shown by --help.
+        command_files: the script also takes `--commands FILE` in place of all other arguments; see `read_commands`.
     """
     if os.getcwd() not in sys.path:  # Python itself adds the script's folder, where no user keeps modules
         sys.path.append(os.getcwd())
     with one_line_errors():
+        if command_files and sys.argv[1:2] == ["--commands"]:
+            if len(sys.argv) != 3:
+                raise UserError(f"--commands takes one file and no other arguments, got {' '.join(sys.argv[2:])!r}")
+            for args in read_commands(args_type, Path(sys.argv[2])):
+                run(args)
+            return
         run(parse_args(args_type, description))
 
 
@@ -113,6 +123,46 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
                 f"These may change: {', '.join(flag(n) for n in sorted(may_change))}"
             )
     return args
+
+
+def read_commands(args_type: type[ArgsT], file: Path) -> list[ArgsT]:
+    """Several command lines of a script from a TOML file, where they can be read and commented better than in a shell.
+
+    Each [[command]] has flags without their dashes as keys:
+
+        [[command]]
+        figures = ["fig5"]
+        results = ["results/seconds.parquet"]
+
+    Args:
+        args_type: the script's arguments.
+        file: the TOML file.
+
+    Raises:
+        UserError: names the file and the command (from 1) with an unknown key or an impossible value.
+    """
+    try:
+        commands = tomllib.loads(file.read_text()).get("command")
+    except (OSError, ValueError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError
+        raise UserError(f"cannot read {file}: {error}") from error
+    if not isinstance(commands, list) or not commands or not all(isinstance(c, dict) for c in commands):
+        raise UserError(f"{file} has no command: each one begins with a line [[command]]")
+    known = [flag(field.name).removeprefix("--") for field in dataclasses.fields(cast(Any, args_type))]
+    found = []
+    for i, command in enumerate(commands, start=1):
+        where = f"{file}, command {i}"
+        if unknown := [key for key in command if key not in known]:
+            raise UserError(f"{where}: unknown key {', '.join(unknown)}; there are {', '.join(known)}")
+        words = []
+        for key, value in command.items():
+            words += [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
+        try:
+            found.append(parse_args(args_type, None, words))
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        except SystemExit as error:  # the parser has printed what is wrong
+            raise UserError(f"{where}: see above") from error
+    return found
 
 
 def flag(name: str) -> str:

@@ -22,18 +22,27 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import benchmark
 import sppo_cartpole
-from sppo_control import cli, errors
+from sppo_control import cli, errors, extras
 from sppo_control.policies import shipped_policy
+from sppo_control.study import variants
 
 ROOT = Path(__file__).resolve().parents[1]
 POLE, CONTEXT = "sppo/PrecisionCartPole-v0", "sppo/ContextCartPole-v0"
 SMALL = "total-timesteps=4000,num-envs=4,num_minibatches=2,critic-hidden=8 8"
-GRID = {"env_ids": (POLE,), "algorithms": ("sppo", "ppo"), "settings": (SMALL,), "eval_episodes": 4, "points": 4}
-CELL = benchmark.KEY
+SMALL_GRID = {"env_ids": (POLE,), "algorithms": ("sppo", "ppo"), "settings": (SMALL,), "eval_episodes": 4, "points": 4}
+CELL = benchmark.CELL_COLUMNS
 
 
 def make_args(folder, **changes):
-    return benchmark.Args(**{**GRID, "out": folder / "new" / "out.parquet", "work_dir": folder / "runs", **changes})
+    return benchmark.Args(
+        **{**SMALL_GRID, "out": folder / "new" / "out.parquet", "work_dir": folder / "runs", **changes}
+    )
+
+
+def jobs_of(args):
+    """The cells of arguments without a grid file."""
+    (grid,) = args.grids()
+    return list(benchmark.jobs_of(grid))
 
 
 def folders(folder):
@@ -104,7 +113,7 @@ def test_each_row_says_which_run_it_is_of(grid):
         assert json.loads(row.pop("measures_after")) == summary["after"]["measures"]
         assert row == {
             "env_id": POLE, "algorithm": algorithm, "setting": SMALL, "seed": seed, "starts": "shipped",
-            "start_sha256": sha256(shipped_policy(POLE)),
+            "start_sha256": sha256(shipped_policy(POLE)), "script_sha256": "",
             "commit": config["git_commit"], "peak_memory_mib": summary["peak_memory_mib"], "eval_episodes": 4,
             "success_before": summary["before"]["rate"], "success_after": summary["after"]["rate"],
         }  # fmt: skip
@@ -115,30 +124,30 @@ def test_each_row_says_which_run_it_is_of(grid):
         assert config["machine"]["torch_threads"] == 1
 
 
-@pytest.mark.parametrize("algorithm", benchmark.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", variants.VARIANTS)
 def test_an_algorithms_name_is_its_script_and_flags(algorithm, tmp_path, monkeypatch):
     """Read by the script itself, and equal to its defaults but for what the name says."""
-    ((cell, words, _, _),) = benchmark.jobs_of(make_args(tmp_path, algorithms=(algorithm,), seeds=(3,), settings=("",)))
+    ((cell, words, _, _),) = jobs_of(make_args(tmp_path, algorithms=(algorithm,), seeds=(3,), settings=("",)))
     module = __import__(Path(words[0]).stem)
     assert Path(words[0]) == Path(module.__file__)
     monkeypatch.setattr(sys, "argv", words)
     args = cli.parse_args(module.Args, "test")
     said = {
-        "sppo-paper": {"critic_steps": 0, "critic_learning_rate": 1e-3}, "ppo-bce": {"critic_loss": "bce"},
+        "sppo-paper": {"critic_recipe": "paper", "critic_learning_rate": 1e-3}, "ppo-bce": {"critic_loss": "bce"},
         "reinforce": {"group_size": 1},
         "sppo-skip": {"skip_uniform_batches": True}, "ppo-skip": {"skip_uniform_batches": True},
     }.get(algorithm, {})  # fmt: skip
-    assert args == dataclasses.replace(module.Args(env_id=POLE, seed=3, eval_episodes=4), **said)
+    assert args == dataclasses.replace(cli.make_args(module.Args, env_id=POLE, seed=3, eval_episodes=4), **said)
     assert str(cell) == f"{algorithm} {POLE} seed 3"
     assert module.__name__.split("_")[0] == {"reinforce": "rloo"}.get(algorithm, algorithm.split("-")[0])
 
 
 def test_the_grid_goes_seed_by_seed_and_no_two_cells_share_a_folder(tmp_path):
     args = make_args(tmp_path, seeds=(1, 2), env_ids=(POLE, CONTEXT), settings=("", "num-envs=8"))
-    jobs = list(benchmark.jobs_of(args))
+    jobs = jobs_of(args)
     assert [job[0].seed for job in jobs] == [1] * 8 + [2] * 8
-    again = [*jobs, *benchmark.jobs_of(dataclasses.replace(args, starts=tmp_path / "shipped"))]
-    again += benchmark.jobs_of(dataclasses.replace(args, eval_episodes=5))
+    again = [*jobs, *jobs_of(dataclasses.replace(args, starts=tmp_path / "shipped"))]
+    again += jobs_of(dataclasses.replace(args, eval_episodes=5))
     assert len({job[2] for job in again}) == len(again) == 48
 
 
@@ -186,7 +195,7 @@ def test_new_cells_and_equal_curves_are_not_refused(grid):
     assert 3 in equal  # what the refusal above names
     for changes in [{"points": points} for points in equal] + [{"seeds": (3,), "points": 1, "eval_episodes": 9}]:
         new = dataclasses.replace(args, **changes)
-        benchmark.refuse_others(table, list(benchmark.jobs_of(new)), new)
+        benchmark.refuse_others(table, jobs_of(new))
 
 
 def test_two_folders_of_starting_policies_with_one_name(grid, tmp_path, monkeypatch, capsys):
@@ -214,9 +223,7 @@ def test_two_folders_of_starting_policies_with_one_name(grid, tmp_path, monkeypa
             match=rf"{POLE} from starting policies 'fresh' whose sha256 is {ours[:8]}, not {other[:8]}",
         ):
             start("b", kind, **changes)
-    (scratch,) = benchmark.jobs_of(
-        dataclasses.replace(args, seeds=(1,), algorithms=("ppo",), settings=("from-scratch",))
-    )
+    (scratch,) = jobs_of(dataclasses.replace(args, seeds=(1,), algorithms=("ppo",), settings=("from-scratch",)))
     assert scratch[0].start_sha256 == ""
 
 
@@ -258,7 +265,7 @@ def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch, 
     )  # fmt: skip
     last = sorted((run / "checkpoints").iterdir())[-1]
     assert last.name == whole.checkpoints()[-1].name
-    for name in ("policy", "critic", "optimizer"):
+    for name in ("policy", "critic", "optimizer", "critic_optimizer"):
         assert (last / f"{name}.safetensors").read_bytes() == (
             whole.checkpoints()[-1] / f"{name}.safetensors"
         ).read_bytes()
@@ -327,13 +334,14 @@ def test_a_failed_cell_is_named_and_tried_again_at_the_next_start_only(tmp_path,
 def test_a_broken_run_folder_fails_its_cell_alone(grid, tmp_path):
     """Whatever goes wrong in reading a run back is a failure of that cell, with its log, not the end of the benchmark."""
     _, args, _ = grid
-    cell, _, path, points = next(benchmark.jobs_of(args))
+    job = jobs_of(args)[0]
+    cell, path = job.cell, job.folder
     shutil.copytree(path, tmp_path / "cell")
     for events in (tmp_path / "cell").rglob("events*"):
         events.unlink()
     script = tmp_path / "nothing.py"
     script.write_text("")
-    _, rows, failure = benchmark.run_cell((cell, [str(script)], tmp_path / "cell", points))
+    _, rows, failure = benchmark.run_cell(job._replace(words=[str(script)], folder=tmp_path / "cell"))
     assert rows == []
     assert failure.startswith(f"{cell}: KeyError(")
     assert failure.endswith(f"(log: {tmp_path / 'cell' / 'log.txt'})")
@@ -396,13 +404,13 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
     def cell(job):
         (tmp_path / f"{job[0].algorithm}-{os.getpid()}").write_text(ray.get_runtime_context().get_node_id())
         if job[0].algorithm == "grpo":
-            return job[0], [], f"{job[0]}: failed (log: there)"
+            return job, [], f"{job[0]}: failed (log: there)"
         deadline = time.monotonic() + 300
         while len(list(tmp_path.glob("*ppo-*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
         if job[0].algorithm == "ppo":
             os._exit(1)
-        return job[0], [{**row, **dataclasses.asdict(job[0])}], ""
+        return job, [{**row, **dataclasses.asdict(job[0])}], ""
 
     monkeypatch.setattr(benchmark, "run_cell", cell)
     try:
@@ -413,7 +421,7 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
     began = sorted(tmp_path.glob("*-*"))
     assert [p.name.split("-")[0] for p in began] == ["grpo", "ppo", "sppo"], "tried again, silently"
     assert began[1].read_text() != began[2].read_text(), "both on one node"
-    logs = {job[0].algorithm: job[2] / "log.txt" for job in benchmark.jobs_of(args)}
+    logs = {job[0].algorithm: job[2] / "log.txt" for job in jobs_of(args)}
     text = str(stop.value.code)
     assert text.startswith("2 of 3 runs failed:\n")
     assert f"\ngrpo {POLE} seed 1 {SMALL}: failed (log: there)" in text
@@ -442,10 +450,28 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
         (["--points", "0"], "--points must be at least 1, got 0"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--eval-episodes", "0"], "--eval-episodes must be at least 1, got 0"),
+        (
+            ["--env-ids", POLE, "sppo/Pole-v0"],
+            "--env-ids must be known environments, got sppo/Pole-v0; there are sppo/Pre",
+        ),
+        (
+            ["--algorithms", "sppo", "no/mine.py"],
+            r"--algorithms must be .*, and there is no file no/mine.py \(looked for in",
+        ),
+        (["--algorithms", "folder.py"], "there is no file folder.py"),
+        (
+            ["--algorithms", "ppo.py"],
+            "--algorithms must not have ppo.py: results files would call it ppo, a name of the",
+        ),
+        (["--algorithms", "mine.py", "other/mine.py"], "--algorithms must have different names, .*; got two mine"),
     ],
 )
 def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
-    (tmp_path / "folder.parquet").mkdir()
+    for name in ("folder.parquet", "folder.py", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("ppo.py", "mine.py", "other/mine.py"):
+        (tmp_path / name).write_text("")
+    before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", *words])
     monkeypatch.setattr(benchmark, "results_of", lambda *_: pytest.fail("a run began"))
@@ -453,23 +479,29 @@ def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
         cli.main(benchmark.main, benchmark.Args, benchmark.__doc__)
     assert stop.value.code == 2
     assert re.search(message, " ".join(capsys.readouterr().err.split()))
-    assert [p.name for p in tmp_path.iterdir()] == ["folder.parquet"]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
-    for package, changes in {"pandas": {}, "pyarrow": {}, "ray": {"ray_address": "auto"}}.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(benchmark.importlib.util, "find_spec", lambda name, gone=package: name != gone or None)
-            with pytest.raises(errors.UserError, match=f"{package} is not installed; run: pip install .*"):
-                benchmark.main(make_args(tmp_path, **changes))
+def test_missing_packages_are_named(tmp_path):
+    for package, extra, words in (("pyarrow", "study", []), ("ray", "ray", ["--ray-address", "auto"])):
+        code = (
+            "import runpy, sys; sys.modules[sys.argv.pop(1)] = None; runpy.run_path(sys.argv[0], run_name='__main__')"
+        )
+        code = code.replace("sys.argv[0]", repr(str(ROOT / "scripts" / "benchmark.py")))
+        done = subprocess.run(
+            [sys.executable, "-c", code, package, *words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"error: {package}"), done.stderr
+        assert done.stderr.endswith(f"is not installed; run: {extras.install(extra)}\n")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_other_defaults_is_not_taken_up(tmp_path, monkeypatch):
     """A default of the task has changed since: the folder that is there holds another run, finished or not."""
     args = make_args(tmp_path, seeds=(1,))
-    before = [folder for *_, folder, _ in benchmark.jobs_of(args)]
-    assert before == [folder for *_, folder, _ in benchmark.jobs_of(args)]
-    other = dataclasses.replace(benchmark.defaults(POLE), learning_rate=0.123)
-    monkeypatch.setattr(benchmark, "defaults", lambda env_id: other)
-    assert not set(before) & {folder for *_, folder, _ in benchmark.jobs_of(args)}
+    before = [job.folder for job in jobs_of(args)]
+    assert before == [job.folder for job in jobs_of(args)]
+    other = benchmark.task_defaults(POLE) | {"learning_rate": 0.123}
+    monkeypatch.setattr(benchmark, "task_defaults", lambda env_id: other)
+    assert not set(before) & {job.folder for job in jobs_of(args)}

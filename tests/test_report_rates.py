@@ -131,7 +131,7 @@ def test_the_chosen_rates_and_what_is_still_to_run_are_printed(tmp_path, capsys)
     for line in commands:
         words = shlex.split(line)
         assert words[:2] == ["python", "scripts/benchmark.py"]
-        grid = tyro.cli(benchmark.Args, args=words[2:])
+        (grid,) = tyro.cli(benchmark.Args, args=words[2:]).grids()
         read.append((*grid.env_ids, *grid.settings, grid.algorithms))
         grids[read[-1]] = grid
     assert read == [
