@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +15,7 @@ import contexts
 import plot
 import speed
 import sppo_envs
+from sppo_control import errors
 from sppo_control.policies import load_policy, shipped_policy
 from sppo_control.rollout import success_by_context
 
@@ -48,8 +51,11 @@ def drawn(monkeypatch, args):
 
 def test_plot_draws_runs_of_both_kinds_with_their_units(tmp_path, monkeypatch):
     curve = [(1000 * i, 0.1 * i) for i in range(1, 8)]
-    poles = [run_folder(tmp_path / f"p{i}", "sppo_cartpole.py", {"env_id": "Pole-v0"}, curve[: 7 - i]) for i in (0, 1)]
-    axes = drawn(monkeypatch, plot.Args(poles, smooth=1))
+    poles = [
+        run_folder(tmp_path / f"p{i}", "sppo_cartpole.py", {"env_id": "Pole-v0", "seed": i}, curve[: 7 - i])
+        for i in (0, 1)
+    ]
+    axes = drawn(monkeypatch, plot.Args(tuple(poles), smooth=1))
     assert axes.get_xlabel() == "environment steps, millions"
     assert axes.get_legend_handles_labels()[1] == ["SPPO, Pole-v0 (2 seeds, mean)"]
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([(x / 1e6, y) for x, y in curve]), rel=1e-6)
@@ -57,15 +63,66 @@ def test_plot_draws_runs_of_both_kinds_with_their_units(tmp_path, monkeypatch):
     assert (mean[0], mean[-1]) == pytest.approx((0.001, 0.006))
 
     adds = run_folder(tmp_path / "addition__grpo_llm__1__now", "grpo_llm.py", {"dataset": None}, curve)
-    axes = drawn(monkeypatch, plot.Args([adds], smooth=3))
+    axes = drawn(monkeypatch, plot.Args((adds,), smooth=3))
     assert axes.get_xlabel() == "responses, thousands"
     assert axes.get_legend_handles_labels()[1] == ["GRPO, addition (1 run)"]
     assert axes.lines[0].get_xydata() == pytest.approx(np.array([(x / 1e3, y - 0.1) for x, y in curve[2:]]), rel=1e-6)
 
-    with pytest.raises(SystemExit, match="no common axis"):
-        plot.main(plot.Args([*poles, adds]))
-    with pytest.raises(SystemExit, match="no curve 'x'; it has charts/success_rate"):
-        plot.main(plot.Args([adds], tag="x"))
+    with pytest.raises(errors.UserError, match="no common axis"):
+        plot.main(plot.Args((*poles, adds)))
+    with pytest.raises(errors.UserError, match="has no curve 'x'; it has charts/success_rate"):
+        plot.main(plot.Args((adds,), tag="x"))
+
+
+def test_plot_leaves_out_what_is_no_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "study.parquet").write_text("")
+    run_folder(tmp_path / "run", "ppo_cartpole.py", {"env_id": "Pole-v0"}, [(1, 0.5), (2, 0.5)])
+    axes = drawn(monkeypatch, plot.Args(tuple(sorted(tmp_path.iterdir()))))
+    assert axes.get_legend_handles_labels()[1] == ["PPO, Pole-v0 (1 run)"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {tmp_path / name} has no run in it: no config.json there; it is left out"
+        for name in ("folder", "study.parquet")
+    ]
+    with pytest.raises(errors.UserError, match=r"folder has no run in it: .*; .*study.parquet has no run in it"):
+        plot.main(plot.Args((tmp_path / "folder", tmp_path / "study.parquet")))
+
+
+def test_plot_draws_short_runs(tmp_path, monkeypatch):
+    """Of two updates, of one, and two whose steps do not overlap."""
+    for i, curve in enumerate(([(1000, 0.2), (2000, 0.4)], [(5000, 0.6)])):
+        run_folder(tmp_path / str(i), "sppo_cartpole.py", {"env_id": "Pole-v0", "seed": i}, curve)
+    axes = drawn(monkeypatch, plot.Args((tmp_path / "0",)))
+    for line in axes.lines:  # thin line, mean
+        assert line.get_xydata()[[0, -1]] == pytest.approx(np.array([[0.001, 0.2], [0.002, 0.4]]))
+    axes = drawn(monkeypatch, plot.Args((tmp_path / "1",)))
+    assert axes.lines[0].get_xydata() == pytest.approx(np.array([[0.005, 0.6]]))
+    assert axes.lines[0].get_marker() == ".", "a point without a line would not be seen"
+    axes = drawn(monkeypatch, plot.Args((tmp_path / "0", tmp_path / "1")))
+    assert len(axes.lines[2].get_xdata()) == 0
+    assert axes.get_legend_handles_labels()[1] == ["SPPO, Pole-v0 (2 seeds, mean)"]
+
+
+def test_plot_tells_settings_apart(tmp_path, monkeypatch):
+    """The same seed twice: by the argument in which the runs differ, not by what the same run may change when resumed."""
+    for i, (rate, seed, more) in enumerate(((1e-3, 1, 9), (1e-3, 2, 8), (3e-3, 1, 7))):
+        args = {"env_id": "Pole-v0", "seed": seed, "learning_rate": rate, "hidden": [8, 8], "total_timesteps": more}
+        run_folder(tmp_path / str(i), "sppo_cartpole.py", args, [(1, 0.1 * i), (2, 0.1 * i)])
+    axes = drawn(monkeypatch, plot.Args(tuple(tmp_path / str(i) for i in range(3))))
+    assert axes.get_legend_handles_labels()[1] == [
+        "SPPO, Pole-v0, --learning-rate 0.001 (2 seeds, mean)", "SPPO, Pole-v0, --learning-rate 0.003 (1 run)",
+    ]  # fmt: skip
+    assert [line.get_ydata()[0] for line in axes.lines] == pytest.approx([0.0, 0.1, 0.05, 0.2, 0.2])
+
+
+def test_plot_refuses_in_one_line(tmp_path):
+    for words, message in (
+        ([], "name at least one run folder"),
+        (["--smooth", "0", "x"], "--smooth must be at least 1"),
+    ):
+        done = subprocess.run([sys.executable, plot.__file__, *words], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
 
 
 class Clock:
