@@ -16,12 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 from transformers import Qwen2ForCausalLM
 
-from sppo_control import checkpoints, core, runs
+from sppo_control import checkpoints, cli, core, runs
 from sppo_control.llm import addition
 from sppo_control.llm.prompts import load_prompts, make_reward
 from sppo_control.llm.responses import Responses, evaluate, policy_log_probs
@@ -119,4 +118,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cli.main(main, Args, __doc__)

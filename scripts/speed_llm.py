@@ -40,11 +40,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from sppo_control import checkpoints, core, runs
+from sppo_control import checkpoints, cli, core, errors, runs
 from sppo_control.llm import token_log_probs
 
 # (vocabulary, sequences, tokens in each, width). The second differs from the first in length alone.
@@ -470,9 +469,9 @@ def head(args: Args) -> dict[str, Any]:
 
 def main(args: Args) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("--device cuda: torch sees no CUDA device here; use --device cpu")
+        raise errors.UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
     if args.device == "cuda" and args.what == "addition":
-        sys.exit("--what addition is measured on one thread of the CPU; the model is too small for a GPU")
+        raise errors.UserError("--what addition is measured on one thread of the CPU; the model is too small for a GPU")
     if args.worker:
         print(json.dumps(work(args)))
         return
@@ -488,4 +487,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cli.main(main, Args, __doc__)
