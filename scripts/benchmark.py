@@ -13,20 +13,25 @@ many as a Ray cluster has CPUs:
 
 The same command goes on where it was stopped. It skips the cells that are in the results file, continues interrupted ones
 from their last checkpoint, and tries failed ones once more. If any failed, it ends with status 1 and names them with
-their logs. It refuses to start if cells in the file were made otherwise: with other --eval-episodes or --points, from
-other starting policies of the same name, or by another version of a script of your own.
+their logs. It refuses to start if the file has cells that were made otherwise. They may have other --eval-episodes or
+--points, other starting policies of the same name, or another version of a script of your own.
 
---grid FILE takes the values from a TOML file instead. sppo_control/study/grids.py says how to write one. Other flags
-then change every grid of the file:
---env-ids and --algorithms keep those that are named and drop grids with nothing left. A path in --algorithms is added to
-every grid. --seeds, --settings, --starts, --eval-episodes, --points, --out and --work-dir replace the file's values. So
-another seed range is --grid FILE --seeds 21 22 23 --out mine.parquet.
+With --grid FILE the values come from a TOML file. sppo_control/study/grids.py says how to write one. Flags change every
+grid of the file:
+
+    --env-ids, --algorithms        keep those that are named
+    --algorithms path/to/mine.py   add this script to every grid
+    all others                     replace the file's values
+
+Grids with nothing left are dropped. Another seed range, for example:
+
+    python scripts/benchmark.py --grid results/grids/study.toml --seeds 21 22 23 --out mine.parquet
 
 A script of your own takes the flags --env-id, --seed, --eval-episodes, --runs-dir, --resume and --start, and writes a run
 folder as sppo_cartpole.py does. A changed copy of any of the training scripts does both. Results files and figures call it
 by its file's name without .py.
 
-The results file has a row for each point of each curve: success over the episodes since the point before, against
+The results file has a row for each point of each curve: success over the episodes since the point before. Its x-axes are
 episodes, environment steps and seconds of training. Each row also has the cell, its arguments, commit, versions, and the
 success before and after.
 """
@@ -70,34 +75,38 @@ CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/bri
 @dataclass
 class Args:
     grid: Path | None = None
-    """TOML file of grids; the flags from --env-ids to --work-dir then change it, see above"""
+    """TOML file of grids; the values below are then None, and those of the file hold where no flag says otherwise"""
     env_ids: tuple[str, ...] | None = None
-    """tasks; without --grid the default is all tasks of this package"""
+    """tasks"""
     algorithms: tuple[str, ...] | None = None
-    """sppo (the default critic), sppo-paper (the paper's critic), ppo, ppo-bce (critic trained with BCE), sppo-skip and
-    ppo-skip (no update on batches of equal outcomes), grpo, rloo, reinforce (batch mean as baseline), remax, or the path
-    of a training script of your own; without --grid the default is sppo ppo"""
+    """sppo, ppo, grpo, rloo, remax; sppo-paper (the paper's critic), ppo-bce (critic trained with BCE), reinforce (batch
+    mean as baseline), sppo-skip and ppo-skip (no update on batches of equal outcomes); or a path of your own script"""
     seeds: tuple[int, ...] | None = None
-    """seeds of the runs; without --grid the default is 1 2 3"""
+    """seeds of the runs"""
     settings: tuple[str, ...] | None = None
-    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting;
-    without --grid the default is no flags"""
+    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting"""
     starts: Path | None = None
-    """folder of starting policies, named as the shipped ones; without it and --grid the shipped ones are used"""
+    """folder of starting policies, named as the shipped ones; None takes the shipped ones"""
     eval_episodes: int | None = None
-    """episodes per evaluation, before and after training; without --grid the default is 256"""
+    """episodes per evaluation, before and after training"""
     points: int | None = None
-    """most points per curve; each is a mean over as many updates as that takes; without --grid the default is 100"""
+    """most points per curve; each is a mean over as many updates as that takes"""
     out: Path | None = None
-    """results file, written anew after every cell; without --grid the default is results/study.parquet"""
+    """results file, written anew after every cell"""
     work_dir: Path | None = None
-    """run folders and logs of the cells; without --grid the default is runs/benchmark"""
+    """run folders and logs of the cells"""
     jobs: int | None = None
     """cells that run at a time on this machine; None is one per core"""
     ray_address: str | None = None
     """run the cells on this Ray cluster; "auto" is the one of this machine"""
 
+    @staticmethod
+    def defaults(grid: Path | None) -> dict[str, Any]:
+        """Without a file the values of one grid, so that --help shows them."""
+        return {} if grid else dataclasses.asdict(Grid(sppo_envs.TASKS))
+
     def __post_init__(self) -> None:
+        self.grid = None if self.grid is None else Path(self.grid)
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if self.ray_address is not None and self.jobs is not None:
@@ -279,9 +288,9 @@ def refuse_others(table: Any, jobs: Sequence[Job]) -> None:
     """See that what a results file has of these cells is what they would be now.
 
     Raises:
-        UserError: a cell with another number of evaluation episodes or of updates per point; runs of a task from other
-            starting policies of the same name, or by another script of the same name, whatever their cell. Nobody could
-            tell those apart later.
+        UserError: a cell with another number of evaluation episodes or of updates per point. Runs of a task from other
+            starting policies of the same name, or by another script of the same name, whatever their cell: nobody could
+            tell them apart later.
     """
     made = {Cell(*cell): rows for cell, rows in table.groupby(CELL_COLUMNS, sort=False)} if len(table) else {}
     starts = table.groupby(["env_id", "starts"])["start_sha256"].unique() if "start_sha256" in table else {}

@@ -181,7 +181,7 @@ def auc(successes: FloatArray, failures: FloatArray) -> FloatArray:
     """Probability that V of a success exceeds V of a failure, ties half, at each point: (n, K) and (m, K) -> (K,)."""
     if (n := len(successes)) == 0 or (m := len(failures)) == 0:
         return np.full(POINTS, np.nan)
-    # Mann and Whitney: the rank of a success among all says how many failures lie below it
+    # Mann and Whitney: the rank of a success among all says how many failures are below it
     rank = np.stack([ranks(column) for column in np.concatenate([successes, failures]).T])  # (K, n + m)
     return (rank[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
 

@@ -165,7 +165,7 @@ def fig2(sizes: Sequence[int], looks: Looks) -> Any:
 def fig1(tails: list[Any], looks: Looks) -> Any:
     """Tail effect: V along successful and failed episodes. Paper (figures 1 and 9, language models): a critic at every
     token tells right from wrong only near the end, so earlier steps get no signal. Here: PPO's V(s_t), and on the right how
-    well it separates (0.5: not at all); SPPO's V(s_0) is one number an episode."""
+    well it separates (0.5: not at all); SPPO's V(s_0) is one number per episode."""
     rows = [(task, chosen) for task, found in tails for chosen in stages(found)]
     figure, axes = panels(len(rows), 2, 2.2)
     for (left, right), (task, chosen) in zip(axes, rows, strict=True):
@@ -270,7 +270,7 @@ SIZE_PANELS: dict[str, Callable[[StudyRun], float]] = {
 
 
 def critics(tasks: dict[str, Any], looks: Looks) -> Any:
-    """SPPO by how its critic is trained: updates of the critic a batch, how many recent batches they draw from, learning
+    """SPPO by how its critic is trained: updates of the critic per batch, how many recent batches they draw from, learning
     rate. The paper trains it on the policy's minibatches and has no such figure."""
     merged = {
         task: {k: v for sizes in reversed(arms.values()) for k, v in sizes.items()} for task, arms in tasks.items()

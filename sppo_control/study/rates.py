@@ -102,7 +102,7 @@ def read(
         default: each task's default learning rate.
 
     Raises:
-        UserError: what `read_runs` raises; a run that did not have the learning rate that its setting, or the lack of one,
+        UserError: what `read_runs` raises; a run whose learning rate is not what its setting (or the task's default)
             says; unequal budgets in a task.
     """
     found: Found = {}
@@ -153,8 +153,8 @@ def choose(question: Question, default: Mapping[str, float]) -> tuple[Choices, l
     """The choice of each task and algorithm, and a line about the file.
 
     Raises:
-        UserError: what `read` raises; runs are missing, in a grid of all rates of a task that any algorithm has; the
-            task's default is not among these.
+        UserError: what `read` raises; an algorithm lacks runs at a rate that another one has; a task's default is not
+            among the rates.
     """
     found, lines = read([question.tuning], question, question.tuning_seeds, default)
     settings = {

@@ -248,8 +248,13 @@ def describe(run: StudyRun, names: Sequence[str]) -> str:
 
 
 def stages(entries: Sequence[dict[str, Any]], last: bool = False) -> list[list[dict[str, Any]]]:
-    """Runs or rows of probe.py by update: first those of each run's first update in the file, then of its second, and
-    so on, or of its `last` only. (At equal numbers of steps the runs' updates may differ a little.)"""
+    """Runs or rows of probe.py by update: those of each run's first update in the file, then those of its second, and so
+    on. At equal numbers of steps the runs' updates may differ a little.
+
+    Args:
+        entries: with the keys algorithm, seed, update and perhaps env_id.
+        last: only each run's last update.
+    """
     by_run: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for entry in sorted(entries, key=lambda e: e["update"]):
         by_run.setdefault((entry.get("env_id", ""), entry["algorithm"], entry["seed"]), []).append(entry)

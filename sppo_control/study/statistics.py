@@ -69,8 +69,8 @@ def difference(*samples: Any, axis: int = -1) -> Any:
 
 
 def interval(statistic: Callable[..., Any], *samples: Any, resamples: int = 9999) -> tuple[Any, Any]:
-    """95 % percentile bootstrap interval; each sample, runs along its last axis, is resampled for itself, which with one
-    sample a task is the stratified bootstrap. NaN where a sample has one run only."""
+    """95 % percentile bootstrap interval, NaN if a sample has one run only. The last axis of a sample is its runs. Each
+    sample is resampled separately. With one sample per task that is the stratified bootstrap."""
     samples = tuple(np.asarray(s, float) for s in samples)
     if min(s.shape[-1] for s in samples) < 2:
         return (np.full(samples[0].shape[:-1], np.nan),) * 2
