@@ -135,6 +135,7 @@ def main(args: Args) -> None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(args.out)
+    plt.close(figure)
     print(f"wrote {args.out}")
 
 

@@ -66,6 +66,13 @@ def level(y, points=20):
     return np.full(points, y)
 
 
+@pytest.fixture(autouse=True)
+def no_open_figures():
+    """pyplot keeps every figure, and warns of many."""
+    yield
+    figures.plt.close("all")
+
+
 # ---------------------------------------------------------------------------------------------------- statistics
 def test_iqm_leaves_out_a_quarter_at_each_end():
     assert iqm([-50.0, 0, 1, 2, 3, 4, 5, 600]) == 2.5
