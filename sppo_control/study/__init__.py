@@ -4,6 +4,7 @@
 | ------------- | ------------------------------------------------------------------------------------ |
 | variants.py   | one table of algorithm variants: script, flags, label, colour; scripts of your own   |
 | grids.py      | grids of runs as TOML files (results/grids/)                                         |
+| cells.py      | what identifies a run of a grid, and whether a results file has it                   |
 | results.py    | reads results files                                                                  |
 | statistics.py | interquartile means, intervals, tests                                                |
 | figures.py    | the figures of scripts/report.py                                                     |
