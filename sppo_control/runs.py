@@ -61,9 +61,10 @@ from .outcomes import Evaluation, side_measures
 class Batch(Protocol):
     """What `Run.end_update` reads of a batch: `rollout.Episodes`, or a language model's `Responses`."""
 
-    info: dict[str, npt.NDArray[Any]]
-    outcome: Tensor
-
+    @property
+    def info(self) -> dict[str, npt.NDArray[Any]]: ...
+    @property
+    def outcome(self) -> Tensor: ...
     @property
     def lengths(self) -> Tensor: ...
     @property
