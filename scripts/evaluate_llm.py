@@ -62,12 +62,11 @@ class Args:
     """aime24, aime25, amc23, math500, minerva: from the Hub; name=file: from a .jsonl, .json, .parquet or .csv file;
     addition: held-out additions, which is also what None means without a --model"""
     k: int | None = None
-    """responses per problem; None is 16, as in the paper; for additions it is 4, and with --temperature 0 it is 1"""
+    """responses per problem; None is 16, as in the paper (additions: 4; --temperature 0: 1)"""
     temperature: float | None = None
-    """of sampling, from the full distribution; 0 takes the likeliest token; None is 0.6, as in the paper, and 1 for additions
-    """
+    """of sampling, from the full distribution; 0 takes the likeliest token; None is 0.6, as in the paper (additions: 1)"""
     max_response_length: int | None = None
-    """longest response in tokens; None is 8192, as in the paper; for additions it is 24, which is enough"""
+    """longest response in tokens; None is 8192, as in the paper (additions: 24, which is enough)"""
     reward: RewardName | None = None
     """how a response is judged; None is after-equals for additions, else math"""
     prompt_template: str | None = None
@@ -131,7 +130,7 @@ class Args:
 
 
 class Judge:
-    """The reward for `generate`. It keeps the verdicts of its last call: correct, wrong, or a key of `MathReward.counts`."""
+    """The reward for `generate`. It keeps its last verdicts: correct, wrong, or a key of `MathReward.counts`."""
 
     def __init__(self, name: RewardName) -> None:
         self.math = MathReward() if name == "math" else None

@@ -392,8 +392,8 @@ def test_a_missing_extra_is_named_with_its_command():
     done = python("import sys; sys.modules['transformers'] = None\nfrom sppo_control.llm import PromptCritic")
     last = done.stderr.splitlines()[-1]
     assert last == (
-        "ImportError: sppo_control.llm.PromptCritic needs the package 'transformers', which is not installed; "
-        "run: pip install -c constraints.txt -e '.[llm]'"
+        "sppo_control.extras.MissingExtra: transformers, which sppo_control.llm.PromptCritic needs, is not installed; "
+        "run: pip install 'sppo-control[llm]' (in a clone: pip install -c constraints.txt -e '.[llm]')"
     )
 
 
