@@ -59,8 +59,8 @@ class Args:
     model: str | None = None
     """Hugging Face folder, Hub id, or run folder (its newest checkpoint); None is the tiny adder of this package"""
     benchmarks: tuple[str, ...] | None = None
-    """aime24, aime25, amc23, math500, minerva: from the Hub; name=file: from a .jsonl, .json, .parquet or .csv file;
-    addition: held-out additions, which is also what None means without a --model"""
+    """aime24, aime25, amc23, math500, minerva: from the Hub. name=file: from a .jsonl, .json, .parquet or .csv file.
+    addition: held-out additions; None is also these, if there is no --model"""
     k: int | None = None
     """responses per problem; None is 16, as in the paper (additions: 4; --temperature 0: 1)"""
     temperature: float | None = None

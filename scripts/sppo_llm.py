@@ -137,6 +137,8 @@ def train(args: Args) -> runs.Run:
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate)
     micro = args.micro_batch_size or args.minibatch_size
+    # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
+    autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16)
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:
@@ -155,8 +157,6 @@ def train(args: Args) -> runs.Run:
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
             # ---- advantage (eq. 1): A = R - V(s_p), with a critic that has not seen these outcomes
-            # The autocast cache would keep bfloat16 copies of the weights over the critic's optimiser steps.
-            autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
             with torch.no_grad(), autocast:
                 value_logit = torch.cat(
                     [critic(*part) for part in zip(*(x.split(micro) for x in responses.prompts), strict=True)]

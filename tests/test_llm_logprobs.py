@@ -397,6 +397,15 @@ def test_a_missing_extra_is_named_with_its_command():
     )
 
 
+def test_verl_is_installed_with_its_own_constraints():
+    from sppo_control.llm import verl_plugin
+
+    assert verl_plugin.INSTALL == (
+        "pip install torch==2.13.0; pip install 'sppo-control[verl]' "
+        "(in a clone: pip install -c constraints-verl.txt -e '.[verl]')"
+    )
+
+
 def test_a_type_checker_finds_what_is_imported_late_where_it_is():
     import sppo_control.llm as package
 

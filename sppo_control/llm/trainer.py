@@ -89,8 +89,9 @@ class SPPOConfig(GRPOConfig):
     """TRL's GRPOConfig with SPPO's arguments; the learning rate is constant unless asked.
 
     Raises:
-        ValueError: an argument out of its range, or one that SPPO does not have: more than one generation, a KL penalty,
-            rewards divided by their standard deviation, ratios of sequences, a loss_type that is not the reduction's.
+        ValueError: an argument out of its range, or one that does not fit the critic's recipe. Or one that SPPO does not
+            have: more than one generation, a KL penalty, rewards divided by their standard deviation, ratios of sequences,
+            another loss_type than the reduction's.
     """
 
     reduction: core.Reduction = _argument("token-mean", "How all tokens' losses become one number.")  # noqa: RUF009

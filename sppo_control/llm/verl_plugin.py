@@ -30,7 +30,7 @@ the mean over the tokens of each micro-batch. With one sequence per micro-batch 
 sequences, without the rows that verl fills up with.
 
 Run on CPU (tests_verl): registration by stock verl; the recipes through verl's validation; losses and gradients against
-core; with verl's FSDP2 engine on gloo, the critic worker, and SPPOTrainerSync.fit on Ray with two ranks.
+core. With verl's FSDP2 engine on gloo: the critic worker, and SPPOTrainerSync.fit on Ray with two ranks.
 Not run: CUDA, NCCL, flash attention, FSDP1, Megatron, generation by vLLM or SGLang and the transfer of weights to it,
 models of real size. So `verl.trainer.main_ppo` has not been run from end to end.
 """
@@ -49,7 +49,7 @@ from torch import Tensor
 from sppo_control import core, extras
 
 INSTALL = f"pip install torch==2.13.0; {extras.install('verl')}"
-"""verl needs torch first, and an environment of its own: TRL needs another version of transformers."""
+"""verl needs torch first, and a separate environment, because TRL needs another version of transformers."""
 REDUCTIONS: dict[str, core.Reduction] = {
     "token-mean": "token-mean",
     "seq-mean-token-mean": "sequence-mean",
