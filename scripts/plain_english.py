@@ -43,7 +43,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sppo_control import runs
+from sppo_control import checkpoints, cli, errors
 
 GENERATED = {"docs/figures/tables.md", "docs/figures/rates.md"}
 """Files that scripts write."""
@@ -281,7 +281,7 @@ def files(paths: Iterable[Path]) -> list[Path]:
         elif path.is_file() and path.suffix in KINDS:
             out[path] = None
         else:
-            raise runs.UserError(f"{path} is neither a folder nor a file that ends in {', '.join(KINDS)}")
+            raise errors.UserError(f"{path} is neither a folder nor a file that ends in {', '.join(KINDS)}")
     return list(out)
 
 
@@ -307,9 +307,9 @@ def main(args: Args) -> None:
         print("".join(f"{value:>10}" for value in row.values()) + f"  {name}")
     if args.json is not None:
         listed = [f._asdict() for f in everything]
-        runs.write_json(args.json, {"files": counts, "totals": totals, "findings": listed})
+        checkpoints.write_json(args.json, {"files": counts, "totals": totals, "findings": listed})
         print(f"wrote {args.json}")
 
 
 if __name__ == "__main__":
-    runs.main(main, Args, __doc__)
+    cli.main(main, Args, __doc__)

@@ -1,28 +1,31 @@
 """ReMax: the baseline is what the greedy policy achieves from the same context.
 
-1. Run B whole episodes, and from each of their contexts s_0 a greedy one. Each ends with an outcome R, 1 for success or 0.
-2. Advantage: A = R - R of the greedy episode, the same for all steps of the episode.
-3. Policy: PPO's clipped surrogate with the ratio of each step, several epochs over minibatches of episodes.
-4. No critic, no KL penalty. Greedy episodes count as environment steps; where the greedy policy succeeds already, A <= 0
-   always, and where it fails, A >= 0.
+1. Run B whole episodes, and one greedy episode from each of their contexts s_0. Each ends with an outcome R: 1 or 0.
+2. Advantage: A = R - R of the greedy episode. It is the same for all steps of the episode.
+3. Policy: PPO's clipped surrogate with one ratio per step, for several epochs over minibatches of episodes.
+4. There is no critic and no KL penalty. Greedy episodes count as environment steps. Where the greedy policy already
+   succeeds, A is never above 0; where it fails, A is never below 0.
 
     python scripts/remax_cartpole.py                                              # Precision CartPole
-    python scripts/remax_cartpole.py --env-id CartPole-v1 --success-return 475    # any Gymnasium task
+    python scripts/remax_cartpole.py --env-id CartPole-v1 --success-return 100    # any Gymnasium task
 
-Source: Li et al., arXiv 2310.10505, equation 7 (there without clipping: one step a batch). The file differs from
-scripts/sppo_cartpole.py in the advantage and has no critic. Equations: sppo_control/core.py. Logged values:
+Source: Li et al., arXiv 2310.10505, equation 7 (without clipping there, because it makes one step per batch). This file
+differs from scripts/sppo_cartpole.py in the advantage and has no critic. Equations: sppo_control/core.py. Logged values:
 docs/metrics.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, core, runs
+from sppo_control.defaults import task_defaults
+from sppo_control.outcomes import advantage_scalars
 from sppo_control.policies import starting_policy
 from sppo_control.rollout import evaluate, rollout
 
@@ -30,103 +33,115 @@ from sppo_control.rollout import evaluate, rollout
 @dataclass
 class Args:
     env_id: str = "sppo/PrecisionCartPole-v0"
-    """a task of this package, or any Gymnasium id with a vector observation and discrete or box actions"""
+    """a task of this package, your own (module:id) or a Gymnasium id; --env-id X --help shows the numbers for X"""
     success_return: float | None = None
-    """for other environments: an episode whose return reaches this number is a success"""
+    """for a task without a success rule: an episode whose return reaches this number is a success"""
     horizon: int | None = None
-    """longest episode in steps; None is the task's own"""
+    """longest episode in steps; None is the task's limit"""
     engine: sppo_envs.Engine = "auto"
-    """what runs the environments; auto is the fastest there is (docs/tasks.md)"""
+    """what runs the environments; auto is the fastest one that is installed (docs/tasks.md)"""
     start: str | None = None
-    """starting policy: a .safetensors file or a checkpoint; None is the one shipped for the task, else random weights"""
+    """starting policy: a .safetensors file or a checkpoint; None is the task's starting policy, else random weights"""
     from_scratch: bool = False
-    """start with random weights even where a starting policy is shipped"""
+    """start with random weights even if the task has a starting policy"""
     seed: int = 1
     """of environments, actions, shuffling and random weights"""
-    total_timesteps: int | None = None
-    """environment steps of the whole run; this and what else is None below has a default of the task's own, in
-    sppo_control/defaults.py"""
+    total_timesteps: int = 2_000_000
+    """environment steps of the whole run"""
 
-    learning_rate: float | None = None
+    learning_rate: float = 1e-3
     """of the policy (Adam)"""
-    num_envs: int | None = None
-    """B, episodes an update"""
+    num_envs: int = 64
+    """B, episodes per update"""
     update_epochs: int = 4
     """passes over each batch"""
-    num_minibatches: int | None = None
-    """minibatches of B / num_minibatches episodes each"""
+    num_minibatches: int = 4
+    """minibatches per pass, of B / num_minibatches episodes each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
     ent_coef: float = 0.0
     """weight of an entropy bonus"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm"""
+    """longer gradients are scaled down to this norm"""
     skip_uniform_batches: bool = False
-    """leave out the update where all outcomes of the batch are equal"""
+    """no update when all outcomes of the batch are equal"""
     hidden: tuple[int, ...] = (64, 64)
     """hidden layers of a policy that starts from random weights"""
 
     eval_episodes: int = 1024
-    """episodes of the evaluations before and after training"""
+    """episodes per evaluation; one is before training, one after it"""
     save_every: int = 20
     """updates between checkpoints"""
     runs_dir: str = "runs"
-    """parent of the run's folder"""
+    """folder in which the run's folder is made"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 
+    @staticmethod
+    def defaults(env_id: str) -> dict[str, Any]:
+        """Defaults that depend on the task."""
+        return task_defaults(env_id)
+
     @property
     def minibatch_size(self) -> int:
-        """Episodes a minibatch."""
+        """Episodes per minibatch."""
         return self.num_envs // self.num_minibatches
 
     def __post_init__(self) -> None:
-        arguments.fill_args(self)
+        arguments.check_args(self)
 
 
 def train(args: Args) -> runs.Run:
     # ---- setup
-    torch.manual_seed(args.seed)  # random weights; every other random number comes from run.rng
+    torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
+    # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
     with runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:
-            # ---- rollout: B whole episodes under the current policy
+            # ---- rollout: B whole episodes with the current policy
             episodes = rollout(envs, policy, run.new_rng("rollout"))
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
-            # ---- advantage: A = R - R of one greedy episode from the same context
-            greedy = rollout(envs, policy, run.new_rng("rollout"), greedy=True)  # the same generator: the same contexts
+            # ---- advantage (ReMax, eq. 7): A = R - R of one greedy episode from the same context
+            # A fresh generator with the same seed, so the contexts are the same.
+            greedy = rollout(envs, policy, run.new_rng("rollout"), greedy=True)
             baseline = greedy.outcome  # (B,)
             adv = core.greedy_baseline_advantage(R, baseline)  # (B,)
 
-            # ---- update
+            # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
-            skipped = args.skip_uniform_batches and R.min() == R.max()
-            for _ in range(0 if skipped else args.update_epochs):
-                for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size):
-                    # policy: clipped surrogate, mean over the minibatch's steps
-                    logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])
-                    surrogate = core.clipped_surrogate(
-                        logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
-                    )
-                    mean_entropy = core.masked_mean(entropy, mask[mb])
-                    policy_loss = surrogate.loss
-                    if args.ent_coef > 0:
-                        policy_loss = policy_loss - args.ent_coef * mean_entropy
+            skipped = args.skip_uniform_batches and bool(R.min() == R.max())
+            minibatches = [
+                mb
+                for _ in range(0 if skipped else args.update_epochs)
+                for mb in torch.from_numpy(shuffle.permutation(args.num_envs)).split(args.minibatch_size)
+            ]
 
-                    optimizer.zero_grad()
-                    policy_loss.backward()
-                    grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm, foreach=False)
-                    run.check_finite(policy_loss=policy_loss, policy_gradient_norm=grad_norm)
-                    optimizer.step()
+            # ---- policy (PPO, eq. 7): clipped surrogate, the episode's A at each of its steps
+            for mb in minibatches:
+                logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])  # (b, T) each
+                surrogate = core.clipped_surrogate(
+                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                )
+                mean_entropy = core.masked_mean(entropy, mask[mb])
+                policy_loss = surrogate.loss
+                if args.ent_coef > 0:
+                    policy_loss = policy_loss - args.ent_coef * mean_entropy
 
-                    stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
-                    stats.add(1, grad_norm=grad_norm)
+                optimizer.zero_grad()
+                policy_loss.backward()
+                grad_norm = clip_grad_norm_(
+                    policy.parameters(), args.max_grad_norm, foreach=False
+                )  # few tensors: a loop
+                run.check_finite(policy_loss=policy_loss, policy_gradient_norm=grad_norm)
+                optimizer.step()
+                stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
+                stats.add(1, grad_norm=grad_norm)
 
             # ---- log
             run.end_update(
@@ -135,12 +150,7 @@ def train(args: Args) -> runs.Run:
                     "charts/learning_rate": args.learning_rate,
                     "charts/skipped": float(skipped),
                     **stats.scalars(),
-                    "losses/explained_variance": float(core.explained_variance(baseline, R)),
-                    "advantages/mean": float(adv.mean()),
-                    "advantages/std": float(adv.std(correction=0)),
-                    "critic/v0_mean": float(baseline.mean()),
-                    "critic/brier": float(core.brier_score(baseline, R)),
-                    "critic/ece": float(core.expected_calibration_error(baseline, R)),
+                    **advantage_scalars(adv, baseline, R),
                 },
                 baseline=greedy,  # its steps count
             )

@@ -1,4 +1,4 @@
-"""Arguments of the control scripts: what a task takes where the command line is silent, and which values are possible."""
+"""Which values the arguments of the control scripts may have; called by every `Args.__post_init__`."""
 
 from __future__ import annotations
 
@@ -7,46 +7,37 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .defaults import defaults
+from .cli import flag
+
+AT_LEAST_ONE = (
+    "total_timesteps", "num_envs", "update_epochs", "num_minibatches", "eval_episodes", "save_every", "horizon",
+    "group_size", "critic_steps", "critic_batch_size", "critic_window",
+)  # fmt: skip
+ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "clip_coef", "max_grad_norm")
+WINDOW_ONLY = ("critic_steps", "critic_batch_size", "critic_window")
+"""What belongs to the critic's recipe "window". The recipe "paper" trains on the policy's minibatches instead."""
 
 
-def fill_args(args: Any) -> None:
-    """Put the task's own defaults where an argument is None, and refuse impossible values; called by every training
-    script's `Args.__post_init__`.
+def check_args(args: Any) -> None:
+    """Refuse impossible values.
 
     Raises:
-        ValueError: names the argument, its value and what is allowed.
+        ValueError: names the argument, its value, what is allowed and how to mend it.
     """
-    for name, value in dataclasses.asdict(defaults(args.env_id)).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    if getattr(args, "critic_steps", 1) == 0:
+        raise ValueError("--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper")
     rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        **dict.fromkeys(
-            (
-                "total_timesteps",
-                "num_envs",
-                "update_epochs",
-                "num_minibatches",
-                "eval_episodes",
-                "save_every",
-                "horizon",
-                "critic_window",
-            ),
-            (lambda x: x >= 1, "at least 1"),
-        ),
-        **dict.fromkeys(
-            ("learning_rate", "critic_learning_rate", "clip_coef", "max_grad_norm"),
-            (lambda x: 0 < x < math.inf, "above 0"),
-        ),
+        **dict.fromkeys(AT_LEAST_ONE, (lambda x: x >= 1, "at least 1")),
+        **dict.fromkeys(ABOVE_ZERO, (lambda x: 0 < x < math.inf, "above 0 and finite")),
         **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
-        **dict.fromkeys(("ent_coef", "seed", "critic_steps"), (lambda x: 0 <= x < math.inf, "0 or above")),
+        **dict.fromkeys(("ent_coef", "seed"), (lambda x: 0 <= x < math.inf, "0 or above")),
         "success_return": (math.isfinite, "a finite number"),
-        "hidden": (lambda x: all(width >= 1 for width in x), "widths of at least 1"),
+        **dict.fromkeys(("hidden", "critic_hidden"), (lambda x: all(w >= 1 for w in x), "widths of at least 1")),
     }
     for name, (allowed, words) in rules.items():
         value = getattr(args, name, None)
         if value is not None and not allowed(value):
-            raise ValueError(f"--{name.replace('_', '-')} must be {words}, got {value}")
+            raise ValueError(f"{flag(name)} must be {words}, got {value}")
     if args.num_envs % args.num_minibatches:
         raise ValueError(
             f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "
@@ -54,3 +45,11 @@ def fill_args(args: Any) -> None:
         )
     if args.start is not None and args.from_scratch:
         raise ValueError("--start and --from-scratch exclude each other; leave one out")
+    if getattr(args, "critic_recipe", "window") == "paper":
+        defaults = {field.name: field.default for field in dataclasses.fields(args)}
+        for name in WINDOW_ONLY:
+            if getattr(args, name) != defaults[name]:
+                raise ValueError(
+                    f"{flag(name)} {getattr(args, name)} has no meaning here: --critic-recipe paper trains the critic on "
+                    "the policy's minibatches; leave it out, or use --critic-recipe window"
+                )

@@ -12,7 +12,10 @@ import argparse
 import dataclasses
 import inspect
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -81,7 +84,7 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
         resume = early.pop("resume", None)
         if resume is None:
             default = make_args(args_type, **early) if hasattr(args_type, "defaults") else None
-            return cast(Any, tyro.cli)(args_type, description=description, args=words, default=default)
+            return cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
         folder = run_folder(Path(resume))
         config = read_json(folder / "config.json")
         check_layout(folder, config)
@@ -90,7 +93,7 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
             raise UserError(f"{resume} was made by another script or version: unknown arguments {sorted(unknown)}")
         # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
         stored = args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        args = tyro.cli(args_type, description=description, args=words, default=stored)
+        args = tyro.cli(args_type, description=_wrapped(description), args=words, default=stored)
     except ValueError as error:
         raise UserError(str(error)) from error
     may_change = RESUMABLE_CHANGES & fields
@@ -107,6 +110,21 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
 def flag(name: str) -> str:
     """The flag of an argument: critic_steps -> --critic-steps."""
     return "--" + name.replace("_", "-")
+
+
+def _wrapped(description: str | None) -> str:
+    """A docstring for the terminal: paragraphs and list items are wrapped, indented commands and tables stay."""
+    width = min(shutil.get_terminal_size().columns, 100) - 2
+    lines: list[str] = []
+    for block in re.split(r"\n{2,}|\n(?=\d\. |- )", inspect.cleandoc(description or "")):
+        as_it_is = block.startswith((" ", "|"))
+        hanging = " " * (3 if re.match(r"\d\. ", block) else 2 if block.startswith("- ") else 0)
+        words = (
+            block.split("\n") if as_it_is else textwrap.wrap(" ".join(block.split()), width, subsequent_indent=hanging)
+        )
+        lines += words if hanging else ["", *words, ""]
+    # tyro joins lines that begin with a letter
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(f" {line}".rstrip() for line in lines)).strip("\n")
 
 
 def _decisive(args_type: type) -> tuple[str, ...]:

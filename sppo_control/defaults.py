@@ -35,3 +35,10 @@ TASKS = {
 def defaults(env_id: str) -> Defaults:
     """What `env_id` takes."""
     return TASKS.get(env_id, Defaults())
+
+
+def task_defaults(env_id: str) -> dict[str, object]:
+    """The same by argument name."""
+    from dataclasses import asdict
+
+    return asdict(defaults(env_id))

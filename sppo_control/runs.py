@@ -230,6 +230,7 @@ class Run:
         # new run has nothing to drop, but its log must begin as others do: TensorBoard overlooks the first purge that it
         # reads, as the start of the run.
         purge_step = self.progress + 1 if self._resumed else sys.maxsize
+        self._wait_for_a_later_name()
         self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         if not resumed:
             rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
@@ -240,6 +241,13 @@ class Run:
             desc=self.script.stem, mininterval=0.2,
         )  # fmt: skip
         self._clock = time.perf_counter()
+
+    def _wait_for_a_later_name(self) -> None:
+        """TensorBoard reads event files in the order of their names, which begin with the second they were made in. Two
+        files of one second would be read in any order, and the newer one's purge would not come last."""
+        made = [int(file.name.split(".")[3]) for file in self.folder.glob("events.out.tfevents.*")]
+        while made and int(time.time()) <= max(made):
+            time.sleep(0.05)
 
     def new_rng(self, stream: str) -> np.random.Generator:
         """A fresh generator for the coming update and one purpose: "rollout", "shuffle" or "evaluate".

@@ -350,6 +350,9 @@ def cluster():
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False, "include_log_monitor": False}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray notes the cluster's address in its default folder, and fails where no earlier run has made that.
+        environment.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
         nodes = Cluster()
         try:
             nodes.add_node(**node, temp_dir=folder)

@@ -122,7 +122,7 @@ def test_a_control_script_gives_the_shared_loss_and_gradient(monkeypatch, no_ste
     monkeypatch.setattr(sppo_cartpole, "Critic", ContextCritic)
     monkeypatch.setattr(sppo_cartpole, "rollout", lambda *args, **kwargs: episodes)
     args = sppo_cartpole.Args(
-        num_envs=b, num_minibatches=1, update_epochs=1, critic_steps=0, max_grad_norm=NO_CLIPPING, clip_coef=0.2
+        num_envs=b, num_minibatches=1, update_epochs=1, critic_recipe="paper", max_grad_norm=NO_CLIPPING, clip_coef=0.2
     )
     losses = one_update(monkeypatch, sppo_cartpole, args)
     shared_batch.assert_reference(losses["policy_loss"], losses["value_loss"], model, critic)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import plain_english
-from sppo_control import runs
+from sppo_control import errors
 
 
 def counted(tmp_path, text, name="page.md"):
@@ -213,7 +213,7 @@ def test_folders_totals_and_json(tmp_path, monkeypatch, capsys):
     assert got == {"Markdown": (1, 1), "Python": (1, 0), "other": (0, 0), "all": (2, 1)}
     assert len(result["findings"]) == 3
 
-    with pytest.raises(runs.UserError, match="nowhere is neither"):
+    with pytest.raises(errors.UserError, match="nowhere is neither"):
         plain_english.main(plain_english.Args(paths=(plain_english.Path("nowhere"),)))
-    with pytest.raises(runs.UserError, match=r"x\.txt is neither"):
+    with pytest.raises(errors.UserError, match=r"x\.txt is neither"):
         plain_english.main(plain_english.Args(paths=(docs / "x.txt",)))

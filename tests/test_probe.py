@@ -27,7 +27,7 @@ RUNS = {  # name: script, what it changes
     "ppo": (ppo_cartpole, {"critic_hidden": (5,)}),
     "ppo-bce": (ppo_cartpole, {"critic_loss": "bce", "seed": 3}),
     "sppo": (sppo_cartpole, {"critic_hidden": (7, 6), "seed": 2}),
-    "sppo-paper": (sppo_cartpole, {"critic_steps": 0}),
+    "sppo-paper": (sppo_cartpole, {"critic_recipe": "paper"}),
     "grpo": (grpo_cartpole, {"group_size": 4}),
 }
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
@@ -48,7 +47,7 @@ def flags(values):
 
 # ------------------------------------------------------------------------------------------------------- learning
 def train(script, tmp_path, **changes):
-    args = script.Args(**{"runs_dir": str(tmp_path), "eval_episodes": 512, **changes})
+    args = cli.make_args(script.Args, **{"runs_dir": str(tmp_path), "eval_episodes": 512, **changes})
     return json.loads((script.train(args).folder / "summary.json").read_text())
 
 
@@ -254,7 +253,7 @@ def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, "--resume", str(run.checkpoints()[0].with_name("000777")))
     assert "000777 is damaged" in error
     error = refusal(monkeypatch, capsys, "--resume", str(run.folder), script="ppo_cartpole")
-    assert "was made by another script or version: unknown arguments ['critic_steps', 'critic_window']" in error
+    assert "was made by another script or version: unknown arguments ['critic_batch_size', 'critic_recipe'," in error
     bare = rloo_cartpole.train(rloo_cartpole.Args(**{**SMALL, "total_timesteps": 3_000}, runs_dir=str(tmp_path / "b")))
     with pytest.raises(errors.UserError, match=r"was started by rloo_cartpole\.py, not by grpo_cartpole\.py"):
         grpo_cartpole.train(grpo_cartpole.Args(**SMALL, resume=str(bare.folder)))
@@ -271,7 +270,8 @@ def test_run_folder_holds_what_the_docs_say(uninterrupted):
     assert config["args"]["num_minibatches"] == 2
     assert config["args"]["learning_rate"] == 1e-3, "the task's own default must be stored as the number it was"
     checkpoint = sorted((folder / "checkpoints").iterdir())[-1]
-    parts = {"policy.safetensors", "critic.safetensors", "optimizer.safetensors", "state.json"}
+    parts = {"policy.safetensors", "critic.safetensors", "state.json"}
+    parts |= {"optimizer.safetensors", "critic_optimizer.safetensors"}
     assert {p.name for p in checkpoint.iterdir()} == parts | ({"recent.safetensors"} if "sppo" in script else set())
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["steps"] >= SMALL["total_timesteps"]
@@ -350,11 +350,22 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path, m
     ("words", "message"),
     [
         (["--num-minibatches", "5"], "--num-minibatches must divide --num-envs.*got 5 for 64"),
-        (["--learning-rate", "-1"], "--learning-rate must be above 0, got -1.0"),
+        (["--learning-rate", "-1"], "--learning-rate must be above 0 and finite, got -1.0"),
         (["--total-timesteps", "0"], "--total-timesteps must be at least 1, got 0"),
         (["--clip-coef", "0"], "--clip-coef must be above 0"),
         (["--seed", "-1"], "--seed must be 0 or above"),
         (["--hidden", "64", "0"], "--hidden must be widths of at least 1"),
+        (["--critic-hidden", "0"], "--critic-hidden must be widths of at least 1"),
+        (
+            ["--critic-steps", "0"],
+            "--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper",
+        ),
+        (
+            ["--critic-recipe", "paper", "--critic-steps", "5"],
+            "--critic-steps 5 has no meaning here: --critic-recipe paper",
+        ),
+        (["--critic-recipe", "paper", "--critic-batch-size", "5"], "--critic-batch-size 5 has no meaning here"),
+        (["--critic-recipe", "pape"], "invalid choice|--critic-recipe"),
         (["--start", "x", "--from-scratch"], "exclude each other"),
         (["--start", "absent.safetensors"], "no starting policy at absent.safetensors"),
         (["--env-id", "CartPole-v1"], "CartPole-v1 has no success rule: pass --success-return"),
@@ -382,12 +393,12 @@ def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize("env_id", sppo_envs.TASKS)
 def test_each_task_has_its_own_defaults_and_every_one_can_be_overridden(env_id, monkeypatch):
     own = dataclasses.asdict(defaults.TASKS[env_id])
-    args = sppo_cartpole.Args(env_id=env_id)
+    args = cli.make_args(sppo_cartpole.Args, env_id=env_id)
     assert {name: getattr(args, name) for name in own} == own
     assert (
         own["num_envs"]
         == {"Mou": 8, "Hop": 8, "Lun": 16, "Pen": 16, "Pre": 64, "Con": 64}[re.sub("sppo/(Sparse)?", "", env_id)[:3]]
-    ), "the paper's trajectories an update"
+    ), "the paper's trajectories per update"
     words = ["--num-envs", "12", "--num-minibatches", "3", "--learning-rate", "0.5", "--total-timesteps", "77"]
     monkeypatch.setattr(sys, "argv", ["x", "--env-id", env_id, *words])
     args = cli.parse_args(sppo_cartpole.Args, "test")
@@ -400,9 +411,10 @@ def test_every_script_runs_every_task_from_its_starting_policy(env_id, script, t
     """Two updates of short episodes; the first checkpoint is the shipped policy, the measures are the documented ones."""
     B = defaults.TASKS[env_id].num_envs
     batch = 2 * B if script == "remax_cartpole" else B  # its greedy episodes count
-    args = ALL[script].Args(
-        env_id=env_id, horizon=20, total_timesteps=batch * 20 + 1, eval_episodes=4, runs_dir=str(tmp_path)
-    )
+    args = cli.make_args(
+        ALL[script].Args,
+        env_id=env_id, horizon=20, total_timesteps=batch * 20 + 1, eval_episodes=4, runs_dir=str(tmp_path),
+    )  # fmt: skip
     run = ALL[script].train(args)
     assert (run.update, run.episodes) in {(2, 2 * batch), (3, 3 * batch)}
     policies = [(c / "policy.safetensors").read_bytes() for c in run.checkpoints()]
@@ -438,7 +450,9 @@ def test_missing_extras_give_the_command_that_installs_them(env_id, module, comm
 def test_all_scripts_share_arguments_and_defaults():
     fields = {name: {f.name: (f.type, f.default) for f in dataclasses.fields(s.Args)} for name, s in ALL.items()}
     own = {
-        "sppo_cartpole": {"critic_learning_rate", "critic_hidden", "critic_steps", "critic_window"},
+        "sppo_cartpole": {
+            "critic_recipe", "critic_learning_rate", "critic_steps", "critic_batch_size", "critic_window", "critic_hidden",
+        },
         "ppo_cartpole": {"critic_learning_rate", "critic_hidden", "critic_loss", "gamma", "gae_lambda"},
         "grpo_cartpole": {"group_size"}, "rloo_cartpole": {"group_size"}, "remax_cartpole": set(),
     }  # fmt: skip
@@ -456,7 +470,7 @@ ADVANTAGES = {
     "reinforce": (rloo_cartpole, {"group_size": 1}, lambda R, v, g: (R - R.mean()) * 16 / 15),
     "remax": (remax_cartpole, {}, lambda R, v, g: R - g),
     "sppo": (sppo_cartpole, {}, lambda R, v, g: R - v),
-    "sppo, its critic on its own": (sppo_cartpole, {"critic_steps": 5, "critic_window": 3}, lambda R, v, g: R - v),
+    "sppo, paper's recipe": (sppo_cartpole, {"critic_recipe": "paper"}, lambda R, v, g: R - v),
 }  # fmt: skip
 
 
@@ -476,11 +490,14 @@ def test_each_script_computes_its_advantage_from_the_episodes_it_ran(name, tmp_p
 
     monkeypatch.setattr(script, "rollout", spy_rollout)
     monkeypatch.setattr(core, "clipped_surrogate", spy_loss)
-    args = {"env_id": "sppo/ContextCartPole-v0", "num_envs": 16, "num_minibatches": 1, "update_epochs": 1}
+    # In a group of one context of ContextCartPole all outcomes tend to be equal, and every advantage would be 0.
+    env_id = ID if name in ("grpo", "rloo") else "sppo/ContextCartPole-v0"
+    args = {"env_id": env_id, "num_envs": 16, "num_minibatches": 1, "update_epochs": 1}
     run = script.train(script.Args(**args, **changes, total_timesteps=1, eval_episodes=1, runs_dir=str(tmp_path)))
     episodes = rollouts[0][0]
     R, greedy = episodes.outcome, None
-    assert 0 < R.mean() < 1, "both outcomes are needed for this to say anything"
+    groups = R.view({"grpo": 2, "rloo": 4}.get(name, 1), -1).mean(1)
+    assert ((groups > 0) & (groups < 1)).any(), "a group with both outcomes is needed for this to say anything"
     assert len(episodes.context.unique(dim=0)) == 16 // {"grpo": 8, "rloo": 4}.get(name, 1)
     if name == "remax":
         assert rollouts[1][1] == {"greedy": True}
@@ -520,11 +537,11 @@ def test_uniform_batches_are_left_out_on_request(script, tmp_path):
 
 
 def test_critic_on_its_own_learns_more_and_leaves_the_policy_alone(tmp_path):
-    """Several critic steps a batch: V(s0) tells contexts apart where the paper's recipe hardly does; resumable."""
+    """Many critic updates per batch: V(s_0) tells contexts apart where the paper's recipe hardly does; resumable."""
     args = {"env_id": "sppo/ContextCartPole-v0", "total_timesteps": 150_000, "eval_episodes": 16, "save_every": 5}
     own = {"critic_steps": 30, "critic_window": 2, "critic_learning_rate": 1e-2}
     brier = {}
-    for name, changes in {"paper": {"critic_steps": 0}, "own": own}.items():
+    for name, changes in {"paper": {"critic_recipe": "paper", "critic_learning_rate": 1e-3}, "own": own}.items():
         run = sppo_cartpole.train(sppo_cartpole.Args(**args, **changes, runs_dir=str(tmp_path / name)))
         brier[name] = np.mean([v for _, v in curves(run.folder)["critic/brier"][-5:]])
     assert brier["own"] < brier["paper"] - 0.03, brier
@@ -542,11 +559,34 @@ def test_smaller_critics_are_that_small(tmp_path):
         assert [critic[f"layers.{i}.weight"].shape for i in range(2)] == [(5, 4), (1, 5)]
 
 
-def test_help_shows_every_argument_with_its_meaning():
-    process = launch("ppo_cartpole", "--help", env={**os.environ, "COLUMNS": "100"})
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    for field in dataclasses.fields(ppo_cartpole.Args):
-        assert f"--{field.name.replace('_', '-')}" in out
-    assert "Token-level PPO" in out
-    assert "episodes an update" in out
+def ppo_targets(tmp_path, monkeypatch, **changes):
+    """What PPO's critic is trained on in one update, and core's returns of the same episodes."""
+    seen, real = [], core.generalized_advantage
+    monkeypatch.setattr(core, "generalized_advantage", lambda *args: seen.append(real(*args)) or seen[-1])
+    targets = []
+    for name in ("squared_value_loss", "bernoulli_value_loss"):
+        loss = getattr(core, name)
+
+        def spy(value, target, *rest, loss=loss):
+            targets.append(target)
+            return loss(value, target, *rest)
+
+        monkeypatch.setattr(core, name, spy)
+    values = {"env_id": ID, "num_envs": 8, "num_minibatches": 1, "update_epochs": 1, "total_timesteps": 1}
+    ppo_cartpole.train(ppo_cartpole.Args(**values, **changes, eval_episodes=1, runs_dir=str(tmp_path)))
+    return targets[0], seen[0][1]
+
+
+def test_the_squared_loss_is_trained_on_the_returns_as_they_are(tmp_path, monkeypatch):
+    """At lambda < 1 a return mixes in values, which an untrained critic puts outside [0, 1]."""
+    target, returns = ppo_targets(tmp_path, monkeypatch, gae_lambda=0.5)
+    assert returns.min() < -0.01, "without a return outside [0, 1] this would say nothing"
+    assert sorted(target.flatten().tolist()) == sorted(returns.flatten().tolist())
+
+
+def test_the_bce_loss_is_trained_on_returns_within_0_and_1(tmp_path, monkeypatch):
+    real = core.generalized_advantage
+    monkeypatch.setattr(core, "generalized_advantage", lambda *args: tuple(x * 1.5 for x in real(*args)))
+    target, returns = ppo_targets(tmp_path, monkeypatch, critic_loss="bce")
+    assert returns.max() > 1
+    assert (target.min(), target.max()) == (0, 1)

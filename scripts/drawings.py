@@ -1,0 +1,213 @@
+"""Draw the pictures of the docs that explain: they need no results of runs.
+
+    pip install -c constraints.txt -e '.[plots]'
+    python scripts/drawings.py                     # all of them, into docs/figures
+
+--what episode: one episode under token-level PPO and under SPPO, with the value and the advantage of each step.
+
+--what rooms: the modules of this project and who imports whom, read from the code itself, and the path of one batch from
+its initial states to the checkpoint.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sppo_control import cli, extras
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Args:
+    what: Literal["all", "episode", "rooms"] = "all"
+    """see above"""
+    out: Path = ROOT / "docs" / "figures"
+    """folder to write to"""
+
+    def __post_init__(self) -> None:
+        if not self.out.is_dir():
+            raise ValueError(f"--out must be a folder that exists, got {self.out}")
+
+
+# ------------------------------------------------------------------------------------------------ one episode
+def draw_episode(plt: Any) -> Any:
+    """A success of ten steps: V and A under PPO (above) and under SPPO (below)."""
+    steps = np.arange(10)
+    value = np.array([0.4, 0.4, 0.42, 0.45, 0.44, 0.5, 0.58, 0.72, 0.9, 0.98])  # made up: it knows only near the end
+    figure, rows = plt.subplots(2, 1, figsize=(8, 5.4), dpi=150, layout="constrained", sharex=True)
+    for axes, v, title in (
+        (rows[0], value, "token-level PPO: one action per step.  A_t = R - V(s_t)"),
+        (rows[1], value[:1], "SPPO: the whole episode is one action.  A = R - V(s_0)"),
+    ):
+        level = v if len(v) > 1 else np.repeat(v, 10)
+        axes.axhline(1, color="0.3", linewidth=1)
+        axes.text(9.45, 1.03, "R = 1", ha="right", va="bottom", color="0.3")
+        axes.bar(steps, 1 - level, bottom=level, width=0.5, color="#2a9d4a", alpha=0.35)
+        axes.plot(steps[: len(v)], v, "o-", color="#d1495b", markersize=7, label="V, what the critic says")
+        axes.bar([0], [0], color="#2a9d4a", alpha=0.35, label="A, the advantage of the step")
+        if len(v) == 1:
+            axes.plot([0, 9.25], [v[0], v[0]], ":", color="#d1495b", linewidth=1)
+        for t, low in zip(steps, level, strict=True):
+            axes.text(t, (1 + low) / 2, f"{1 - low:.2f}", ha="center", va="center", fontsize=8)
+        axes.set(title=title, ylim=(0, 1.18), xlim=(-0.6, 9.6), ylabel="probability of success")
+        axes.spines[["top", "right"]].set_visible(False)
+    rows[0].legend(frameon=False, loc="lower left", ncols=2, fontsize=9)
+    rows[1].annotate(
+        "the critic reads s_0 only", (0, 0.4), (0.6, 0.14), arrowprops={"arrowstyle": "->", "color": "0.3"}
+    )
+    rows[1].set(xticks=steps, xticklabels=[f"s_{t}" for t in steps], xlabel="step of the episode (token of a response)")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------- the rooms
+def modules() -> dict[str, list[Path]]:
+    """Each module or package of the project with its files: core, runs, llm, ..., sppo_envs."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / "sppo_control").rglob("*.py")):
+        found.setdefault(path.relative_to(ROOT / "sppo_control").with_suffix("").parts[0], []).append(path)
+    return {**found, "sppo_envs": sorted((ROOT / "envs" / "sppo_envs").rglob("*.py"))}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules and packages of this project that a file imports, by the names of `modules`."""
+    top = ROOT / "envs" if ROOT / "envs" in path.parents else ROOT
+    inside = path.relative_to(top).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: Iterable[str] = ()
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = inside[: len(inside) - node.level] if node.level else ()
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        for parts in (name.split(".") for name in names):
+            if parts[0] == "sppo_envs":
+                found.add("sppo_envs")
+            elif parts[0] == "sppo_control" and len(parts) > 1:
+                found.add(parts[1])
+    return found
+
+
+PLACES = {  # name: x, y of the middle; left to right, from equations to scripts
+    "core": (0.9, 6.6), "errors": (0.9, 5.5), "extras": (0.9, 4.4), "markdown": (0.9, 3.3),
+    "outcomes": (3.0, 6.6), "checkpoints": (3.0, 5.5), "cli": (4.75, 4.4), "runs": (4.75, 6.6),
+    "networks": (3.0, 2.2), "policies": (4.75, 2.2), "rollout": (6.5, 2.9), "starts": (6.5, 1.5),
+    "arguments": (6.5, 4.4), "sppo_envs": (3.0, 0.7),
+    "study": (8.4, 5.0), "llm": (8.4, 6.9),
+    "scripts/*_llm.py": (10.9, 6.9), "scripts/report.py ...": (10.9, 5.0), "scripts/*_cartpole.py": (10.9, 2.6),
+}  # fmt: skip
+ROOMS = {  # title: colour, corner, width, height, names
+    "trunk: shared by both halves": ("#e8eef7", (0.1, 3.9), 5.6, 3.4),
+    "control half": ("#e9f5ec", (2.15, 1.1), 5.2, 2.5),
+    "tasks": ("#fdf1dd", (2.15, 0.15), 1.7, 0.9),
+}
+SCRIPTS = {
+    "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm"),
+    "scripts/report.py ...": ("report", "benchmark", "plot"),
+    "scripts/*_cartpole.py": ("sppo_cartpole", "ppo_cartpole", "grpo_cartpole", "rloo_cartpole", "remax_cartpole"),
+}
+BATCH = (
+    ("s_0, R", "sppo_envs", "B episodes begin\nand end"),
+    ("Episodes", "rollout.py", "obs, actions, logp,\nmask, outcome"),
+    ("A = R - V(s_0)", "core.py, eq. 1", "one number\nper episode"),
+    ("policy step", "core.py, eq. 3", "clipped surrogate,\nminibatches"),
+    ("critic step", "core.py, eq. 2", "cross-entropy of\nV(s_0) and R"),
+    ("curves", "runs.py", "TensorBoard,\nprogress bar"),
+    ("checkpoint", "checkpoints.py", "weights, optimisers,\ncounters"),
+)
+"""The path of one batch: what it is, which file does it, in other words."""
+
+
+def arrows() -> dict[str, set[str]]:
+    """Who imports whom, without those that follow from the others (a to c where a to b and b to c)."""
+    direct = {name: set().union(*(imports(path) for path in paths)) - {name} for name, paths in modules().items()}
+    for name, files in SCRIPTS.items():
+        direct[name] = set().union(*(imports(ROOT / "scripts" / f"{file}.py") for file in files))
+    direct = {
+        name: {other for other in targets if other in PLACES} for name, targets in direct.items() if name in PLACES
+    }
+
+    def reach(name: str) -> set[str]:
+        return set().union(*(direct[other] | reach(other) for other in direct[name])) if direct[name] else set()
+
+    return {
+        name: {t for t in targets if all(t not in direct[o] | reach(o) for o in targets)}
+        for name, targets in direct.items()
+    }
+
+
+def draw_rooms(plt: Any) -> Any:
+    """Boxes are files or packages. An arrow goes from what imports to what is imported."""
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    figure, (axes, path) = plt.subplots(
+        2, 1, figsize=(12, 9.2), dpi=130, layout="constrained", height_ratios=[7.4, 1.8]
+    )
+    for title, (color, corner, width, height) in ROOMS.items():
+        axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.02", color=color, zorder=0))
+        axes.text(
+            corner[0] + 0.12, corner[1] + height - 0.12, title, va="top", fontsize=9, color="0.35", style="italic"
+        )
+    found = arrows()
+    for name, (x, y) in PLACES.items():
+        if name not in found and name not in modules():
+            continue
+        label = name if "/" in name else f"{name}/" if name in ("llm", "study", "sppo_envs") else f"{name}.py"
+        half = 1.0 if "/" in name else 0.72
+        box = FancyBboxPatch(
+            (x - half, y - 0.22), 2 * half, 0.44, boxstyle="round,pad=0.04", fc="white", ec="0.3", zorder=3
+        )
+        axes.add_patch(box)
+        axes.text(x, y, label, ha="center", va="center", fontsize=9, zorder=4, family="monospace")
+        for other in found.get(name, ()):
+            (a, b), (c, d) = (x, y), PLACES[other]
+            far = 1.0 if "/" in other else 0.72
+            start = (a - half - 0.05, b) if c < a - 0.1 else (a, b + (0.27 if d > b else -0.27))
+            end = (c + far + 0.05, d) if c < a - 0.1 else (c, d + (-0.27 if d > b else 0.27))
+            axes.add_patch(
+                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color="0.45", linewidth=0.9, zorder=2)
+            )
+    axes.set(xlim=(0, 12), ylim=(0, 7.5), title="who imports whom (an arrow that follows from others is left out)")
+    axes.axis("off")
+    for i, (what, where, words) in enumerate(BATCH):
+        box = FancyBboxPatch((i * 1.72 + 0.05, 0.35), 1.3, 0.5, boxstyle="round,pad=0.04", fc="#fbf7e6", ec="0.3")
+        path.add_patch(box)
+        path.text(i * 1.72 + 0.7, 0.6, what, ha="center", va="center", fontsize=9.5, weight="bold")
+        path.text(i * 1.72 + 0.7, 1.02, where, ha="center", va="bottom", fontsize=8.5, family="monospace")
+        path.text(i * 1.72 + 0.7, 0.22, words, ha="center", va="top", fontsize=8.5, color="0.3")
+        if i:
+            ends = (i * 1.72 - 0.3, 0.6), (i * 1.72 - 0.02, 0.6)
+            path.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=12, color="0.3"))
+    path.set(xlim=(0, 12), ylim=(-0.25, 1.35), title="the path of one batch, from initial states to checkpoint")
+    path.axis("off")
+    return figure
+
+
+DRAWINGS = {"episode": ("one_episode", draw_episode), "rooms": ("rooms", draw_rooms)}
+
+
+def main(args: Args) -> None:
+    extras.require("plots", "matplotlib", wanted_by="scripts/drawings.py")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    for name, (file, draw) in DRAWINGS.items():
+        if args.what in ("all", name):
+            figure = draw(plt)
+            figure.savefig(args.out / f"{file}.png", metadata={"Software": None})
+            plt.close(figure)
+            print(f"wrote {args.out / file}.png")
+
+
+if __name__ == "__main__":
+    cli.main(main, Args, __doc__)
