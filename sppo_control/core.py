@@ -433,8 +433,17 @@ def _sum(x: Tensor, dim: int | None = None) -> Tensor:
 
 
 # -------------------------------------------------------------------------------------------------------- checks
-def _require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
-    """Refuse bad values; `message` may hold {} for the offending numbers, which are read on the CPU only."""
+def require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
+    """Refuse bad values, without synchronising host and device.
+
+    Args:
+        condition: one bool; True is good.
+        message: of the error. It may contain {} for the first offending number, which is read on the CPU only.
+        offender: where that number is, (B,); the good values are in [0, 1].
+
+    Raises:
+        ValueError: the condition is False, on the CPU. Elsewhere, and under torch.compile, the device itself stops.
+    """
     if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise ValueError(message.format("" if offender is None else _first_outside(offender)))
@@ -451,7 +460,7 @@ def _check_outcome(outcome: Tensor, name: str) -> None:
     if not outcome.is_floating_point():
         raise ValueError(f"{name} must be floating, got {outcome.dtype}; pass {name}.float()")
     inside = ((outcome >= 0) & (outcome <= 1)).all()  # a NaN is not inside
-    _require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
+    require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
 
 
 def _check_vector(**tensors: Tensor) -> None:
@@ -475,14 +484,14 @@ def _check_mask(mask: Tensor) -> None:
         raise ValueError(f"mask must be bool (True on real steps), got {mask.dtype}; pass mask.bool()")
     if mask.numel() == 0:
         raise ValueError(f"mask has no step, its shape is {tuple(mask.shape)}")
-    _require(mask.any(), "mask has no real step: all its entries are False")
+    require(mask.any(), "mask has no real step: all its entries are False")
 
 
 def _check_denominator(denominator: float | Tensor | None) -> None:
     if isinstance(denominator, Tensor):
         if denominator.numel() != 1:
             raise ValueError(f"denominator must be one number, got shape {tuple(denominator.shape)}")
-        _require(denominator.reshape(()) > 0, "denominator must be above 0")
+        require(denominator.reshape(()) > 0, "denominator must be above 0")
     elif denominator is not None and not denominator > 0:
         raise ValueError(f"denominator must be above 0, got {denominator}")
 
