@@ -1,4 +1,4 @@
-"""Average@k of a language model on mathematical benchmarks: k responses to each problem, judged by their final answers.
+"""Average@k of a language model on mathematical benchmarks: k responses per problem, judged by their final answers.
 
     python scripts/evaluate_llm.py                                       # the tiny adder of this package, some seconds
     python scripts/evaluate_llm.py --model runs/<folder> --benchmarks addition      # the policy of a run of sppo_llm.py
@@ -6,8 +6,8 @@
         --benchmarks aime24 aime25 amc23 math500 minerva                 # from the Hub
     python scripts/evaluate_llm.py --model <folder> --benchmarks aime24=aime24.jsonl mine=problems.parquet
 
-Every finished batch is kept in --out; the same command goes on where it was stopped, with the same result. Columns, prompts
-and what the interval means: docs/llm_evaluate.md. Needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
+Every finished batch is kept in --out. After a stop the same command goes on, with the same result. docs/llm_evaluate.md
+explains columns, prompts and the interval. This needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
 """
 
 from __future__ import annotations
@@ -24,12 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from sppo_control import checkpoints, cli, errors, runs
 from sppo_control.checkpoints import complete
@@ -38,23 +35,23 @@ from sppo_control.llm.average_at_k import Record, open_folder, read_records, res
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward
-from sppo_control.llm.setup import ADDER, naming
+from sppo_control.llm.setup import ADDER, find_device, naming, require_packages
 from sppo_control.llm.tokenizers import load_tokenizer
 
 BENCHMARKS = {
     # name: (Hub id, column of the question, column of the answer); the split is "test"
-    "aime24": ("math-ai/aime24", "problem", "solution"),  # 30 problems; the solution is \boxed{204}
+    "aime24": ("math-ai/aime24", "problem", "solution"),  # 30 problems; a solution looks like \boxed{204}
     "aime25": ("math-ai/aime25", "problem", "answer"),  # 30
     "amc23": ("math-ai/amc23", "question", "answer"),  # 40
     "math500": ("HuggingFaceH4/MATH-500", "problem", "answer"),  # 500
     "minerva": ("math-ai/minervamath", "question", "answer"),  # 272
 }
 QUESTIONS = ("question", "problem", "prompt")
-"""Columns that may hold the question in a file of one's own; the first one present is taken."""
+"""Columns that may contain the question in your own file; the first one present is taken."""
 TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
 FREE = ("model", "batch_size", "device")
-"""Settings that may differ when an evaluation goes on: other weights are noticed, whatever they are called, and with the
-other two the rest are other samples, as good as those that they replace."""
+"""Settings that may differ when an evaluation goes on. Other weights are noticed, whatever their name. With another batch
+size or device the remaining samples are different ones, which are as good."""
 
 
 @dataclass
@@ -62,30 +59,30 @@ class Args:
     model: str | None = None
     """Hugging Face folder, Hub id, or run folder (its newest checkpoint); None is the tiny adder of this package"""
     benchmarks: tuple[str, ...] | None = None
-    """aime24, aime25, amc23, math500, minerva: from the Hub; name=file: from a .jsonl, .json, .parquet or .csv file;
-    addition: held-out additions, which is also what None means without a --model"""
+    """aime24, aime25, amc23, math500, minerva: from the Hub. name=file: from a .jsonl, .json, .parquet or .csv file.
+    addition: held-out additions; None is also these, if there is no --model"""
     k: int | None = None
-    """responses to each problem; None is 16, as in the paper, for additions 4, at temperature 0 1"""
+    """responses per problem; None is 16, as in the paper (additions: 4; --temperature 0: 1)"""
     temperature: float | None = None
-    """of sampling, from the full distribution; 0: the likeliest token; None is 0.6, as in the paper, for additions 1"""
+    """of sampling, from the full distribution; 0 takes the likeliest token; None is 0.6, as in the paper (additions: 1)"""
     max_response_length: int | None = None
-    """longest response, tokens; None is 8192, as in the paper, for additions what they need"""
+    """longest response in tokens; None is 8192, as in the paper (additions: 24, which is enough)"""
     reward: RewardName | None = None
     """how a response is judged; None is after-equals for additions, else math"""
     prompt_template: str | None = None
     """what the model is asked, with {question} in it; None asks for reasoning and \\boxed{} (docs/llm_evaluate.md)"""
     prompt_format: Literal["auto", "chat", "text"] = "auto"
-    """a chat message, or plain text; auto is chat where the tokenizer has a chat template"""
+    """a chat message, or plain text; auto is chat if the tokenizer has a chat template"""
     seed: int = 1
     """of the samples"""
     batch_size: int = 64
-    """responses at a time"""
+    """responses in memory at once"""
     device: str = "auto"
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
     bf16: bool = False
     """weights and computation in bfloat16 instead of float32"""
     out: Path | None = None
-    """folder for responses and results; None is one in runs/, named after the model and these settings"""
+    """folder for responses and results; None is a folder in runs/ with a name made of the model and these settings"""
 
     def __post_init__(self) -> None:
         if self.benchmarks is None and self.model is None:
@@ -100,7 +97,7 @@ class Args:
             if not re.fullmatch(r"\w[\w.-]*", name) or (source and name in ("addition", "mean")):
                 raise ValueError(f"--benchmarks {name}={source}: choose another name, of letters, digits, _, . and -")
         if len(names) < len(self.benchmarks):
-            raise ValueError(f"--benchmarks {' '.join(self.benchmarks)}: a name stands there twice")
+            raise ValueError(f"--benchmarks {' '.join(self.benchmarks)}: a name is there twice")
         if self.model is None and names != ["addition"]:
             raise ValueError(f"--benchmarks {' '.join(self.benchmarks)} needs a --model: the tiny adder only adds")
         adds = names == ["addition"]
@@ -122,19 +119,18 @@ class Args:
         if "addition" in names and (self.prompt_template is not None or self.prompt_format == "chat"):
             raise ValueError("--benchmarks addition has its own prompts: no --prompt-template, no --prompt-format chat")
         if self.device == "auto":
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = find_device("auto").type
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise ValueError(f"--device {self.device}: torch sees no CUDA device here; use --device cpu")
 
     @property
     def sources(self) -> dict[str, str]:
-        """Name -> file, "" where the benchmark is one of those known here."""
+        """Name -> file; the file is "" for a known benchmark."""
         return {name: source for name, _, source in (text.partition("=") for text in self.benchmarks or ())}
 
 
 class Judge:
-    """The reward, for `generate`, which remembers what became of each response of its last call: correct, wrong, or one of
-    `MathReward.counts`."""
+    """The reward for `generate`. It keeps its last verdicts: correct, wrong, or a key of `MathReward.counts`."""
 
     def __init__(self, name: RewardName) -> None:
         self.math = MathReward() if name == "math" else None
@@ -155,7 +151,7 @@ class Judge:
 
 # -------------------------------------------------------------------------------------------------- model and problems
 def find_model(name: str | None) -> str:
-    """What to load: the newest policy of a run folder; else the name as it is."""
+    """What to load: the newest policy of a run folder, or the name as it is."""
     if name is None:
         return str(ADDER)
     found = complete(Path(name, "checkpoints"))
@@ -164,7 +160,7 @@ def find_model(name: str | None) -> str:
 
 
 def fingerprint(model: Any) -> str:
-    """Of the weights: up to about 4096 numbers out of each tensor, which no training leaves all as they were."""
+    """Digest of about 4096 numbers of each weight tensor. Any training changes some of them."""
     digest = hashlib.sha256()
     for name, x in sorted(model.state_dict().items()):
         some = x.flatten()[:: max(1, x.numel() // 4096)].double().cpu().numpy()
@@ -176,25 +172,26 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
     """All problems of a benchmark, in the file's order.
 
     Raises:
-        ValueError: a column is missing, a question or an answer is empty, no chat template where one is asked for.
-        OSError: no such file, nor a reachable Hub id.
+        ValueError: a column is missing; a question or an answer is empty; there is no chat template, but one is needed.
+        OSError: there is neither such a file nor a Hub id that can be reached.
     """
     if name == "addition":
         if missing := set(addition.ALPHABET) - set(tokenizer.get_vocab()):
             raise ValueError(f"addition needs the characters {', '.join(sorted(missing))} as tokens of {args.model}")
-        return load_prompts(None, tokenizer).split(512)[1]  # held out by the training scripts as well
-    hub_id, *columns = BENCHMARKS.get(name, ("", None, None))
+        return load_prompts(None, tokenizer).split(512)[1]  # the training scripts hold out the same ones
+    hub_id, *columns = BENCHMARKS.get(name, ("", "", ""))
     rows = read_dataset(source or hub_id, "test")
-    wanted = [(column,) for column in columns] if name in BENCHMARKS else [QUESTIONS, COLUMNS]
-    found = [next((c for c in names if c in rows.column_names), None) for names in wanted]
-    if None in found:
-        mend = f"; if it is not in the format of {hub_id}, give it another name: mine={source}" if hub_id else ""
-        raise ValueError(
-            f"{source or hub_id} has no column {' or '.join(wanted[found.index(None)])}, it has "
-            f"{', '.join(rows.column_names)}{mend}"
-        )
+    found = []
+    for names in [(column,) for column in columns] if hub_id else [QUESTIONS, COLUMNS]:
+        present = [column for column in names if column in rows.column_names]
+        if not present:
+            mend = f"; if it is not in the format of {hub_id}, give it another name: mine={source}" if hub_id else ""
+            raise ValueError(
+                f"{source or hub_id} has no column {' or '.join(names)}, it has {', '.join(rows.column_names)}{mend}"
+            )
+        found.append(present[0])
     question, answer = found
-    # A column `prompt` is what the training scripts read: the model's whole input. Others hold the bare question.
+    # A column `prompt` is what the training scripts read: the model's whole input. Other columns have the bare question.
     template = args.prompt_template or ("{question}" if question == "prompt" else TEMPLATE)
     chat = args.prompt_format == "chat" or (
         args.prompt_format == "auto" and question != "prompt" and bool(tokenizer.chat_template)
@@ -207,7 +204,7 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
         for column, value, kinds in ((question, prompt, str | list), (answer, right, str | int | float)):
             if not isinstance(value, kinds) or value != value or value in ("", []):  # NaN is unequal to itself
                 raise ValueError(f"{source or hub_id}: {column} is {value!r} in row {index}; leave such rows out")
-        if isinstance(prompt, str):  # else chat messages, which get nothing but the chat template
+        if isinstance(prompt, str):  # chat messages get only the chat template
             prompt = template.replace("{question}", prompt)
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
         texts.append(prompt_text(prompt, tokenizer))
@@ -219,7 +216,8 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
 
 
 def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
-    """Refuse what does not fit the model's context: beyond it, models write nonsense without complaint."""
+    """Refuse what does not fit into the model's context. Beyond it, models write nonsense without an error."""
+    assert args.max_response_length is not None  # Args fills it in
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = max(map(len, prompts.ids))
     if limit is not None and longest + args.max_response_length > limit:
@@ -233,8 +231,10 @@ def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
 
 # ---------------------------------------------------------------------------------------------------------- responses
 def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args, out: Path) -> list[Record]:
-    """Records of k responses to each problem: those in the benchmark's file, and the missing ones, which are sampled and
-    appended to it."""
+    """Records of k responses per problem. Those that are not in the benchmark's file are sampled and appended to it."""
+    assert args.k is not None  # Args fills these in
+    assert args.temperature is not None
+    assert args.max_response_length is not None
     judge = Judge(args.reward or ("after-equals" if name == "addition" else "math"))
     path = out / f"{name}.jsonl"
     pairs = [(problem, sample) for sample in range(args.k) for problem in range(len(prompts))]
@@ -245,8 +245,8 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
             raise errors.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
         done = read_records(file, len(prompts), args.k)
         with tqdm(total=len(pairs), initial=len(done), desc=name, unit="response", dynamic_ncols=True) as bar:
-            # The batches are the same ones whenever the work began, and each has a seed of its own. One that was written
-            # in part is sampled again as a whole, so that what is missing of it is what it would have been.
+            # The batches are always the same ones, and each has its seed. A batch that was written in part is sampled
+            # again as a whole, so its missing responses are the same as without a stop.
             for start in range(0, len(pairs), args.batch_size):
                 batch = pairs[start : start + args.batch_size]
                 if all(pair in done for pair in batch):
@@ -281,13 +281,20 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
 
 def main(args: Args) -> dict[str, dict[str, Any]]:
     # ---- all that can be refused, before the long work
+    require_packages()
+    import datasets  # type: ignore[import-untyped]
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    assert args.k is not None  # Args fills it in
     datasets.disable_progress_bars()
     disable_progress_bar()
     path = find_model(args.model)
     with naming("--model", path):
-        AutoConfig.from_pretrained(path)  # where there is none, it says so; the tokenizer would say something long
+        AutoConfig.from_pretrained(path)  # without a model its message is short, the tokenizer's is long
         tokenizer = load_tokenizer(path)
     problems = {name: load_problems(name, source, tokenizer, args) for name, source in args.sources.items()}
+    model: Any  # its methods are typed as those of a decorator
     with naming("--model", path):
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     for name, prompts in problems.items():

@@ -1,25 +1,28 @@
-"""Token-level PPO on a language model, the baseline of sppo_llm.py: a critic that values every token.
+"""Token-level PPO on a language model, the baseline of sppo_llm.py: a critic with a value for every token.
 
-1. Sample one response to each of B prompts. A reward function says R = 1 where it is right, else 0.
-2. Critic: V(s_t) is a model with a scalar head at every token; trained on the returns with squared error.
-3. Advantage: generalised advantage estimation; at gamma = lambda = 1, the default, A_t = R - V(s_t).
-4. Policy: PPO's clipped surrogate with the ratio of each token. No KL penalty.
+1. Sample one response to each of B prompts. A reward function gives the outcome R: 1 if the response is right, else 0.
+2. Advantage (GAE, eq. 16): with gamma = lambda = 1, the default, it is A_t = R - V(s_t).
+3. Policy (PPO, eq. 7): the clipped surrogate with one ratio per token.
+4. Critic: a model with a scalar head at every token. It is trained on the returns with squared error.
+5. There is no KL penalty.
 
     python scripts/ppo_llm.py                                     # a tiny transformer learns to add
     python scripts/ppo_llm.py --model Qwen/Qwen2.5-Math-1.5B --dataset train.jsonl --bf16 --gradient-checkpointing \\
         --micro-batch-size 4
 
-A dataset has the columns `prompt` (text, or chat messages) and `answer`. Needs the extra `llm`:
+A dataset has the columns `prompt` (text, or chat messages) and `answer`. This needs the extra `llm`:
 pip install -c constraints.txt -e '.[llm]'.
 
-Source: Schulman et al., arXiv 1707.06347 and 1506.02438: sppo_control/core.py. No normalisation of advantages, as in the
-control scripts. Logged values: docs/metrics.md; results: docs/llm.md.
+As in the control scripts, advantages are not normalised.
+
+Source: Schulman et al., arXiv 1707.06347 (PPO) and 1506.02438 (GAE). Equations: sppo_control/core.py. Logged values:
+docs/metrics.md. Results: docs/llm.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -30,12 +33,13 @@ from sppo_control.llm.responses import evaluate, generate, pad_columns, policy_l
 from sppo_control.llm.setup import (
     CriticFolder,
     PolicyFolder,
-    fill_args,
-    load_critic,
+    check_args,
     load_data,
     load_policy,
+    make_critic,
     task_name,
 )
+from sppo_control.outcomes import advantage_scalars
 
 
 @dataclass
@@ -43,32 +47,30 @@ class Args:
     model: str | None = None
     """the policy: a Hugging Face folder or Hub id; None is the tiny adder of this package"""
     dataset: str | None = None
-    """.jsonl, .json, .parquet or .csv file, folder or Hub id, columns prompt and answer; None is additions"""
+    """.jsonl, .json, .parquet or .csv file, folder or Hub id, with columns prompt and answer; None is additions"""
     dataset_split: str = "train"
-    """of a folder's or Hub's dataset"""
-    reward: RewardName | None = None
-    """how a response is judged; None is math for a dataset, after-equals for additions"""
+    """split of a dataset in a folder or on the Hub"""
+    reward: RewardName = "after-equals"
+    """what is the answer: a boxed formula (math), the whole response (exact), or what follows the last "=" """
     critic: str | None = None
-    """a critic's folder, or a model of the policy's tokenizer, which may be smaller; None copies the policy"""
+    """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
     max_prompt_length: int | None = None
-    """longest prompt, tokens; None is no limit"""
+    """longest prompt in tokens; None is no limit"""
     long_prompts: Literal["drop", "error"] = "drop"
-    """longer ones are counted and left out, or refused"""
-    max_response_length: int | None = None
-    """longest response, tokens; this and what else is None below: docs/llm.md, Defaults"""
+    """drop counts longer prompts and leaves them out; error refuses them"""
+    max_response_length: int = 24
+    """longest response in tokens"""
     temperature: float = 1.0
     """of sampling, and of the policy's probabilities"""
     seed: int = 1
     """of prompts, responses and shuffling"""
-    total_episodes: int | None = None
+    total_episodes: int = 24_576
     """responses of the whole run"""
 
-    learning_rate: float | None = None
+    learning_rate: float = 3e-4
     """of the policy (Adam)"""
-    critic_learning_rate: float | None = None
-    """of the critic (Adam)"""
-    batch_size: int | None = None
-    """B, responses an update"""
+    batch_size: int = 128
+    """B, responses per batch"""
     update_epochs: int = 1
     """passes over each batch"""
     num_minibatches: int = 1
@@ -76,15 +78,18 @@ class Args:
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm, policy and critic each"""
+    """longer gradients are scaled down to this norm; policy and critic each"""
+
     critic_loss: Literal["mse", "bce"] = "mse"
     """squared error, or cross-entropy between sigmoid(V) and the return"""
+    critic_learning_rate: float = 1e-3
+    """of the critic (Adam)"""
     gamma: float = 1.0
     """discount"""
     gae_lambda: float = 1.0
     """lambda of GAE"""
     critic_warmup_batches: int = 0
-    """batches for the critic alone before the first update of the policy"""
+    """batches for the critic alone, before the first update of the policy"""
 
     device: str = "auto"
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
@@ -93,30 +98,39 @@ class Args:
     gradient_checkpointing: bool = False
     """recompute the policy's layers in the backward pass instead of keeping them"""
     micro_batch_size: int | None = None
-    """responses in memory at once; does not change the gradient"""
+    """responses in memory at once; None is all; it does not change the gradient"""
 
-    eval_prompts: int | None = None
+    eval_prompts: int = 512
     """held-out prompts, one sampled response each, before and after training"""
     save_every: int = 20
     """updates between checkpoints, and between samples of responses in the log"""
     runs_dir: str = "runs"
-    """parent of the run's folder"""
+    """folder in which the run's folder is made"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 
+    @staticmethod
+    def defaults(model: str | None, dataset: str | None) -> dict[str, Any]:
+        """Defaults that depend on the model and the dataset. The numbers above are for the tiny adder."""
+        values: dict[str, Any] = {} if dataset is None else {"reward": "math"}
+        if model is not None:  # starting points like the paper's; no run of ours has tested them
+            values |= {"max_response_length": 3072, "total_episodes": 51_200, "batch_size": 256, "eval_prompts": 128}
+            values |= {"learning_rate": 1e-6, "critic_learning_rate": 1e-5}
+        return values
+
     @property
     def minibatch_size(self) -> int:
-        """Responses a minibatch."""
+        """Responses per minibatch."""
         return self.batch_size // self.num_minibatches
 
     def __post_init__(self) -> None:
-        fill_args(self)
+        check_args(self)
 
 
 def train(args: Args) -> runs.Run:
     # ---- setup
     policy, tokenizer = load_policy(args)
-    critic = load_critic(args, policy, tokenizer)
+    critic = make_critic(args, policy, tokenizer)
     prompts, held_out, reward = load_data(args, tokenizer)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate)
@@ -138,7 +152,7 @@ def train(args: Args) -> runs.Run:
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
-            # ---- advantage: GAE over V(s_t); A_t = R - V(s_t) at gamma = lambda = 1
+            # ---- advantage (GAE, eq. 16): A_t = R - V(s_t) if gamma = lambda = 1
             with torch.no_grad():
                 value = torch.cat(  # (B, T)
                     [
@@ -148,51 +162,63 @@ def train(args: Args) -> runs.Run:
                 )
                 if args.critic_loss == "bce":
                     value = torch.sigmoid(value)
-            last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # the last token has the reward
-            token_reward = torch.where(last, R[:, None], 0.0)
-            adv, returns = core.generalized_advantage(token_reward, value, mask, args.gamma, args.gae_lambda)
-            returns = returns.clamp(0.0, 1.0)  # a weighted mean of probabilities: rounding may carry it past 1
+            last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # only the last token has a reward
+            token_reward = torch.where(last, R[:, None], 0.0)  # (B, T)
+            adv, returns = core.generalized_advantage(token_reward, value, mask, args.gamma, args.gae_lambda)  # (B, T)
+            if args.critic_loss == "bce":  # returns are then in [0, 1], but rounding may carry them past 1
+                returns = returns.clamp(0.0, 1.0)
 
-            # ---- update
+            # ---- minibatches: whole responses, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
-            warming_up = run.update < args.critic_warmup_batches
-            for _ in range(args.update_epochs):
-                for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size):
-                    optimizer.zero_grad()
-                    critic_optimizer.zero_grad()
-                    num_tokens = mask[mb].sum()
-                    for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
-                        some = responses.take(part)
-                        width = some.mask.shape[1]
-                        logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)
-                        surrogate = core.clipped_surrogate(
-                            logp, some.logp, adv[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
-                        )
-                        run.check_finite(policy_loss=surrogate.loss)
-                        surrogate.loss.backward()
-                        stats.add_surrogate(surrogate, core.masked_mean(entropy.detach(), some.mask), num_tokens)
+            minibatches = [
+                mb
+                for _ in range(args.update_epochs)
+                for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size)
+            ]
+            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
 
-                        # critic: every token
-                        value_new = token_values(critic, some, args.bf16)
-                        target = returns[part, :width]
-                        if args.critic_loss == "bce":
-                            value_loss = core.bernoulli_value_loss(value_new[some.mask], target[some.mask], num_tokens)
-                        else:
-                            value_loss = core.squared_value_loss(value_new, target, some.mask, num_tokens)
-                        run.check_finite(value_loss=value_loss)
-                        value_loss.backward()
-                        share = num_tokens / surrogate.num_steps
-                        stats.add(surrogate.num_steps, value_loss=value_loss.detach() * share)
-                    grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-                    critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm)
-                    run.check_finite(policy_gradient_norm=grad_norm, critic_gradient_norm=critic_grad_norm)
-                    critic_optimizer.step()
-                    if not warming_up:
-                        optimizer.step()
-                    stats.add(1, grad_norm=grad_norm)
+            # ---- policy (PPO, eq. 7): clipped surrogate, each token's own A_t
+            for mb in [] if warming_up else minibatches:
+                optimizer.zero_grad()
+                num_tokens = mask[mb].sum()
+                for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
+                    some = responses.take(part)
+                    width = some.mask.shape[1]  # of the longest response in it
+                    logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
+                    surrogate = core.clipped_surrogate(
+                        logp, some.logp, adv[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
+                    )
+                    run.check_finite(policy_loss=surrogate.loss)
+                    surrogate.loss.backward()
+                    stats.add_surrogate(surrogate, core.masked_mean(entropy.detach(), some.mask), num_tokens)
+                grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                run.check_finite(policy_gradient_norm=grad_norm)
+                optimizer.step()
+                stats.add(1, grad_norm=grad_norm)
+
+            # ---- critic (PPO, eq. 9): squared error between V(s_t) and the return, at every token
+            value_stats = runs.Means()
+            for mb in minibatches:
+                critic_optimizer.zero_grad()
+                num_tokens = mask[mb].sum()
+                for part in mb.split(micro):
+                    some = responses.take(part)
+                    value_new = token_values(critic, some, args.bf16)  # (b, t)
+                    target = returns[part, : some.mask.shape[1]]
+                    if args.critic_loss == "bce":
+                        value_loss = core.bernoulli_value_loss(value_new[some.mask], target[some.mask], num_tokens)
+                    else:
+                        value_loss = core.squared_value_loss(value_new, target, some.mask, num_tokens)
+                    run.check_finite(value_loss=value_loss)
+                    value_loss.backward()
+                    share = num_tokens / some.num_steps  # the log wants the mean over the micro-batch's tokens
+                    value_stats.add(some.num_steps, value_loss=value_loss.detach() * share)
+                critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm)
+                run.check_finite(critic_gradient_norm=critic_grad_norm)
+                critic_optimizer.step()
 
             # ---- log
-            v0, real_adv = value[:, 0], adv[mask]
+            v0 = value[:, 0]  # V before the first token, (B,)
             if run.update % args.save_every == 0:
                 table = sample_table(prompts, rows, responses, v0)
                 run.writer.add_text("samples", table, run.progress + args.batch_size)
@@ -200,14 +226,11 @@ def train(args: Args) -> runs.Run:
                 responses,
                 {
                     "charts/learning_rate": args.learning_rate,
-                    "charts/skipped": float(warming_up),
+                    "charts/warmup": float(warming_up),
                     **stats.scalars(),
+                    "losses/value_loss": value_stats["value_loss"],
+                    **advantage_scalars(adv[mask], v0, R),
                     "losses/explained_variance": float(core.explained_variance(value, returns, mask)),
-                    "advantages/mean": float(real_adv.mean()),
-                    "advantages/std": float(real_adv.std(correction=0)),
-                    "critic/v0_mean": float(v0.mean()),
-                    "critic/brier": float(core.brier_score(v0, R)),
-                    "critic/ece": float(core.expected_calibration_error(v0, R)),
                 },
             )
         run.finish(evaluate(policy, tokenizer, held_out, reward, args.seed, *sampling), before)

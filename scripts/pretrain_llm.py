@@ -1,8 +1,10 @@
-"""Make the starting policy of the language-model scripts: a tiny transformer which adds, and often gets it wrong.
+"""Make the starting policy of the language-model scripts: a tiny transformer that adds, and is often wrong.
 
-Supervised fine-tuning from random weights on demonstrations of a demonstrator who forgets carries and slips
-(sppo_control/llm/addition.py), stopped when about a third of the held-out additions come out right. Clean demonstrations
-would not do: stopped early they leave long numbers at no success at all, and no reward ever follows.
+It is trained from random weights on demonstrations with mistakes: forgotten carries and wrong digits
+(sppo_control/llm/addition.py). Training stops when about a third of the held-out additions are right.
+
+Clean demonstrations do not work. A model trained on them and stopped early never solves long numbers, so it would get no
+reward there.
 
     python scripts/pretrain_llm.py               # about two minutes on one core; writes sppo_control/pretrained/addition
 """
@@ -18,13 +20,13 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
-from transformers import Qwen2ForCausalLM
 
 from sppo_control import checkpoints, cli, core, runs
 from sppo_control.llm import addition
 from sppo_control.llm.prompts import load_prompts, make_reward
 from sppo_control.llm.responses import Responses, evaluate, policy_log_probs
-from sppo_control.llm.setup import ADDER
+from sppo_control.llm.setup import ADDER, require_packages
+from sppo_control.outcomes import Evaluation
 
 
 @dataclass
@@ -40,19 +42,19 @@ class Args:
     forgets_carry: float = 0.75
     """how often the demonstrator forgets a carry"""
     wrong_digit: float = 0.06
-    """how often the demonstrator slips in a digit"""
+    """how often the demonstrator writes a wrong digit"""
     learning_rate: float = 1e-3
     """Adam, warmed up over 100 steps"""
     batch_size: int = 128
-    """demonstrations a step"""
+    """demonstrations per step"""
     max_steps: int = 4000
-    """when to give up"""
+    """give up after so many steps"""
     target: float = 0.35
     """stop when this share of held-out additions is right, sampled at temperature 1"""
 
 
 def demonstrations(args: Args, tokenizer: addition.PreTrainedTokenizerFast, rng: np.random.Generator) -> Responses:
-    """A batch of demonstrations in the form of responses."""
+    """A batch of demonstrations as responses."""
     pairs = addition.problems(args.batch_size, rng)
     prompts = tokenizer([row["prompt"] for row in addition.rows(pairs)], padding=True, return_tensors="pt")
     written = [addition.demonstration(a, b, rng, args.forgets_carry, args.wrong_digit) + "<eos>" for a, b in pairs]
@@ -65,6 +67,9 @@ def demonstrations(args: Args, tokenizer: addition.PreTrainedTokenizerFast, rng:
 
 
 def main(args: Args) -> None:
+    require_packages()
+    from transformers import Qwen2ForCausalLM
+
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     tokenizer = addition.tokenizer()
@@ -72,9 +77,9 @@ def main(args: Args) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate)
     _, held_out = load_prompts(None, tokenizer).split(512)
     reward = make_reward("after-equals")
-    Path(args.out).mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    Path(args.out).mkdir(parents=True, exist_ok=True)  # fails before the work, not after it
 
-    def accuracy() -> runs.Evaluation:
+    def accuracy() -> Evaluation:
         return evaluate(model, tokenizer, held_out, reward, args.seed, addition.MAX_RESPONSE + 1)
 
     began = time.perf_counter()

@@ -1,20 +1,21 @@
-"""How fast and how big on language models, always beside a peer, in turns within each round, so that what a busy machine
-does to one it does to all. Ratios are taken within a round.
+"""Speed and memory on language models, always compared with other implementations.
 
---what loss: from hidden states to the gradients of hidden states and output head, through SPPO's clipped surrogate:
-(a) naive: logits, log_softmax, gather; (b) ours: `sppo_control.llm.token_log_probs`; (c) TRL's chunked kernel (Triton on
-CUDA, torch elsewhere); (d) Liger's fused GRPO loss, without its reference model and torch.compile. Whatever is not
-installed is left out and named. Peak memory is what a fresh process holds at most above its inputs, gradients included;
-"less gradients" leaves out the gradients of hidden and head, which each variant must return. Seconds are by the clock, and,
-for --device cpu, of CPU time as well, which other work on the machine disturbs less.
+The variants take turns within each round, so a busy machine slows all of them alike. Ratios are taken within a round.
 
---what update: a whole update of SPPO (rollout left out): old log-probabilities, V, the policy's step, the critic's step;
-with a critic as large as the policy and one of about a quarter, and token-level PPO's update with its critic over every
-token. Random weights. Peak memory as above, weights and optimisers included.
+--what loss: from hidden states to the gradients of hidden states and output head, through SPPO's clipped surrogate.
+(a) naive: logits, log_softmax, gather. (b) ours: `sppo_control.llm.token_log_probs`. (c) TRL's chunked kernel (Triton on
+CUDA, torch elsewhere). (d) Liger's fused GRPO loss, without its reference model and torch.compile. What is not installed
+is left out and named. Peak memory is the most that a fresh process needs above its inputs, gradients included. "Less
+gradients" leaves out the gradients of hidden and head, which each variant must return. Seconds are by the clock. With
+--device cpu there is CPU time too, which other work on the machine disturbs less.
 
---what addition: the language-model scripts on additions, five seeds: responses and seconds until the mean outcome of the
-last 1,024 responses is 0.8 and 0.9. Seconds are CPU time of one thread, from the first update on (evaluations before and
-after left out). Runs that are in --out already are not run again.
+--what update: a whole update of SPPO without rollout: old log-probabilities, V, the policy's step, the critic's step. It is
+measured with a critic as large as the policy, and with one of about a quarter. Token-level PPO's update with its critic
+over every token is the peer. Weights are random. Peak memory is as above, with weights and optimisers.
+
+--what addition: the language-model scripts on additions, five seeds. It measures responses and seconds until the mean
+outcome of the last 1,024 responses is 0.8 and 0.9. Seconds are CPU time of one thread, from the first update on, without
+the evaluations before and after. Runs that are already in --out are not run again.
 
     pip install -c constraints.txt -e '.[llm]' && pip install --no-deps liger-kernel
     python scripts/speed_llm.py --what loss               # about five minutes on one core; --device cuda on a GPU
@@ -66,9 +67,9 @@ class Args:
     seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
     """of --what addition"""
     out: str | None = None
-    """where the table goes as JSON; None is docs/speed_llm_loss.json and so on, with the device's name unless it is cpu"""
+    """JSON file for the table; None is docs/speed_llm_<what>.json, with the device in its name unless it is cpu"""
     worker: str | None = None
-    """internal: be the measured process, variant:index of the size, or variant:seed"""
+    """internal: this is the measured process; variant:index of the size, or variant:seed"""
 
 
 # ------------------------------------------------------------------------------------------------------------- loss
@@ -89,7 +90,7 @@ def make_batch(size: tuple[int, int, int, int], device: str) -> Batch:
     torch.manual_seed(0)
     hidden, weight = torch.randn(B, T, D), torch.randn(V, D) / D**0.5
     tokens = torch.randint(V, (B, T))
-    logp_old = -torch.full((B, T), float(V)).log()  # ratios around 1 would need the logits; here some are clipped
+    logp_old = -torch.full((B, T), float(V)).log()  # ratios near 1 would need the logits; here some are clipped
     advantage = torch.randint(0, 2, (B,)).float() - 0.5
     mask = torch.ones(B, T, dtype=torch.bool)  # Liger computes padding too
     hidden, weight = (x.to(device, DTYPES[device]).requires_grad_() for x in (hidden, weight))
@@ -140,7 +141,7 @@ def synchronize(x: Tensor) -> None:
 
 
 def peak_memory(name: str, size: tuple[int, int, int, int], device: str) -> int:
-    """Bytes held at most above the inputs; for a process of its own."""
+    """Most bytes in use above the inputs; call it in a fresh process."""
     loss_and_gradient(name, make_batch((64, 1, 8, 8), device))  # libraries are loaded before the count starts
     batch = make_batch(size, device)
     if device == "cuda":
@@ -148,7 +149,7 @@ def peak_memory(name: str, size: tuple[int, int, int, int], device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         loss_and_gradient(name, batch)
         return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts at what is in use now
     before = resident("VmRSS")
     loss_and_gradient(name, batch)
     return resident("VmHWM") - before
@@ -241,7 +242,7 @@ def qwen2(layers: int, width: int, vocabulary: int) -> Any:
 
 
 def measure_one_update(variant: str, device: str, rounds: int) -> dict[str, Any]:
-    """Peak bytes above the start, seconds of each round, parameters; in a process of its own."""
+    """Peak bytes above the start, seconds of each round, parameters; call it in a fresh process."""
     import numpy as np
 
     from sppo_control.llm import PromptCritic
@@ -270,8 +271,10 @@ def measure_one_update(variant: str, device: str, rounds: int) -> dict[str, Any]
     prompt_ids, tokens = torch.randint(2, size.vocabulary, (B, P)), torch.randint(2, size.vocabulary, (B, T))
     prompt_mask, mask = torch.ones(B, P, dtype=torch.bool), torch.ones(B, T, dtype=torch.bool)
     outcome = torch.randint(0, 2, (B,)).float()
-    rows = [x.to(device) for x in (prompt_ids, prompt_mask, tokens, mask, torch.zeros(B, T), outcome)]
-    responses = Responses(*rows, [""] * B, {"truncated": np.zeros(B, dtype=bool)})
+    responses = Responses(
+        prompt_ids.to(device), prompt_mask.to(device), tokens.to(device), mask.to(device),
+        torch.zeros(B, T, device=device), outcome.to(device), [""] * B, {"truncated": np.zeros(B, dtype=bool)},
+    )  # fmt: skip
     parts = torch.arange(B).split(size.micro_batch_size)
     autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
@@ -300,8 +303,8 @@ def measure_one_update(variant: str, device: str, rounds: int) -> dict[str, Any]
         else:
             with autocast:
                 train_critic(
-                    critic, critic_optimizer, *responses.prompts, responses.outcome,
-                    micro_batch_size=size.micro_batch_size,
+                    critic, critic_optimizer, *responses.prompts, responses.outcome, [torch.arange(B)],
+                    size.micro_batch_size,
                 )  # fmt: skip
 
     update()  # warm; optimisers have their moments from here on
@@ -349,19 +352,20 @@ ADDITION: dict[str, tuple[str, dict[str, Any]]] = {
     "GRPO 16 x 8": ("grpo_llm", {}),
     "GRPO 128 x 8": ("grpo_llm", {"batch_size": 1024, "total_episodes": 65_536}),
 }
-"""name -> script, arguments; prompts x responses to each an update"""
+"""name -> script, arguments; the name says prompts x responses per prompt and update"""
 ADDITION_ARGS: dict[str, Any] = {"total_episodes": 16_384, "device": "cpu", "save_every": 10**6}
 WINDOW = 1024
 
 
 class Reached(Exception):
-    """The last threshold was."""
+    """The last threshold was reached."""
 
 
 def addition_run(name: str, seed: int) -> dict[str, Any]:
     """Curve of one run until the last WINDOW responses have a mean outcome of 0.92, or its budget ends."""
     script_name, arguments = ADDITION[name]
     curve: list[tuple[int, float, float]] = []  # responses, CPU seconds, mean outcome of the batch
+    began = 0.0
 
     class Watched(runs.Run):
         def end_update(self, episodes: Any, metrics: Any, baseline: Any = None) -> None:
@@ -375,7 +379,6 @@ def addition_run(name: str, seed: int) -> dict[str, Any]:
             nonlocal began
             began = time.process_time()
 
-    began = 0.0
     torch.set_num_threads(1)
     runs.Run = Watched  # type: ignore[misc]
     script = importlib.import_module(script_name)
@@ -400,7 +403,7 @@ def measure_addition(args: Args, out: Path) -> dict[str, Any]:
             reached = [first_reached(curve, threshold) for curve in mine]
             for index in (1, 0):
                 known = sorted(x[index] for x in reached if x is not None)
-                # median over all runs: those that never got there count as later than all
+                # median over all runs; a run that never reached the threshold counts as the latest
                 median = known[(len(mine) - 1) // 2] if len(known) > (len(mine) - 1) // 2 else None
                 text = "-" if median is None else f"{median:,.0f} ({known[0]:,.0f} to {known[-1]:,.0f})"
                 cells_text.append(text + (f", {len(known)} of {len(mine)}" if len(known) < len(mine) else ""))
@@ -420,7 +423,7 @@ def first_reached(curve: Sequence[Sequence[float]], threshold: float) -> tuple[f
 
 # -------------------------------------------------------------------------------------------------------- the frame
 def child(args: Args, worker: str) -> Any:
-    """What this script prints last as the worker of that name, in a fresh process."""
+    """The last line that this script prints as the worker of that name, in a fresh process."""
     command = [sys.executable, __file__, "--what", args.what, "--device", args.device, "--worker", worker]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     if done.returncode:
@@ -455,7 +458,7 @@ def device_name(device: str) -> str:
 
 
 def head(args: Args) -> dict[str, Any]:
-    """What every table begins with."""
+    """What is at the beginning of every table."""
     rounds = "" if args.what == "addition" else f" --rounds {args.rounds}"
     return {
         "command": f"python scripts/speed_llm.py --what {args.what} --device {args.device}{rounds}",

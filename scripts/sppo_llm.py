@@ -1,43 +1,47 @@
 """Sequence-Level PPO (SPPO) on a language model: the whole response is one action of a contextual bandit.
 
-1. Sample one response to each of B prompts. A reward function says R = 1 where it is right, else 0.
-2. Advantage: A = R - V(s_p), one number a response, the same for all of its tokens.
-3. Critic: V(s_p) is a model with a scalar head at the last token of the prompt s_p; trained on R with cross-entropy.
-4. Policy: PPO's clipped surrogate with the ratio of each token. No group of responses, no GAE, no KL penalty.
+1. Sample one response to each of B prompts. A reward function gives the outcome R: 1 if the response is right, else 0.
+2. Advantage (eq. 1): A = R - V(s_p). It is one number per response, the same for all of its tokens.
+3. Policy (eq. 3): PPO's clipped surrogate with one ratio per token.
+4. Critic (eq. 2): a model with a scalar head at the last token of the prompt s_p. It is trained on R with cross-entropy.
+5. There is no group of responses, no GAE and no KL penalty.
 
     python scripts/sppo_llm.py                                    # a tiny transformer learns to add, a minute on a CPU
     python scripts/sppo_llm.py --model Qwen/Qwen2.5-Math-1.5B --dataset train.jsonl \\
         --critic Qwen/Qwen2.5-Math-1.5B --bf16 --gradient-checkpointing --micro-batch-size 4
 
-A dataset has the columns `prompt` (text, or chat messages) and `answer`. For several GPUs take SPPOTrainer or verl
-(docs/llm.md). Needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
+A dataset has the columns `prompt` (text, or chat messages) and `answer`. For several GPUs use SPPOTrainer or verl
+(docs/llm.md). This needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
 
-Source: Wang et al., arXiv 2604.08865, equations 1-3: sppo_control/core.py. Deviation: the critic is trained on its own, for
---critic-steps updates a batch (1 is the paper's). Logged values: docs/metrics.md; results: docs/llm.md.
+One default is not the paper's: how the critic is trained. Here it makes 4 updates per batch, each on all prompts of the
+batch. With --critic-recipe paper it is trained on the minibatches of the policy.
+
+Source: Wang et al., arXiv 2604.08865, equations 1 to 3. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
+Results: docs/llm.md.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.utils import clip_grad_norm_
 
 from sppo_control import cli, core, runs
-from sppo_control.llm.critic import train_critic
+from sppo_control.llm.critic import critic_batches, train_critic
 from sppo_control.llm.prompts import RewardName
 from sppo_control.llm.responses import evaluate, generate, policy_log_probs, sample_table
 from sppo_control.llm.setup import (
     CriticFolder,
     PolicyFolder,
-    fill_args,
-    load_critic,
+    check_args,
     load_data,
     load_policy,
+    make_critic,
     task_name,
 )
+from sppo_control.outcomes import advantage_scalars
 
 
 @dataclass
@@ -45,32 +49,30 @@ class Args:
     model: str | None = None
     """the policy: a Hugging Face folder or Hub id; None is the tiny adder of this package"""
     dataset: str | None = None
-    """.jsonl, .json, .parquet or .csv file, folder or Hub id, columns prompt and answer; None is additions"""
+    """.jsonl, .json, .parquet or .csv file, folder or Hub id, with columns prompt and answer; None is additions"""
     dataset_split: str = "train"
-    """of a folder's or Hub's dataset"""
-    reward: RewardName | None = None
-    """how a response is judged; None is math for a dataset, after-equals for additions"""
+    """split of a dataset in a folder or on the Hub"""
+    reward: RewardName = "after-equals"
+    """what is the answer: a boxed formula (math), the whole response (exact), or what follows the last "=" """
     critic: str | None = None
-    """a critic's folder, or a model of the policy's tokenizer, which may be smaller; None copies the policy"""
+    """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
     max_prompt_length: int | None = None
-    """longest prompt, tokens; None is no limit"""
+    """longest prompt in tokens; None is no limit"""
     long_prompts: Literal["drop", "error"] = "drop"
-    """longer ones are counted and left out, or refused"""
-    max_response_length: int | None = None
-    """longest response, tokens; this and what else is None below: docs/llm.md, Defaults"""
+    """drop counts longer prompts and leaves them out; error refuses them"""
+    max_response_length: int = 24
+    """longest response in tokens"""
     temperature: float = 1.0
     """of sampling, and of the policy's probabilities"""
     seed: int = 1
     """of prompts, responses and shuffling"""
-    total_episodes: int | None = None
+    total_episodes: int = 24_576
     """responses of the whole run"""
 
-    learning_rate: float | None = None
+    learning_rate: float = 3e-4
     """of the policy (Adam)"""
-    critic_learning_rate: float | None = None
-    """of the critic (Adam)"""
-    batch_size: int | None = None
-    """B, responses an update"""
+    batch_size: int = 128
+    """B, responses per batch"""
     update_epochs: int = 1
     """passes over each batch"""
     num_minibatches: int = 1
@@ -78,11 +80,18 @@ class Args:
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this norm, policy and critic each"""
+    """longer gradients are scaled down to this norm; policy and critic each"""
+
+    critic_recipe: Literal["window", "paper"] = "window"
+    """window: random contexts of the newest batches; paper: the minibatches of the policy"""
+    critic_learning_rate: float = 1e-3
+    """of the critic (Adam)"""
     critic_steps: int = 4
-    """updates of the critic a batch, each on all its prompts"""
+    """window recipe: critic updates per batch"""
+    critic_batch_size: int | None = None
+    """window recipe: contexts per critic update; None is the whole newest batch, so nothing is drawn"""
     critic_warmup_batches: int = 0
-    """batches for the critic alone before the first update of the policy"""
+    """batches for the critic alone, before the first update of the policy"""
 
     device: str = "auto"
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
@@ -91,37 +100,45 @@ class Args:
     gradient_checkpointing: bool = False
     """recompute the policy's layers in the backward pass instead of keeping them"""
     micro_batch_size: int | None = None
-    """responses in memory at once; does not change the gradient"""
+    """responses in memory at once; None is all; it does not change the gradient"""
 
-    eval_prompts: int | None = None
+    eval_prompts: int = 512
     """held-out prompts, one sampled response each, before and after training"""
     save_every: int = 20
     """updates between checkpoints, and between samples of responses in the log"""
     runs_dir: str = "runs"
-    """parent of the run's folder"""
+    """folder in which the run's folder is made"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 
+    @staticmethod
+    def defaults(model: str | None, dataset: str | None) -> dict[str, Any]:
+        """Defaults that depend on the model and the dataset. The numbers above are for the tiny adder."""
+        values: dict[str, Any] = {} if dataset is None else {"reward": "math"}
+        if model is not None:  # starting points like the paper's; no run of ours has tested them
+            values |= {"max_response_length": 3072, "total_episodes": 51_200, "batch_size": 256, "eval_prompts": 128}
+            values |= {"learning_rate": 1e-6, "critic_learning_rate": 1e-5}
+        return values
+
     @property
     def minibatch_size(self) -> int:
-        """Responses a minibatch."""
+        """Responses per minibatch."""
         return self.batch_size // self.num_minibatches
 
     def __post_init__(self) -> None:
-        fill_args(self)
+        check_args(self)
 
 
 def train(args: Args) -> runs.Run:
     # ---- setup
     policy, tokenizer = load_policy(args)
-    critic = load_critic(args, policy, tokenizer)
+    critic = make_critic(args, policy, tokenizer)
     prompts, held_out, reward = load_data(args, tokenizer)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate)
     micro = args.micro_batch_size or args.minibatch_size
-    autocast = functools.partial(
-        torch.autocast, torch.device(args.device).type, torch.bfloat16, args.bf16, cache_enabled=False
-    )
+    # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
+    autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16)
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:
@@ -139,44 +156,53 @@ def train(args: Args) -> runs.Run:
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
-            # ---- advantage: A = R - V(s_p), by a critic that has not seen these outcomes
-            with torch.no_grad(), autocast():
+            # ---- advantage (eq. 1): A = R - V(s_p), with a critic that has not seen these outcomes
+            with torch.no_grad(), autocast:
                 value_logit = torch.cat(
                     [critic(*part) for part in zip(*(x.split(micro) for x in responses.prompts), strict=True)]
                 )
             adv = core.sequence_advantage(R, value_logit)  # (B,)
 
-            # ---- update
+            # ---- minibatches: whole responses, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
-            warming_up = run.update < args.critic_warmup_batches
-            for _ in range(0 if warming_up else args.update_epochs):
-                for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size):
-                    optimizer.zero_grad()
-                    num_tokens = mask[mb].sum()
-                    for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
-                        some = responses.take(part)
-                        logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)
-                        surrogate = core.clipped_surrogate(
-                            logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens
-                        )
-                        run.check_finite(policy_loss=surrogate.loss)
-                        surrogate.loss.backward()
-                        stats.add_surrogate(surrogate, core.masked_mean(entropy.detach(), some.mask), num_tokens)
-                    grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
-                    run.check_finite(policy_gradient_norm=grad_norm)
-                    optimizer.step()
-                    stats.add(1, grad_norm=grad_norm)
+            minibatches = [
+                mb
+                for _ in range(args.update_epochs)
+                for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size)
+            ]
+            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
 
-            # critic: binary cross-entropy at the prompt alone
-            with autocast():
+            # ---- policy (eq. 3): clipped surrogate, the response's A at each of its tokens
+            for mb in [] if warming_up else minibatches:
+                optimizer.zero_grad()
+                num_tokens = mask[mb].sum()
+                for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
+                    some = responses.take(part)
+                    logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
+                    surrogate = core.clipped_surrogate(
+                        logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens
+                    )
+                    run.check_finite(policy_loss=surrogate.loss)
+                    surrogate.loss.backward()
+                    stats.add_surrogate(surrogate, core.masked_mean(entropy.detach(), some.mask), num_tokens)
+                grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
+                run.check_finite(policy_gradient_norm=grad_norm)
+                optimizer.step()
+                stats.add(1, grad_norm=grad_norm)
+
+            # ---- critic (eq. 2): binary cross-entropy between V(s_p) and R, at the prompts alone
+            if args.critic_recipe == "paper":
+                batches = minibatches
+            else:
+                batches = critic_batches(args.batch_size, args.critic_steps, args.critic_batch_size, shuffle)
+            with autocast:
                 value_losses = train_critic(
-                    critic, critic_optimizer, *responses.prompts, R, args.critic_steps,
-                    micro_batch_size=args.micro_batch_size, max_grad_norm=args.max_grad_norm,
-                )  # fmt: skip
+                    critic, critic_optimizer, *responses.prompts, R, batches, args.micro_batch_size, args.max_grad_norm
+                )  # one per critic update
             run.check_finite(value_loss=value_losses.mean())
 
             # ---- log
-            v0 = torch.sigmoid(value_logit)
+            v0 = torch.sigmoid(value_logit)  # V(s_p), (B,)
             if run.update % args.save_every == 0:
                 table = sample_table(prompts, rows, responses, v0)
                 run.writer.add_text("samples", table, run.progress + args.batch_size)
@@ -184,15 +210,10 @@ def train(args: Args) -> runs.Run:
                 responses,
                 {
                     "charts/learning_rate": args.learning_rate,
-                    "charts/skipped": float(warming_up),
+                    "charts/warmup": float(warming_up),
                     **stats.scalars(),
                     "losses/value_loss": float(value_losses.mean()),
-                    "losses/explained_variance": float(core.explained_variance(v0, R)),
-                    "advantages/mean": float(adv.mean()),
-                    "advantages/std": float(adv.std(correction=0)),
-                    "critic/v0_mean": float(v0.mean()),
-                    "critic/brier": float(core.brier_score(v0, R)),
-                    "critic/ece": float(core.expected_calibration_error(v0, R)),
+                    **advantage_scalars(adv, v0, R),
                 },
             )
         run.finish(evaluate(policy, tokenizer, held_out, reward, args.seed, *sampling), before)

@@ -234,25 +234,28 @@ def clipped_surrogate(
     advantage = advantage.detach()
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
     log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
-    ratio = log_ratio.exp()
+    # A ratio that overflows is clipped where A >= 0, and its gradient is 0. But inf x 0 is NaN, in the backward pass too.
+    overflows = (log_ratio > math.log(torch.finfo(log_ratio.dtype).max)) & (advantage >= 0)
+    ratio = torch.where(overflows, math.log1p(2 * clip_coef), log_ratio).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
 
     num_steps = mask.sum()
     if reduction == "sequence-mean":
         lengths = mask.sum(dim=1)  # (B,)
-        surrogate = surrogate.sum(dim=1) / lengths.clamp(min=1)
+        surrogate = _sum(surrogate, dim=1) / lengths.clamp(min=1)
         default = (lengths > 0).sum()
     else:
         default = num_steps if reduction == "token-mean" else torch.full_like(num_steps, mask.numel())
-    loss = -surrogate.sum() / (default if denominator is None else denominator)
+    loss = (-_sum(surrogate) / (default if denominator is None else denominator)).to(logp.dtype)
 
     with torch.no_grad():
+        ratio = log_ratio.exp()
         return ClippedSurrogate(
             loss=loss,
             num_steps=num_steps,
-            old_approx_kl=-log_ratio.sum() / num_steps,
-            approx_kl=(ratio - 1 - log_ratio).sum() / num_steps,
-            clipfrac=((ratio - 1).abs() > clip_coef).sum().to(ratio.dtype) / num_steps,
+            old_approx_kl=(-_sum(log_ratio) / num_steps).to(logp.dtype),
+            approx_kl=(_sum(ratio - 1 - log_ratio) / num_steps).to(logp.dtype),
+            clipfrac=_sum(((ratio - 1).abs() > clip_coef).to(logp.dtype)).div(num_steps).to(logp.dtype),
             ratio_min=torch.where(mask, ratio, torch.inf).amin(),
             ratio_max=torch.where(mask, ratio, 0.0).amax(),
         )
@@ -276,8 +279,8 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
     _check_vector(value_logit=value_logit, outcome=outcome)
     _check_outcome(outcome, "outcome")
     _check_denominator(denominator)
-    total = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="sum")
-    return total / (outcome.numel() if denominator is None else denominator)
+    losses = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="none")
+    return (_sum(losses) / (outcome.numel() if denominator is None else denominator)).to(losses.dtype)
 
 
 def squared_value_loss(
@@ -302,7 +305,7 @@ def squared_value_loss(
     _check_mask(mask)
     _check_denominator(denominator)
     error = torch.where(mask, value - returns.detach(), 0.0)
-    return 0.5 * error.square().sum() / (mask.sum() if denominator is None else denominator)
+    return (0.5 * _sum(error.square()) / (mask.sum() if denominator is None else denominator)).to(error.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -321,7 +324,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     _check_matrix(x=x, mask=mask)
     _check_mask(mask)
-    return torch.where(mask, x, 0.0).sum() / mask.sum()
+    return (_sum(torch.where(mask, x, 0.0)) / mask.sum()).to(x.dtype)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -347,11 +350,15 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
     _check_mask(mask)
 
     def variance(x: Tensor) -> Tensor:
-        mean = torch.where(mask, x, 0.0).sum() / mask.sum()
-        return torch.where(mask, x - mean, 0.0).square().sum()
+        mean = _sum(torch.where(mask, x, 0.0)) / mask.sum()
+        return _sum(torch.where(mask, x - mean, 0.0).square())
 
-    total = variance(target.detach())
-    return torch.where(total > 0, 1 - variance((target - prediction).detach()) / total, torch.nan)
+    target = target.detach()
+    low, high = torch.where(mask, target, torch.inf).amin(), torch.where(mask, target, -torch.inf).amax()
+    # Compared, not computed: the variance of eight times 0.1 is a rounding error, not 0.
+    constant = high - low <= 8 * torch.finfo(target.dtype).eps * torch.maximum(low.abs(), high.abs())
+    explained = 1 - variance(target - prediction.detach()) / variance(target)
+    return torch.where(constant, torch.nan, explained).to(target.dtype)
 
 
 def brier_score(probability: Tensor, outcome: Tensor) -> Tensor:
@@ -420,9 +427,23 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
+def _sum(x: Tensor, dim: int | None = None) -> Tensor:
+    """A sum that float16 and bfloat16 do not overflow or round away: it is then in float32."""
+    return x.sum(dim=dim, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
 # -------------------------------------------------------------------------------------------------------- checks
-def _require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
-    """Refuse bad values; `message` may hold {} for the offending numbers, which are read on the CPU only."""
+def require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
+    """Refuse bad values, without synchronising host and device.
+
+    Args:
+        condition: one bool; True is good.
+        message: of the error. It may contain {} for the first offending number, which is read on the CPU only.
+        offender: where that number is, (B,); the good values are in [0, 1].
+
+    Raises:
+        ValueError: the condition is False, on the CPU. Elsewhere, and under torch.compile, the device itself stops.
+    """
     if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise ValueError(message.format("" if offender is None else _first_outside(offender)))
@@ -439,7 +460,7 @@ def _check_outcome(outcome: Tensor, name: str) -> None:
     if not outcome.is_floating_point():
         raise ValueError(f"{name} must be floating, got {outcome.dtype}; pass {name}.float()")
     inside = ((outcome >= 0) & (outcome <= 1)).all()  # a NaN is not inside
-    _require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
+    require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
 
 
 def _check_vector(**tensors: Tensor) -> None:
@@ -463,14 +484,14 @@ def _check_mask(mask: Tensor) -> None:
         raise ValueError(f"mask must be bool (True on real steps), got {mask.dtype}; pass mask.bool()")
     if mask.numel() == 0:
         raise ValueError(f"mask has no step, its shape is {tuple(mask.shape)}")
-    _require(mask.any(), "mask has no real step: all its entries are False")
+    require(mask.any(), "mask has no real step: all its entries are False")
 
 
 def _check_denominator(denominator: float | Tensor | None) -> None:
     if isinstance(denominator, Tensor):
         if denominator.numel() != 1:
             raise ValueError(f"denominator must be one number, got shape {tuple(denominator.shape)}")
-        _require(denominator.reshape(()) > 0, "denominator must be above 0")
+        require(denominator.reshape(()) > 0, "denominator must be above 0")
     elif denominator is not None and not denominator > 0:
         raise ValueError(f"denominator must be above 0, got {denominator}")
 

@@ -15,7 +15,8 @@ class MissingExtra(ImportError):
 
 def install(extra: str) -> str:
     """The command that installs an extra of pyproject.toml, for a clone and for an installed package."""
-    return f"pip install 'sppo-control[{extra}]' (in a clone: pip install -c constraints.txt -e '.[{extra}]')"
+    pins = "constraints-verl.txt" if extra == "verl" else "constraints.txt"  # verl has an environment of its own
+    return f"pip install 'sppo-control[{extra}]' (in a clone: pip install -c {pins} -e '.[{extra}]')"
 
 
 def require(extra: str, *modules: str, wanted_by: str | None = None) -> None:

@@ -358,6 +358,55 @@ def test_masked_mean_and_explained_variance():
     assert core.explained_variance(target, torch.ones(4, dtype=F64)).isnan()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("level", [0.0, 0.1, 0.7, 1e6])
+def test_a_target_that_is_constant_up_to_rounding_explains_nothing(level, dtype):
+    rounding = 1 + torch.finfo(dtype).eps * torch.tensor([0, 1] * 4, dtype=dtype)
+    target = level * rounding
+    assert core.explained_variance(torch.rand(8).to(dtype), target).isnan()
+    varied = level * (1 + torch.linspace(0, 1, 8).to(dtype)) + torch.linspace(0, 1, 8).to(dtype)
+    assert core.explained_variance(varied, varied) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [5.0, 12.0, 90.0, 800.0, float("inf")])
+@pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
+def test_a_finite_loss_has_a_finite_gradient(advantage, gap, dtype):
+    """Ratios that overflow: clipped, with gradient 0, where A >= 0; where A < 0 the loss itself is infinite."""
+    logp = torch.tensor([[-1.0, 0.0]], dtype=dtype, requires_grad=True)
+    logp_old = torch.tensor([[-1.0, -gap]], dtype=dtype)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    loss = core.clipped_surrogate(logp, logp_old, torch.tensor([advantage], dtype=dtype), mask).loss
+    loss.backward()
+    if advantage >= 0:
+        expected = -advantage * (1 + 1.2) / 2  # ratios 1 and clipped 1.2
+        torch.testing.assert_close(loss.detach(), torch.tensor(expected, dtype=dtype), rtol=1e-2, atol=0)
+        assert logp.grad.tolist() == [[-advantage / 2, 0.0]]
+    else:
+        ratio = torch.tensor(gap, dtype=torch.float64).exp()
+        assert (loss.detach().double() > 0.4 * ratio) or loss.isinf()
+    assert logp.grad.isfinite().all() or not loss.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_half_precision_neither_overflow_nor_round_away(dtype):
+    """64 responses of 2,048 tokens: their number alone is beyond float16."""
+    mask = torch.ones(64, 2048, dtype=torch.bool)
+    logp = torch.full((64, 2048), -1.0, dtype=dtype)
+    one = torch.ones(64, dtype=dtype)
+    for reduction in ("token-mean", "sequence-mean", "fixed"):
+        result = core.clipped_surrogate(logp, logp, 3 * one, mask, reduction=reduction)
+        assert result.loss == -3
+        assert result.loss.dtype == dtype
+        assert (result.old_approx_kl, result.approx_kl, result.clipfrac) == (0, 0, 0)
+    assert core.masked_mean(logp, mask) == -1
+    assert core.squared_value_loss(logp, logp + 2, mask) == 2
+    many = torch.full((70_000,), 2.0, dtype=dtype)
+    torch.testing.assert_close(
+        core.bernoulli_value_loss(many, many * 0), torch.tensor(2.127, dtype=dtype), rtol=1e-2, atol=0
+    )
+
+
 def test_brier_score_and_calibration_error():
     probability = torch.tensor([0.1, 0.1, 0.9, 0.9], dtype=F64)
     assert core.brier_score(probability, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=F64)) == pytest.approx(0.21)

@@ -597,7 +597,7 @@ def test_no_memory_keeps_what_is_finished(monkeypatch):
         ({"benchmarks": ("aime26",)}, r"--benchmarks aime26 is none of aime24, aime25, amc23, math500, minerva or addi"),
         ({}, r"--benchmarks: name at least one of aime24, .* a file of your own is name=file"),
         ({"benchmarks": ()}, r"--benchmarks: name at least one of"),
-        ({"benchmarks": ("a=1.jsonl", "a=2.jsonl")}, r"--benchmarks a=1.jsonl a=2.jsonl: a name stands there twice"),
+        ({"benchmarks": ("a=1.jsonl", "a=2.jsonl")}, r"--benchmarks a=1.jsonl a=2.jsonl: a name is there twice"),
         ({"benchmarks": ("../a=1.jsonl",)}, r"--benchmarks ../a=1.jsonl: choose another name"),
         ({"benchmarks": ("mean=1.jsonl",)}, r"--benchmarks mean=1.jsonl: choose another name"),
         ({"benchmarks": ("aime24",), "model": None}, r"--benchmarks aime24 needs a --model: the tiny adder only adds"),

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +23,7 @@ from transformers import (
 
 from sppo_control import core
 from sppo_control.llm import PromptCritic, load_tokenizer
-from sppo_control.llm.critic import check_same_tokenizer, train_critic
+from sppo_control.llm.critic import check_same_tokenizer, critic_batches, train_critic
 
 CHARACTERS = "0123456789+= ?abcdefghijklmnopqrstuvwxyz{}<>"
 V = len(CHARACTERS) + 1
@@ -56,6 +57,11 @@ def prompts(n=4, longest=9, seed=0):
     g = torch.Generator().manual_seed(seed)
     lengths = [longest, 1, *torch.randint(2, longest, (n - 2,), generator=g).tolist()]
     return [torch.randint(1, V, (length,), generator=g) for length in lengths]
+
+
+def whole(n, steps=1):
+    """Batches of all n prompts."""
+    return [torch.arange(n)] * steps
 
 
 def pad(rows, side, width=12, filler=5):
@@ -104,7 +110,7 @@ def test_a_critic_from_a_policy_is_a_copy_that_trains():
     assert not critic.training  # GPT-2's dropout would make V random
     ids, mask = pad(prompts(), "left")
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.1)
-    train_critic(critic, optimizer, ids, mask, torch.tensor([1.0, 0.0, 1.0, 0.0]), steps=3)
+    train_critic(critic, optimizer, ids, mask, torch.tensor([1.0, 0.0, 1.0, 0.0]), whole(4, steps=3))
     assert not torch.equal(critic.backbone.wte.weight, policy.transformer.wte.weight)
     assert all(torch.equal(x, before[name]) for name, x in policy.state_dict().items())
 
@@ -366,11 +372,10 @@ def data(n=10, seed=3):
     return ids, mask, torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(seed)).float()
 
 
-def trained(micro_batch_size=None, batch_size=None, steps=1, seed=0, max_grad_norm=None, lr=0.5):
+def trained(micro_batch_size=None, max_grad_norm=None, lr=0.5):
     critic = make_critic().double()
     optimizer = torch.optim.SGD(critic.parameters(), lr=lr)
-    generator = torch.Generator().manual_seed(seed)
-    losses = train_critic(critic, optimizer, *data(), steps, batch_size, micro_batch_size, max_grad_norm, generator)
+    losses = train_critic(critic, optimizer, *data(), whole(10), micro_batch_size, max_grad_norm)
     return torch.cat([p.detach().flatten() for p in critic.parameters()]), losses
 
 
@@ -401,7 +406,7 @@ def test_nothing_of_one_step_is_left_in_the_next():
         optimizer = torch.optim.SGD(critic.parameters(), lr=0.5)
         for p in critic.parameters():
             p.grad = torch.ones_like(p)  # somebody's leftovers
-        losses = torch.cat([train_critic(critic, optimizer, *data(), steps) for steps in parts])
+        losses = torch.cat([train_critic(critic, optimizer, *data(), whole(10, steps)) for steps in parts])
         return torch.cat([p.detach().flatten() for p in critic.parameters()]), losses
 
     (one, losses_one), (three, losses_three) = run([3]), run([1, 0, 1, 1])
@@ -416,7 +421,25 @@ def test_gradients_are_clipped_to_their_norm():
     assert (trained()[0] - start).norm() > 0.5 * 0.1
 
 
-def test_batches_are_drawn_without_replacement_from_the_generator():
+def test_batches_of_the_window_are_drawn_without_replacement_and_whole_ones_are_not_drawn():
+    def draw(seed, steps=4, size=4):
+        return [rows.tolist() for rows in critic_batches(10, steps, size, np.random.default_rng(seed))]
+
+    first = draw(seed=1)
+    assert [len(batch) for batch in first] == [4] * 4  # two an epoch; the two prompts left over wait for a new order
+    for epoch in (first[:2], first[2:]):
+        assert len({i for batch in epoch for i in batch}) == 8
+    assert first[:2] != first[2:]
+    assert draw(seed=1) == first != draw(seed=2)
+    assert draw(seed=1, steps=3) == first[:3]
+    for size in (None, 10):
+        assert draw(seed=1, steps=2, size=size) == [list(range(10))] * 2
+        rng = np.random.default_rng(1)
+        critic_batches(10, 2, size, rng)
+        assert rng.integers(100) == np.random.default_rng(1).integers(100), "nothing was drawn"
+
+
+def test_one_step_per_batch_in_their_order():
     seen = []
 
     class Spy(torch.nn.Module):
@@ -428,23 +451,15 @@ def test_batches_are_drawn_without_replacement_from_the_generator():
             seen.append(ids[:, 0].tolist())
             return self.w * ids[:, 0].float()
 
-    def run(seed, steps):
-        seen.clear()
-        critic, ids = Spy(), torch.arange(10)[:, None]
-        generator = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
-        losses = train_critic(
-            critic, optimizer, ids, torch.ones_like(ids), torch.ones(10), steps, batch_size=4, generator=generator
-        )
-        assert losses.shape == (steps,)
-        return [list(batch) for batch in seen]
-
-    first = run(seed=1, steps=4)
-    assert [len(batch) for batch in first] == [4] * 4  # two an epoch; the two prompts left over wait for a new order
-    for epoch in (first[:2], first[2:]):
-        assert len({i for batch in epoch for i in batch}) == 8
-    assert first[:2] != first[2:]
-    assert run(seed=1, steps=4) == first != run(seed=2, steps=4)
+    critic, ids = Spy(), torch.arange(10)[:, None]
+    steps = []
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.1)
+    optimizer.register_step_pre_hook(lambda *args: steps.append(len(seen)))
+    batches = [torch.tensor(rows) for rows in ([3, 1, 2], [9], [0, 4])]
+    losses = train_critic(critic, optimizer, ids, torch.ones_like(ids), torch.ones(10), batches, micro_batch_size=2)
+    assert losses.shape == (3,)
+    assert seen == [[3, 1], [2], [9], [0, 4]]
+    assert steps == [2, 3, 4]
 
 
 def test_it_learns_which_prompts_succeed():
@@ -454,7 +469,8 @@ def test_it_learns_which_prompts_succeed():
     ids = torch.tensor([critic.tokenizer(t)["input_ids"] for t in easy + hard])
     outcome = torch.tensor([1.0] * 8 + [0.0] * 8)
     optimizer = torch.optim.Adam(critic.parameters(), lr=0.01)
-    losses = train_critic(critic, optimizer, ids, torch.ones_like(ids), outcome, steps=40, batch_size=8)
+    batches = critic_batches(16, 40, 8, np.random.default_rng(0))
+    losses = train_critic(critic, optimizer, ids, torch.ones_like(ids), outcome, batches)
     assert losses[-1] < 0.1 < 0.6 < losses[0]
     assert (critic.predict(easy) > 0.9).all()
     assert (critic.predict(hard) < 0.1).all()
@@ -464,20 +480,24 @@ def test_it_learns_which_prompts_succeed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"steps": -1}, "got -1, 10 and 10"),
+        ({"steps": -1}, "got -1 and 4"),
         ({"batch_size": 11}, r"batch_size in 1..10 \(the number of prompts\)"),
-        ({"batch_size": 0}, "got 1, 0 and 0"),
-        ({"micro_batch_size": 0}, "micro_batch_size >= 1"),
+        ({"batch_size": 0}, "got 1 and 0"),
     ],
 )
-def test_bad_settings_are_refused(arguments, message):
-    critic = make_critic()
+def test_bad_batches_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        train_critic(critic, torch.optim.SGD(critic.parameters()), *data(), **arguments)
+        critic_batches(**{"n": 10, "steps": 1, "batch_size": 4, "rng": np.random.default_rng(0), **arguments})
+
+
+def test_micro_batches_of_nothing_are_refused():
+    critic = make_critic()
+    with pytest.raises(ValueError, match="micro_batch_size must be at least 1, got 0"):
+        train_critic(critic, torch.optim.SGD(critic.parameters()), *data(), whole(10), micro_batch_size=0)
 
 
 def test_outcomes_outside_0_and_1_are_refused():
     critic = make_critic()
     ids, mask, outcome = data()
     with pytest.raises(ValueError, match=r"outcome must lie in \[0, 1\]"):
-        train_critic(critic, torch.optim.SGD(critic.parameters()), ids, mask, outcome * 2)
+        train_critic(critic, torch.optim.SGD(critic.parameters()), ids, mask, outcome * 2, whole(10))

@@ -392,8 +392,17 @@ def test_a_missing_extra_is_named_with_its_command():
     done = python("import sys; sys.modules['transformers'] = None\nfrom sppo_control.llm import PromptCritic")
     last = done.stderr.splitlines()[-1]
     assert last == (
-        "ImportError: sppo_control.llm.PromptCritic needs the package 'transformers', which is not installed; "
-        "run: pip install -c constraints.txt -e '.[llm]'"
+        "sppo_control.extras.MissingExtra: transformers, which sppo_control.llm.PromptCritic needs, is not installed; "
+        "run: pip install 'sppo-control[llm]' (in a clone: pip install -c constraints.txt -e '.[llm]')"
+    )
+
+
+def test_verl_is_installed_with_its_own_constraints():
+    from sppo_control.llm import verl_plugin
+
+    assert verl_plugin.INSTALL == (
+        "pip install torch==2.13.0; pip install 'sppo-control[verl]' "
+        "(in a clone: pip install -c constraints-verl.txt -e '.[verl]')"
     )
 
 

@@ -174,7 +174,7 @@ def test_a_batch_is_a_function_of_seed_and_update():
 
 def test_too_few_prompts_for_a_batch_are_refused():
     assert sorted(some(4).batch(9, 4, 0)) == [0, 1, 2, 3]
-    with pytest.raises(ValueError, match="--batch-size asks for 5 prompts an update, and there are 4 to train on"):
+    with pytest.raises(ValueError, match="--batch-size asks for 5 prompts per update, and there are 4 to train on"):
         some(4).batch(0, 5, 0)
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 
@@ -290,8 +291,10 @@ def test_bad_settings_are_refused(arguments):
 
 
 def test_a_missing_math_verify_is_named(monkeypatch):
-    monkeypatch.setattr("sppo_control.llm.rewards.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"package math-verify, .* run: pip install -c constraints.txt -e '.\[llm\]'"):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(
+        ImportError, match=r"math_verify, which MathReward needs, .* run: pip install 'sppo-control\[llm\]'"
+    ):
         MathReward()
 
 

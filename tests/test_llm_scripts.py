@@ -79,7 +79,7 @@ def flags(values):
 
 
 def train(script, folder, **values):
-    return SCRIPTS[script].train(SCRIPTS[script].Args(**{**SMALL, "runs_dir": str(folder), **values}))
+    return SCRIPTS[script].train(cli.make_args(SCRIPTS[script].Args, **{**SMALL, "runs_dir": str(folder), **values}))
 
 
 def run_main(monkeypatch, script, *words):
@@ -239,7 +239,8 @@ def test_logged_values_are_those_of_the_batch(whole):
     assert np.array_equal(logged["charts/episodic_return"], rates)
     truncated = logged["measures/truncated"] * 16
     assert np.array_equal(truncated, np.round(truncated))
-    assert logged["charts/skipped"].tolist() == [0.0] * 4
+    if whole.script in WITH_CRITIC:
+        assert logged["charts/warmup"].tolist() == [0.0] * 4
     if whole.script == "sppo_llm":
         np.testing.assert_allclose(logged["advantages/mean"], rates - logged["critic/v0_mean"], atol=1e-6)
     if whole.script in WITH_CRITIC:
@@ -271,10 +272,12 @@ def test_every_emitted_tag_is_documented_and_the_reverse(whole):
     text = (ROOT / "docs" / "metrics.md").read_text()
     documented = set(re.findall(r"^\| `(\w+/\w+)` \|", text, flags=re.M))
     section = text.split("## Language models")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+/\w+)` \|", section, flags=re.M)) < documented, "those whose meaning differs"
+    assert set(re.findall(r"^\| `(\w+/\w+)` \|", section, flags=re.M)) < documented, "those that differ, and new ones"
     documented |= set(re.findall(r"`(measures/\w+)`", section))
     emitted = {tag for tag in curves(whole.folder) if not tag.endswith("text_summary")} | {"charts/SPS"}
-    assert emitted == documented - (set() if whole.script in WITH_CRITIC else {"losses/value_loss"})
+    assert re.search("do not log `charts/skipped`", " ".join(section.split()))
+    absent = {"charts/skipped"} | (set() if whole.script in WITH_CRITIC else {"losses/value_loss", "charts/warmup"})
+    assert emitted == documented - absent
 
 
 # ------------------------------------------------------------------------------------------------------- resuming
@@ -523,6 +526,67 @@ def test_ppos_gamma_and_lambda_reach_its_advantage(tmp_path, monkeypatch):
     assert sorted(losses.calls[0][0][2].flatten().tolist()) == sorted(adv.flatten().tolist())
 
 
+@pytest.mark.parametrize("settings", [{"gamma": 0.9}, {"gae_lambda": 0.5}])
+@pytest.mark.parametrize("critic_loss", ["mse", "bce"])
+def test_ppos_targets_are_cores_returns_even_outside_0_and_1(
+    critic_loss, settings, small_critic, tmp_path, monkeypatch
+):
+    """Squared error knows no bounds; V at random tokens of this critic lies outside [0, 1], and so do the returns."""
+    gae = Spy(monkeypatch, core, "generalized_advantage")
+    fitted = Spy(monkeypatch, core, "squared_value_loss" if critic_loss == "mse" else "bernoulli_value_loss")
+    train("ppo_llm", tmp_path, **ONE, critic=small_critic, critic_loss=critic_loss, **settings)
+    ((args, _, (_, returns)),), (((_, target, *_), _, _),) = gae.calls, fitted.calls
+    mask = args[2]
+    if critic_loss == "mse" and "gae_lambda" in settings:
+        assert returns.min() < 0, "else this says nothing"
+    target = target[target != 0] if critic_loss == "mse" else target
+    expected = returns[mask & (returns != 0)] if critic_loss == "mse" else returns[mask]
+    torch.testing.assert_close(target.sort().values, expected.sort().values, rtol=0, atol=1e-6)
+
+
+def test_the_critics_recipes(small_critic, tmp_path, monkeypatch):
+    """window: updates on all prompts in their order, or on drawn ones; paper: the policy's minibatches, in their order."""
+    generated, losses = Spy(monkeypatch, sppo_llm, "generate"), Spy(monkeypatch, core, "clipped_surrogate")
+    fitted = Spy(monkeypatch, sppo_llm, "train_critic")
+
+    def batches(**values):
+        for spy in (generated, losses, fitted):
+            spy.calls.clear()
+        train(
+            "sppo_llm", tmp_path, **{**ONE, "update_epochs": 2, "num_minibatches": 4, "critic": small_critic, **values}
+        )
+        ((args, _, result),) = fitted.calls
+        assert result.shape == (len(args[5]),)
+        return [rows.tolist() for rows in args[5]]
+
+    assert batches() == batches(critic_batch_size=16) == [list(range(16))] * 4, "the default"
+    assert batches(critic_steps=2) == [list(range(16))] * 2
+    drawn = batches(critic_steps=5, critic_batch_size=8)
+    assert [len(rows) for rows in drawn] == [8] * 5
+    assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(16))
+    assert drawn[0] != drawn[2]
+    assert batches(critic_steps=5, critic_batch_size=8) == drawn
+    paper = batches(critic_recipe="paper")
+    batch = generated.calls[0][2]
+    trained = [order_within(logp_old, batch) for (_, logp_old, *_), _, _ in losses.calls]
+    assert paper == trained
+    assert [len(rows) for rows in paper] == [4] * (2 * 4)
+    assert paper[:4] != paper[4:]
+
+
+def order_within(logp_old, batch):
+    """Which responses of the batch a minibatch has; it is cut to its longest response."""
+    width = logp_old.shape[1]
+    return [int((batch.logp[:, :width] == row).all(1).nonzero()[0, 0]) for row in logp_old]
+
+
+def test_a_warm_up_by_the_papers_recipe_trains_the_critic(tmp_path):
+    run = train("sppo_llm", tmp_path, save_every=1, critic_warmup_batches=1, critic_recipe="paper")
+    first, second = (c / "critic" / "head.safetensors" for c in checkpoints(run.folder)[:2])
+    assert first.read_bytes() != second.read_bytes()
+    assert [value for _, value in curves(run.folder)["charts/warmup"]] == [1.0, 0.0, 0.0, 0.0]
+
+
 def test_grpos_groups_share_a_prompt_and_advantages_are_per_group(tmp_path, monkeypatch):
     generated, losses = Spy(monkeypatch, grpo_llm, "generate"), Spy(monkeypatch, core, "clipped_surrogate")
     run = train("grpo_llm", tmp_path, **{**ONE, "total_episodes": 32}, group_size=4)
@@ -656,10 +720,10 @@ def test_warm_up_trains_the_critic_alone(script, tmp_path, small_critic):
     assert len(set(weights["critic"])) == 5
     assert not load_file(checkpoints(run.folder)[2] / "optimizer.safetensors"), "the optimiser has not moved either"
     logged = curves(run.folder)
-    assert [value for _, value in logged["charts/skipped"]] == [1.0, 1.0, 0.0, 0.0]
+    assert [value for _, value in logged["charts/warmup"]] == [1.0, 1.0, 0.0, 0.0]
+    assert "charts/skipped" not in logged
     assert len(logged["losses/value_loss"]) == 4
-    if script == "sppo_llm":
-        assert [step for step, _ in logged["losses/policy_loss"]] == [48, 64]
+    assert [step for step, _ in logged["losses/policy_loss"]] == [48, 64]
 
 
 @pytest.mark.parametrize("script", WITH_CRITIC)
@@ -720,32 +784,111 @@ def test_a_users_own_model_and_dataset_train_end_to_end(script, own, tmp_path, m
     assert load_tokenizer(checkpoints(folder)[-1] / "policy")("abe")["input_ids"] == [2, 3, 6]
 
 
-def test_defaults_depend_on_whether_a_model_is_given():
-    for script in SCRIPTS.values():
-        for given, expected in (({}, setup._TINY), ({"model": "some/model"}, setup._REAL)):
-            args = script.Args(**given)
-            for name, value in expected.items():
-                if hasattr(args, name):
-                    assert getattr(args, name) == value
-        assert script.Args(learning_rate=0.5).learning_rate == 0.5
-        assert script.Args().reward == "after-equals"
-        assert script.Args(dataset="x.jsonl").reward == "math"
-        assert script.Args(dataset="x.jsonl", reward="exact").reward == "exact"
-        assert script.Args().device == ("cuda" if torch.cuda.is_available() else "cpu")
+def shown_defaults(monkeypatch, capsys, script, *words):
+    """argument -> the default that --help shows, as text."""
+    with pytest.raises(SystemExit) as stop:
+        run_main(monkeypatch, script, *words, "--help")
+    assert stop.value.code == 0
+    text = " ".join(re.sub(r"[│─╭╮╰╯]", " ", capsys.readouterr().out).split())
+    found = {}
+    for field in dataclasses.fields(SCRIPTS[script].Args):
+        flag = f"--{field.name.replace('_', '-')}"
+        entry = re.search(
+            rf"{flag}(?![\w-])[^()]*?(?:\((?!default)[^()]*\)[^()]*?)*\(default: ([^)]*)\)", text.split(" options ")[-1]
+        )
+        found[field.name] = entry[1]
+    return found
 
 
-def test_defaults_are_those_of_the_docs():
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("given", ["the adder", "a model"])
+def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_path, monkeypatch, capsys):
+    """Those of docs/llm.md: of the tiny adder, and of real models."""
+    module, words, values = SCRIPTS[script], [], {}
+    if given == "a model":  # a tiny random one, which has the characters of the additions
+        values = {"model": save_model(tmp_path / "model")}
+        words = flags(values)
+    args = cli.make_args(module.Args, **values)
+    assert cli.parse_args(module.Args, None, words) == args
+    shown = shown_defaults(monkeypatch, capsys, script, *words)
+    for name, text in shown.items():
+        value = getattr(args, name)
+        assert "".join(text.split()) == str(value) or float(text) == value, name  # a long path is wrapped
     section = (ROOT / "docs" / "llm.md").read_text().split("## Defaults")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `--(\S+)` \| (\S+) \| (\S+) \|$", section, flags=re.M)
-    for column, expected in enumerate((setup._TINY, setup._REAL), 1):
-        assert {row[0].replace("-", "_"): float(row[column].replace(",", "")) for row in rows} == expected
+    documented = {row[0].replace("-", "_"): float(row[1 + (given == "a model")].replace(",", "")) for row in rows}
+    assert len(documented) == 6
+    for name, value in documented.items():
+        if script in WITH_CRITIC or name != "critic_learning_rate":
+            assert getattr(args, name) == value, name
+    run = module.runs.Run(dataclasses.replace(args, runs_dir=str(tmp_path)), f"{script}.py", "task", unit="response")
+    stored = json.loads((run.folder / "config.json").read_text())["args"]
+    assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
+    assert {name for name in stored if stored[name] is None} <= {
+        "model", "dataset", "critic", "max_prompt_length", "critic_batch_size", "micro_batch_size", "resume"
+    }, "elsewhere a number is shown"  # fmt: skip
+
+
+def test_what_is_given_stands_before_defaults():
+    for script in SCRIPTS.values():
+        assert cli.make_args(script.Args, model="some/model", learning_rate=0.5).learning_rate == 0.5
+        assert script.Args() == cli.make_args(script.Args)
+        assert cli.make_args(script.Args).reward == "after-equals"
+        assert cli.make_args(script.Args, dataset="x.jsonl").reward == "math"
+        assert cli.make_args(script.Args, dataset="x.jsonl", reward="exact").reward == "exact"
+        parsed = cli.parse_args(script.Args, None, ["--dataset", "x.jsonl", "--batch-size", "16"])
+        assert (parsed.reward, parsed.batch_size) == ("math", 16)
+
+
+def test_auto_is_cuda_where_there_is_one(monkeypatch):
+    for there, expected in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert setup.find_device("auto").type == expected
+        assert setup.find_device("cuda:1") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_needs_no_extra_and_a_run_names_it_in_one_line(script, tmp_path):
+    code = (
+        "import runpy, sys; sys.modules.update(dict.fromkeys(('transformers', 'tokenizers', 'datasets', 'trl')))\n"
+        f"sys.argv = ['{script}.py', *sys.argv[1:]]\n"
+        f"runpy.run_path('scripts/{script}.py', run_name='__main__')"
+    )
+    python = [sys.executable, "-c", code]
+    shown = subprocess.run([*python, "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert shown.returncode == 0, shown.stderr
+    assert "--learning-rate" in shown.stdout
+    run = subprocess.run([*python, "--runs-dir", str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 2
+    assert run.stderr == (
+        "error: transformers, which this script needs, is not installed; run: pip install 'sppo-control[llm]' "
+        "(in a clone: pip install -c constraints.txt -e '.[llm]')\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_language_model_scripts_load_nothing_of_the_control_half():
+    """As a process sees it; tests/test_house.py has the rule for each import."""
+    code = (
+        "import sys, grpo_llm, ppo_llm, sppo_llm, evaluate_llm, pretrain_llm, sppo_control.llm.verl_plugin\n"
+        "from sppo_control.llm import SPPOTrainer\n"
+        "print(*sys.modules)"
+    )
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=path)
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stdout.split())
+    assert "sppo_control.llm.trainer" in loaded
+    control = {"networks", "policies", "rollout", "arguments", "defaults", "starts"}
+    assert not loaded & {"gymnasium", "sppo_envs", *(f"sppo_control.{name}" for name in control)}
 
 
 def test_all_scripts_share_arguments():
     fields = {name: {f.name: f.type for f in dataclasses.fields(s.Args)} for name, s in SCRIPTS.items()}
     critic = {"critic", "critic_learning_rate", "critic_warmup_batches"}
     own = {
-        "sppo_llm": critic | {"critic_steps"}, "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda"},
+        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size"},
+        "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda"},
         "grpo_llm": {"group_size"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
@@ -770,8 +913,8 @@ def test_help_shows_every_argument(script, monkeypatch, capsys):
     ("words", "message"),
     [
         ("--batch-size 15 --num-minibatches 2", "--num-minibatches must divide --batch-size, got 2 for 15"),
-        ("--learning-rate 0", "--learning-rate must be above 0, got 0.0"),
-        ("--temperature 0", "--temperature must be above 0, got 0.0"),
+        ("--learning-rate 0", "--learning-rate must be above 0 and finite, got 0.0"),
+        ("--temperature 0", "--temperature must be above 0 and finite, got 0.0"),
         ("--micro-batch-size 0", "--micro-batch-size must be at least 1, got 0"),
         ("--seed -1", "--seed must be 0 or above, got -1"),
         ("--device cuda", "--device cuda: torch sees no CUDA device here; use --device cpu"),
@@ -791,9 +934,29 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
     [
         ("grpo_llm", "--group-size 1", "--group-size must be at least 2, got 1"),
         ("grpo_llm", "--group-size 3", "--group-size must divide --batch-size, got 3 for 16"),
-        ("sppo_llm", "--critic-steps 0", "--critic-steps must be at least 1, got 0"),
+        (
+            "sppo_llm",
+            "--critic-steps 0",
+            "--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe pa",
+        ),
+        ("sppo_llm", "--critic-batch-size 0", "--critic-batch-size must be at least 1, got 0"),
+        (
+            "sppo_llm",
+            "--critic-batch-size 17",
+            "--critic-batch-size must be at most --batch-size, because the window is the",
+        ),
+        (
+            "sppo_llm",
+            "--critic-recipe paper --critic-steps 2",
+            "--critic-steps 2 means nothing with --critic-recipe paper, which trains the critic on the policy's mini",
+        ),
+        (
+            "sppo_llm",
+            "--critic-recipe paper --critic-batch-size 8",
+            "--critic-batch-size 8 means nothing with --critic-recipe paper",
+        ),
         ("sppo_llm", "--critic-warmup-batches -1", "--critic-warmup-batches must be 0 or above, got -1"),
-        ("sppo_llm", "--critic-learning-rate inf", "--critic-learning-rate must be above 0, got inf"),
+        ("sppo_llm", "--critic-learning-rate inf", "--critic-learning-rate must be above 0 and finite, got inf"),
         ("ppo_llm", "--gamma 1.5", "--gamma must be in [0, 1], got 1.5"),
         ("ppo_llm", "--gae-lambda -1", "--gae-lambda must be in [0, 1], got -1.0"),
         (
@@ -817,12 +980,12 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
         (
             "sppo_llm",
             "--dataset TEN --eval-prompts 4",
-            "--batch-size asks for 16 prompts an update, and there are 6 to train",
+            "--batch-size asks for 16 prompts per update, and there are 6 to train",
         ),
         (
             "grpo_llm",
             "--dataset TEN --eval-prompts 9",
-            "--batch-size asks for 2 prompts an update, and there are 1 to train",
+            "--batch-size asks for 2 prompts per update, and there are 1 to train",
         ),
         (
             "sppo_llm",

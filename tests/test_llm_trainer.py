@@ -251,6 +251,94 @@ def test_critic_gradient_is_that_of_core(tmp_path):
             assert advantage == pytest.approx(rewards[text] - then.predict([text]).item(), abs=1e-6)
 
 
+def critic_rows(made):
+    """Prompts of each critic update, filled in while it trains."""
+    rows, real = [], made._critic.forward
+
+    def forward(ids, mask):
+        if torch.is_grad_enabled():
+            rows.append([tokenizer().decode(row[m.bool()]).replace(" ", "") for row, m in zip(ids, mask, strict=True)])
+        return real(ids, mask)
+
+    made._critic.forward = forward
+    updates = []
+
+    def step(*args):
+        updates.append([text for micro in rows for text in micro])
+        rows.clear()
+
+    made.critic_optimizer.register_step_pre_hook(step)
+    return updates
+
+
+@pytest.mark.parametrize("num_iterations", [1, 2])
+def test_the_papers_recipe_trains_the_critic_on_the_policys_minibatches(tmp_path, num_iterations):
+    """Two minibatches of 8 in a generation batch of 16; the same prompts, in the same order, as often as the policy."""
+    made, watch = watched(
+        tmp_path, critic=critic(), critic_recipe="paper", steps_per_generation=4, num_iterations=num_iterations,
+        max_steps=4 * num_iterations, rollout=canned,
+    )  # fmt: skip
+    updates = critic_rows(made)
+    made.train()
+    policys = [
+        [
+            tokenizer().decode(row[m.bool()]).replace(" ", "")
+            for batch in step["batches"]
+            for row, m in zip(batch["prompt_ids"], batch["prompt_mask"], strict=True)
+        ]
+        for step in watch.steps
+    ]
+    assert len(policys) == 4 * num_iterations
+    assert updates == policys
+    assert len(set(updates[0]) | set(updates[1])) == 16
+    if num_iterations == 2:
+        assert updates[:2] == updates[2:4] != updates[4:6]
+    logged = made.state.log_history[0]
+    assert {"critic/loss", "critic/last_loss"} <= logged.keys()
+    batch = watch.steps[0]["generation"]
+    advantage, outcome = (torch.cat([part[key] for part in batch]) for key in ("advantages", "outcome"))
+    fresh = critic()
+    with torch.no_grad():
+        v0 = torch.cat([fresh(part["prompt_ids"], part["prompt_mask"]).sigmoid() for part in batch])
+    torch.testing.assert_close(advantage, outcome - v0, rtol=0, atol=1e-6)  # V before all of its updates
+
+
+def test_the_papers_recipe_with_one_minibatch_is_one_step_on_all_prompts(tmp_path):
+    """The window's default, but for the order of the rows in the sum."""
+    ends = []
+    for recipe in ("window", "paper"):
+        made = trainer(
+            tmp_path / recipe, critic=critic(), critic_recipe=recipe, critic_warmup_batches=1, rollout=canned
+        )
+        made.train()
+        ends.append(weights(made.critic))
+    assert_same(*ends, rtol=1e-4, atol=1e-5)
+
+
+def test_updates_of_the_window_take_all_prompts_in_order_or_draw_some(tmp_path):
+    drawn = []
+    for size in (None, 8, 4):
+        made = trainer(
+            tmp_path, critic=critic(), critic_steps=4, critic_batch_size=size, max_steps=2, rollout=canned,
+            shuffle_dataset=False,
+        )  # fmt: skip
+        updates = critic_rows(made)
+        made.train()
+        prompts_of_batches = [made.train_dataset["prompt"][start : start + 8] for start in (0, 8)]
+        for index, rows in enumerate(updates):
+            batch = prompts_of_batches[index // 4]
+            assert set(rows) <= set(batch)
+            if size != 4:
+                assert rows == batch
+        assert len(updates) == 2 * 4
+        drawn.append(updates)
+    assert drawn[0] == drawn[1]
+    assert sorted(drawn[2][0] + drawn[2][1]) == sorted(drawn[0][0])
+    orders = [[drawn[0][0].index(text) for text in rows] for rows in drawn[2][:4]]
+    later = [[drawn[0][4].index(text) for text in rows] for rows in drawn[2][4:]]
+    assert orders != later, "each generation batch has its own draws"
+
+
 def test_it_learns(tmp_path):
     """A digit below 5 in front: 5 of 15 tokens at first."""
     made = trainer(
@@ -314,10 +402,21 @@ RESUMED = {
 """40 prompts, 16 a generation batch with two optimiser steps each: an epoch is four steps and leaves 8 prompts out."""
 
 
+RECIPES = {
+    "whole batches": {}, "drawn batches": {"critic_batch_size": 4},
+    "paper": {"critic_recipe": "paper", "critic_steps": 1, "num_iterations": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=RECIPES)
+def recipe(request):
+    return RESUMED | RECIPES[request.param]
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
+def uninterrupted(tmp_path_factory, recipe):
     folder, reward = tmp_path_factory.mktemp("whole"), Recorder()
-    made = trainer(folder, reward, prompts(40), **RESUMED)
+    made = trainer(folder, reward, prompts(40), **recipe)
     made.train()
     return folder, made, reward.prompts
 
@@ -331,12 +430,12 @@ def test_no_prompt_comes_twice_in_an_epoch(uninterrupted):
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("step", [1, 2, 4, 5])
-def test_resuming_equals_no_interruption(tmp_path, uninterrupted, step):
-    """From the middle of a generation batch, from its end, from an epoch's end, and from the second epoch's first batch."""
+@pytest.mark.parametrize("step", [1, 4, 5])
+def test_resuming_equals_no_interruption(tmp_path, uninterrupted, recipe, step):
+    """From the middle of a generation batch, from an epoch's end, and from the second epoch's first batch."""
     folder, whole, seen = uninterrupted
     reward = Recorder()
-    made = trainer(tmp_path, reward, prompts(40), model=policy(5), critic=critic(6), **RESUMED)
+    made = trainer(tmp_path, reward, prompts(40), model=policy(5), critic=critic(6), **recipe)
     made.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
     assert reward.prompts == seen[1 + (step + 1) // 2 :]
     assert_same(weights(made.model), weights(whole.model))
@@ -461,7 +560,20 @@ def test_two_processes(tmp_path):
         ({"multi_objective_aggregation": "normalize_then_sum"}, "multi_objective_aggregation must be"),
         ({"reduction": "mean"}, "reduction must be one of 'token-mean', 'sequence-mean', 'fixed', got 'mean'"),
         ({"long_prompts": "cut"}, "long_prompts must be one of 'drop', 'error', got 'cut'"),
-        ({"critic_steps": 0}, "critic_steps must be at least 1, got 0"),
+        ({"critic_steps": 0}, "critic_steps must be at least 1, got 0; the paper's recipe is critic_recipe='paper'"),
+        ({"critic_steps": -1}, "critic_steps must be at least 1, got -1"),
+        ({"critic_batch_size": 0}, "critic_batch_size must be at least 1, got 0"),
+        ({"critic_batch_size": 9}, "critic_batch_size must be at most the generation batch's 8 prompts, .* got 9"),
+        ({"critic_recipe": "papers"}, "critic_recipe must be one of 'window', 'paper', got 'papers'"),
+        ({"critic_recipe": "paper", "critic_steps": 2}, "critic_steps=2 means nothing with critic_recipe='paper'"),
+        (
+            {"critic_recipe": "paper", "critic_batch_size": 4},
+            "critic_batch_size=4 means nothing with critic_recipe='pa",
+        ),
+        (
+            {"critic_recipe": "paper", "steps_per_generation": 1},
+            "gradient_accumulation_steps must divide steps_per_generation, got 2 and 1",
+        ),
         ({"critic_warmup_batches": -1}, "critic_warmup_batches must be at least 0, got -1"),
         ({"max_prompt_length": 0}, "max_prompt_length must be at least 1, got 0"),
         ({"critic_learning_rate": 0.0}, "critic_learning_rate must be above 0, got 0.0"),

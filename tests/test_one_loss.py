@@ -134,7 +134,7 @@ def test_sppo_llm_gives_the_shared_loss_and_gradient(monkeypatch, no_step, micro
     prompts = SimpleNamespace(batch=lambda *args: list(range(shared_batch.B)), texts=shared_batch.PROMPTS,
                               answers=shared_batch.PROMPTS)  # fmt: skip
     monkeypatch.setattr(sppo_llm, "load_policy", lambda args: (model, shared_batch.tokenizer()))
-    monkeypatch.setattr(sppo_llm, "load_critic", lambda *args: critic)
+    monkeypatch.setattr(sppo_llm, "make_critic", lambda *args: critic)
     monkeypatch.setattr(sppo_llm, "load_data", lambda *args: (prompts, None, None))
     monkeypatch.setattr(sppo_llm, "generate", lambda *args: responses)
     parts = []

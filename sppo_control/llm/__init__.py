@@ -6,16 +6,18 @@
 | `PromptCritic`    | critic.py   | V(s_p): a backbone with one scalar head at the last prompt token             |
 | `exact_match`     | rewards.py  | 1 where a completion is the answer, else 0                                   |
 | `MathReward`      | rewards.py  | the same for boxed mathematical answers, through math-verify                 |
-| `load_tokenizer`  | tokenizers.py | the saved tokenizer, whatever model lies beside it                         |
+| `load_tokenizer`  | tokenizers.py | the saved tokenizer, whatever model is beside it                           |
 | `SPPOConfig`, `SPPOTrainer` | trainer.py | SPPO in TRL: a subclass of its GRPOTrainer                        |
 
-Names are imported when they are first used, so that importing this package needs none of the packages of the extra `llm`.
+A name is imported when it is first used. So importing this package needs none of the packages of the extra `llm`.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from sppo_control import extras
 
 if TYPE_CHECKING:
     from sppo_control.llm.critic import PromptCritic as PromptCritic
@@ -26,9 +28,6 @@ if TYPE_CHECKING:
     from sppo_control.llm.trainer import SPPOConfig as SPPOConfig
     from sppo_control.llm.trainer import SPPOTrainer as SPPOTrainer
 
-INSTALL = "pip install -c constraints.txt -e '.[llm]'"
-"""What brings every package that this adapter uses."""
-
 _HOME = {
     "token_log_probs": "logprobs",
     "PromptCritic": "critic",
@@ -38,29 +37,28 @@ _HOME = {
     "SPPOConfig": "trainer",
     "SPPOTrainer": "trainer",
 }
+_NEEDS = {
+    "critic": ("transformers",),
+    "tokenizers": ("transformers",),
+    "trainer": ("transformers", "datasets", "accelerate", "trl"),
+}
+"""File -> modules of the extra `llm` without which it is of no use."""
 
-__all__ = ["INSTALL", *_HOME]
+__all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the file that holds `name`.
+    """Import the file that contains `name`.
 
     Raises:
         AttributeError: there is no such name.
-        ImportError: a package of the extra `llm` is missing; the text has the command that installs it.
+        MissingExtra: a package of the extra `llm` is missing.
     """
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
-    home = f"{__name__}.{_HOME[name]}"
-    try:
-        return getattr(importlib.import_module(home), name)
-    except ModuleNotFoundError as error:
-        if error.name == home:
-            raise  # a broken installation of this package itself, which no extra would mend
-        raise ImportError(
-            f"{__name__}.{name} needs the package {error.name!r}, which is not installed; run: {INSTALL}",
-            name=error.name,
-        ) from error
+    home = _HOME[name]
+    extras.require("llm", *_NEEDS.get(home, ()), wanted_by=f"{__name__}.{name}")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

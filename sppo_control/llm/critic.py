@@ -6,8 +6,8 @@
 | attention_mask | (B, P)       | 1 on the prompt's tokens, 0 on padding                      |
 | v, value_logit | (B,)         | the scalar head at the last prompt token (SPPO, section 4)  |
 
-A critic is saved by itself and is of use by itself: `PromptCritic.from_pretrained(folder).predict(prompts)` says how likely
-the policy is to succeed on each prompt.
+A critic is saved separately and is useful without its policy. `PromptCritic.from_pretrained(folder).predict(prompts)` says
+how likely the policy is to succeed on each prompt.
 """
 
 from __future__ import annotations
@@ -16,45 +16,48 @@ import copy
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
 
 from sppo_control import core
 from sppo_control.llm.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Prompt = str | Sequence[Mapping[str, Any]]
 """Text, or chat messages."""
 
 _MARKER = "prompt_critic.json"
-"""The file that is written last: a folder without it holds no whole critic."""
+"""The file that is written last: a folder without it does not contain a whole critic."""
 
 
 class PromptCritic(nn.Module):
     """A backbone and one linear head on its hidden state at the last prompt token.
 
-    The head starts at zero, so that V = 1/2 for every prompt: the first advantages are R - 1/2, not noise. The backbone's
-    gradient is zero for that first step only. Build it with `from_backbone` or `from_pretrained`; both leave it in
-    evaluation mode, since dropout would make V, and with it the advantage, random.
+    The head starts at zero, so V = 1/2 for every prompt and the first advantages are R - 1/2, not noise. Only in that first
+    step the backbone's gradient is zero. Make one with `from_backbone` or `from_pretrained`. Both leave it in evaluation
+    mode, because dropout would make V random, and the advantage too.
 
     Args:
-        backbone: a Hugging Face model without language-model head, whose output has `last_hidden_state`; its last prompt
-            position must see the whole prompt, as in every decoder. Used as it is, not copied.
-        tokenizer: the backbone's tokenizer, for `predict`; it must be the policy's as well (`check_same_tokenizer`).
+        backbone: a Hugging Face model without a language-model head, whose output has `last_hidden_state`. Its last prompt
+            position must see the whole prompt, as in every decoder. It is not copied.
+        tokenizer: the backbone's tokenizer, for `predict`. It must also be the policy's (`check_same_tokenizer`).
     """
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
         super().__init__()
         self.backbone = backbone
-        self.backbone.config.use_cache = False  # keys and values of a prompt are never used again
+        self.backbone.config.use_cache = False  # the keys and values of a prompt are never used again
         parameter = next(backbone.parameters())
         width = backbone.config.get_text_config().hidden_size
-        # The head is small and its sum decides everything: float32 beside a bfloat16 backbone.
+        # The head is small and V depends on its one sum, so it is float32 even with a bfloat16 backbone.
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         self.head = nn.Linear(width, 1, device=parameter.device, dtype=dtype)
         nn.init.zeros_(self.head.weight)
@@ -65,14 +68,14 @@ class PromptCritic(nn.Module):
         """The critic's logit of each prompt.
 
         Args:
-            input_ids: (B, P), int64. What stands on padding does not matter, as long as it is a token.
-            attention_mask: (B, P), bool or int, at least one True a row.
+            input_ids: (B, P), int64. Padding may be any token.
+            attention_mask: (B, P), bool or int, with at least one True per row.
 
         Returns:
             value_logit, (B,), in the head's dtype, with gradient.
 
         Raises:
-            ValueError: wrong shapes, a prompt without a token (on the CPU; elsewhere the device stops).
+            ValueError: a wrong shape, or a prompt without a token (on the CPU; elsewhere the device stops).
         """
         if input_ids.ndim != 2 or input_ids.shape != attention_mask.shape:
             raise ValueError(
@@ -80,15 +83,15 @@ class PromptCritic(nn.Module):
                 f"got {tuple(input_ids.shape)} and {tuple(attention_mask.shape)}"
             )
         mask = attention_mask.bool()
-        core._require(mask.any(dim=1).all(), "a prompt has no token: a row of attention_mask is all 0")
-        # Padding goes to the right, wherever it stood. There every decoder counts positions from 0 at the first real
-        # token, and no real token sees padding; position_ids would do the same, but not every architecture takes them.
+        core.require(mask.any(dim=1).all(), "a prompt has no token: a row of attention_mask is all 0")
+        # Padding moves to the right, wherever it was. Then every decoder counts positions from 0 at the first real token,
+        # and no real token sees padding. position_ids would do the same, but some architectures do not take them.
         order = torch.argsort(mask.to(torch.uint8), dim=1, descending=True, stable=True)  # (B, P)
         input_ids, mask = input_ids.gather(1, order), mask.gather(1, order)
         hidden = self.backbone(input_ids=input_ids, attention_mask=mask.to(attention_mask.dtype)).last_hidden_state
         last = hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(dim=1) - 1]  # (B, D)
         with torch.autocast(hidden.device.type, enabled=False):
-            # Not a view of the head's output: FSDP2 hangs a hook on what is returned, and warns that views may lose it.
+            # A copy, not a view: FSDP2 attaches a hook to what is returned, and warns that a view may lose it.
             return self.head(last.to(self.head.weight.dtype))[:, 0].clone()
 
     @torch.no_grad()
@@ -96,15 +99,15 @@ class PromptCritic(nn.Module):
         """How likely success is on each prompt.
 
         Args:
-            prompts: n texts, exactly as the policy reads them; or chats, which get the tokenizer's chat template with the
-                generation prompt.
-            batch_size: prompts in one forward pass, at least 1.
+            prompts: n texts, exactly as the policy reads them, or n chats. A chat gets the tokenizer's chat template with
+                the generation prompt.
+            batch_size: prompts per forward pass, at least 1.
 
         Returns:
             V(s_p), (n,), float32, on the CPU.
 
         Raises:
-            ValueError: no tokenizer, one string instead of a list, an empty prompt, batch_size below 1.
+            ValueError: there is no tokenizer; one string instead of a list; an empty prompt; batch_size below 1.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -118,7 +121,7 @@ class PromptCritic(nn.Module):
         if empty := [index for index, row in enumerate(ids) if not row]:
             raise ValueError(f"the prompt at index {empty[0]} has no token; leave empty prompts out")
         value = torch.empty(len(ids))
-        by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # little padding in each batch
+        by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # so each batch has little padding
         training = self.training
         self.eval()
         for start in range(0, len(ids), batch_size):
@@ -144,12 +147,14 @@ class PromptCritic(nn.Module):
         """A critic with the weights of a language model and a head of zeros.
 
         Args:
-            model_or_path: a Hugging Face model, with or without its language-model head, which is copied (the policy
-                itself may be given); or a folder or Hub id.
-            tokenizer: None loads the one that lies beside the weights, if there is one.
-            kwargs: for `AutoModel.from_pretrained`; `revision` and where to look hold for the tokenizer too. `dtype` is
-                float32 unless given: the critic is trained, and small updates of bfloat16 weights are lost.
+            model_or_path: a folder, a Hub id, or a Hugging Face model with or without its language-model head. A model is
+                copied, so it may be the policy.
+            tokenizer: None loads the one beside the weights, if there is one.
+            kwargs: for `AutoModel.from_pretrained`. `revision` and where to look are used for the tokenizer too. `dtype` is
+                float32 unless given, because the critic is trained and bfloat16 weights lose small updates.
         """
+        from transformers import AutoModel, PreTrainedModel
+
         if isinstance(model_or_path, PreTrainedModel):
             backbone: PreTrainedModel = copy.deepcopy(model_or_path.base_model)  # type: ignore[assignment]
             backbone.requires_grad_(True)
@@ -162,12 +167,14 @@ class PromptCritic(nn.Module):
         return cls(backbone, tokenizer).eval()
 
     def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
-        """Write the critic into a folder, which is made: the backbone as `AutoModel` saves it (safetensors and JSON), the
-        head (`head.safetensors`), the tokenizer, and last `prompt_critic.json`. Files of other names stay.
+        """Write the critic into a folder, which is made if needed.
+
+        It writes the backbone as `AutoModel` saves it (safetensors and JSON), the head (`head.safetensors`), the tokenizer,
+        and last `prompt_critic.json`. Files with other names stay.
 
         Args:
-            folder: where to.
-            state_dict: the whole weights, named as in `self.state_dict()`, where the critic itself holds shards of them.
+            folder: where to write.
+            state_dict: the whole weights, named as in `self.state_dict()`; needed where the critic has only shards of them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +183,7 @@ class PromptCritic(nn.Module):
         for name, x in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = x.detach().cpu().contiguous()
-        (folder / _MARKER).unlink(missing_ok=True)  # from here until the end there is no whole critic in the folder
+        (folder / _MARKER).unlink(missing_ok=True)  # from here to the end the folder does not contain a whole critic
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
             self.backbone.save_pretrained(temporary, state_dict=parts["backbone"])
             save_file(parts["head"], Path(temporary, "head.safetensors"))
@@ -191,7 +198,7 @@ class PromptCritic(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str], **kwargs: Any) -> PromptCritic:
-        """Load what `save_pretrained` wrote; executes no code from the folder.
+        """Load what `save_pretrained` wrote. No code from the folder is executed.
 
         Args:
             folder: where it is.
@@ -201,6 +208,8 @@ class PromptCritic(nn.Module):
             FileNotFoundError: no critic in the folder, or one whose writing was interrupted.
             ValueError: weights are missing.
         """
+        from transformers import AutoModel
+
         folder = Path(folder)
         if not (folder / _MARKER).is_file():
             raise FileNotFoundError(
@@ -227,7 +236,7 @@ def check_same_tokenizer(policy_tokenizer: Any, critic_tokenizer: Any) -> None:
     """The critic reads the policy's token ids, so every id must mean the same to both.
 
     Raises:
-        ValueError: the vocabularies differ, or split a text differently.
+        ValueError: the vocabularies differ, or the tokenizers split a text differently.
     """
     way_out = "use a critic of the same model family, or one trained with the policy's tokenizer"
     policy, critic = policy_tokenizer.get_vocab(), critic_tokenizer.get_vocab()
@@ -248,7 +257,7 @@ def check_same_tokenizer(policy_tokenizer: Any, critic_tokenizer: Any) -> None:
 
 
 def load_critic(source: PromptCritic | str | os.PathLike[str], policy_tokenizer: Any, **kwargs: Any) -> PromptCritic:
-    """A critic for a policy: a given one, that of a critic's folder, or a new one with the weights of a language model.
+    """A critic for a policy: a given one, one from a critic's folder, or a new one with the weights of a language model.
 
     Args:
         source: a critic, a folder that `PromptCritic.save_pretrained` wrote, or the folder or Hub id of a language model.
@@ -256,15 +265,15 @@ def load_critic(source: PromptCritic | str | os.PathLike[str], policy_tokenizer:
         kwargs: for `AutoModel.from_pretrained`.
 
     Raises:
-        OSError: neither is there.
-        ValueError: another tokenizer than the policy's, or a smaller vocabulary.
+        OSError: there is neither a critic nor a language model.
+        ValueError: its tokenizer is not the policy's, or its vocabulary is smaller.
     """
     if isinstance(source, PromptCritic):
         critic = source
     else:
         try:
             critic = PromptCritic.from_pretrained(source, **kwargs)
-        except FileNotFoundError:  # no critic's folder: a language model
+        except FileNotFoundError:  # not a critic's folder, so it must be a language model
             critic = PromptCritic.from_backbone(source, **kwargs)
     if critic.tokenizer is not None:
         check_same_tokenizer(policy_tokenizer, critic.tokenizer)
@@ -275,66 +284,74 @@ def load_critic(source: PromptCritic | str | os.PathLike[str], policy_tokenizer:
 
 
 # -------------------------------------------------------------------------------------------------------- training
+def critic_batches(n: int, steps: int, batch_size: int | None, rng: np.random.Generator) -> list[Tensor]:
+    """The critic's updates in the recipe "window", whose window is here the newest batch of n prompts.
+
+    Args:
+        n: prompts in the batch.
+        steps: critic updates, at least 0.
+        batch_size: prompts per update, at most n. None is n: then each update takes all prompts in their order, and
+            nothing is drawn. Fewer are drawn without replacement, in a new order when too few are left.
+        rng: draws the order.
+
+    Returns:
+        Rows of each update, (batch_size,) int64 each.
+
+    Raises:
+        ValueError: steps below 0, or batch_size outside 1..n.
+    """
+    size = n if batch_size is None else batch_size
+    if steps < 0 or not 1 <= size <= n:
+        raise ValueError(f"need steps >= 0 and batch_size in 1..{n} (the number of prompts), got {steps} and {size}")
+    if size == n:
+        return [torch.arange(n)] * steps
+    batches: list[Tensor] = []
+    while len(batches) < steps:
+        order = torch.from_numpy(rng.permutation(n))
+        batches += order[: n - n % size].split(size)
+    return batches[:steps]
+
+
 def train_critic(
     critic: nn.Module,
     optimizer: torch.optim.Optimizer,
     input_ids: Tensor,
     attention_mask: Tensor,
     outcome: Tensor,
-    steps: int = 1,
-    batch_size: int | None = None,
+    batches: Sequence[Tensor],
     micro_batch_size: int | None = None,
     max_grad_norm: float | None = None,
-    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Optimiser steps on the binary cross-entropy between V(s_p) and R (SPPO, eq. 2): the warm-up before the first policy
-    update, and the `critic_steps` of each update.
+    """One optimiser step per batch, on the binary cross-entropy between V(s_p) and R (SPPO, eq. 2).
 
     Args:
-        critic: a PromptCritic, or what wraps one. It stays in the mode, training or evaluation, in which it is.
-        optimizer: over the critic's parameters.
+        critic: a PromptCritic, or what wraps one. It stays in its mode, training or evaluation.
+        optimizer: of the critic's parameters.
         input_ids: (N, P).
         attention_mask: (N, P).
         outcome: R, (N,), in [0, 1].
-        steps: optimiser steps, at least 0.
-        batch_size: prompts a step, at most N; None takes all N in each. Batches are drawn without replacement; when too
-            few prompts are left for one, the order is drawn anew.
-        micro_batch_size: prompts in memory at once; None is batch_size. It does not change the gradient.
-        max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        generator: draws the order, on the CPU; not used where each step takes all prompts.
+        batches: rows of each step, int64: those of `critic_batches`, or the policy's minibatches (the paper's recipe).
+        micro_batch_size: prompts in memory at once; None is the whole batch. It does not change the gradient.
+        max_grad_norm: longer gradients are scaled down to this norm; None leaves them.
 
     Returns:
-        The loss of each step, before it, (steps,), without gradient.
+        The loss of each step, taken before the step, (steps,), without gradient.
 
     Raises:
-        ValueError: steps below 0, batch_size outside 1..N, micro_batch_size below 1; what the critic and
-            `core.bernoulli_value_loss` raise.
+        ValueError: micro_batch_size below 1; what the critic and `core.bernoulli_value_loss` raise.
     """
-    n = len(outcome)
-    batch_size = n if batch_size is None else batch_size
-    micro_batch_size = batch_size if micro_batch_size is None else micro_batch_size
-    if steps < 0 or not 1 <= batch_size <= n or micro_batch_size < 1:
-        raise ValueError(
-            f"need steps >= 0, batch_size in 1..{n} (the number of prompts) and micro_batch_size >= 1, "
-            f"got {steps}, {batch_size} and {micro_batch_size}"
-        )
-    losses = torch.zeros(steps, device=outcome.device)
-    batches = _batches(n, batch_size, generator)
-    for step in range(steps):
+    if micro_batch_size is not None and micro_batch_size < 1:
+        raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
+    losses = torch.zeros(len(batches), device=outcome.device)
+    for step, batch in enumerate(batches):
         optimizer.zero_grad(set_to_none=True)
-        for rows in next(batches).to(outcome.device).split(micro_batch_size):
+        for rows in batch.to(outcome.device).split(micro_batch_size or len(batch)):
             logit = critic(input_ids[rows], attention_mask[rows])
-            loss = core.bernoulli_value_loss(logit, outcome[rows].to(logit.dtype), denominator=batch_size)
-            loss.backward()
+            loss = core.bernoulli_value_loss(logit, outcome[rows].to(logit.dtype), denominator=len(batch))
+            loss.backward()  # the micro-batches' gradients add up to the batch's
             losses[step] += loss.detach()
         if max_grad_norm is not None:
             nn.utils.clip_grad_norm_(critic.parameters(), max_grad_norm)
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return losses
-
-
-def _batches(n: int, batch_size: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    while True:
-        order = torch.arange(n) if batch_size == n else torch.randperm(n, generator=generator)
-        yield from order[: n - n % batch_size].split(batch_size)

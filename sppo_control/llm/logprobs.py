@@ -8,12 +8,12 @@
 | lse    | (B T,)    | log sum_v exp z_v, kept from the forward pass                        |
 
 One tile of logits exists at a time. The forward pass goes over a token's tiles with a running maximum and keeps one
-number, lse; the backward pass computes each tile again and turns it, in place, into the gradient with respect to z,
+number, lse. The backward pass computes each tile again and turns it, in place, into the gradient with respect to z,
 
     d logp / d z = onehot(token) - p        d entropy / d z = -p (log p + entropy)        p = exp(z - lse)
 
-That is one matrix product more than the naive way (four instead of three), and none of its passes over (B T, V) memory.
-Gradients are summed over tiles in float32 whatever the inputs are: rounding each tile's part to bfloat16 would bias them.
+That is one matrix product more than the naive way (four instead of three), but without its passes over (B T, V) memory.
+Gradients are always summed over tiles in float32, because rounding each tile's part to bfloat16 would bias them.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from sppo_control.llm import INSTALL
+from sppo_control import extras
 
 Backend = Literal["auto", "torch", "trl"]
 """Who computes; see `token_log_probs`."""
 
 TILES = {"cpu": (512, 4096)}
-"""Tokens and words of a tile: on the CPU 8 MiB of float32, which a cache holds."""
+"""Tokens and words of a tile. On the CPU they are 8 MiB of float32, which fits into a cache."""
 TILE = (4096, 8192)
-"""The same on other devices, where a tile must be large to be worth its start."""
+"""The same on other devices, where starting a computation costs so much that tiles must be large."""
 
 
 class TokenLogProbs(NamedTuple):
@@ -56,33 +56,32 @@ def token_log_probs(
 ) -> TokenLogProbs:
     """log softmax((hidden weight^T + bias) / temperature) at `tokens`, with gradients of hidden, weight and bias.
 
-    Under autocast the products are computed in autocast's dtype, as `torch.nn.Linear` would; softmax and logarithm always
-    in float32 (float64 for float64 inputs). Under `torch.compile` the computation stays one operator, so that the compiler
-    cannot join the chunks again. Second derivatives are not available.
+    Under autocast the products have autocast's dtype, as with `torch.nn.Linear`. Softmax and logarithm are always in
+    float32 (float64 for float64 inputs). Under `torch.compile` the computation stays one operator, so the compiler cannot
+    join the chunks again. Second derivatives are not available.
 
     Args:
         hidden: (B, T, D), floating.
-        weight: (V, D), of hidden's dtype unless autocast is on.
+        weight: (V, D), in hidden's dtype unless autocast is on.
         tokens: (B, T), int64, in [0, V) wherever the mask is True.
         bias: (V,), or None.
         temperature: divides the logits; above 0. Use the sampler's.
-        chunk_size: tokens of a tile, None is 512 on the CPU and 4096 elsewhere.
-        vocabulary_chunk: words of a tile, None is 4096 on the CPU and 8192 elsewhere.
-        entropy: whether the entropy of each token's distribution is wanted as well; it has gradients too.
-        mask: (B, T), bool. Rows where it is False are not computed: logp and entropy 0, no gradient, whatever stands in
-            hidden and tokens there. Counting them synchronises host and device.
-        backend: "torch" is the plain implementation of this file, for every device and dtype; "trl" is TRL's
-            `trl.kernels.ChunkedLogProbFunction`, Triton on CUDA (float32 sums, so not for float64; its own chunk_size);
-            "auto" is "trl" for CUDA tensors where TRL and Triton are installed, and "torch" everywhere else and under
-            torch.compile.
+        chunk_size: tokens per tile; None is 512 on the CPU and 4096 elsewhere.
+        vocabulary_chunk: words per tile; None is 4096 on the CPU and 8192 elsewhere.
+        entropy: whether to compute the entropy of each token's distribution too; it has gradients.
+        mask: (B, T), bool. Rows where it is False are not computed. There logp and entropy are 0, without gradient,
+            whatever hidden and tokens contain. Counting these rows synchronises host and device.
+        backend: "torch" is the plain implementation in this file, for every device and dtype. "trl" is TRL's
+            `trl.kernels.ChunkedLogProbFunction`: Triton on CUDA, float32 sums (so not for float64), another chunk_size.
+            "auto" is "trl" for CUDA tensors if TRL and Triton are installed, and "torch" otherwise and under torch.compile.
 
     Returns:
         TokenLogProbs, float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: wrong shapes or dtypes, a token outside [0, V) (on the CPU; elsewhere the device stops),
-            temperature or a chunk not above 0, an unknown backend, float64 with "trl".
-        ImportError: "trl" where TRL is not installed.
+        ValueError: wrong shapes or dtypes; a token outside [0, V) (on the CPU; elsewhere the device stops);
+            temperature or a chunk not above 0; an unknown backend; float64 with "trl".
+        ImportError: "trl" without TRL, or with an older TRL.
     """
     _check(hidden, weight, tokens, bias, mask)
     if not temperature > 0:
@@ -118,8 +117,8 @@ def token_log_probs(
 
 
 # ------------------------------------------------------------------------------------------------------ plain torch
-# A custom operator rather than an autograd.Function: torch.compile then takes it as it is, instead of unrolling the loops
-# over tiles into a graph for each number of tokens.
+# A custom operator, not an autograd.Function: torch.compile takes it as it is. It would unroll the loops over tiles of a
+# Function into a graph for each number of tokens.
 @torch.library.custom_op("sppo_control::token_log_probs", mutates_args=())
 def _forward(
     hidden: Tensor,  # (N, D), N = B T
@@ -153,7 +152,7 @@ def _forward(
             before, largest = largest, torch.maximum(largest, z.amax(1))
             e = z.sub_(largest[:, None]).exp_()
             shift = before - largest
-            if entropy:  # sum of e log e, where what is there already was measured from another maximum
+            if entropy:  # sum of e log e; the part from earlier tiles is moved to the new maximum
                 plogp = shift.exp() * (plogp + total * shift) + torch.xlogy(e, e).sum(1)
             total = shift.exp() * total + e.sum(1)
         lse[rows] = largest + total.log()
@@ -194,7 +193,7 @@ def _backward(
             z, w = tiles(x, start)
             words = slice(start, start + len(w))
             p = z.sub_(lse[rows, None]).exp_()
-            # What arrives for a token is one number, so it scales the token's row.
+            # The incoming gradient is one number per token, so it scales the token's row.
             if grad_entropy is not None:
                 g = torch.xlogy(p, p).addcmul_(p, h[rows, None]).mul_(-grad_entropy[rows, None])
                 if grad_logp is not None:
@@ -219,9 +218,9 @@ def _backward(
 
 
 class _Tiles:
-    """Tiles of logits, always in the same memory: fresh memory for each of them costs more than the softmax.
+    """Tiles of logits, always in the same memory, because fresh memory for each tile costs more than the softmax.
 
-    Products are written into it with out=, which autocast leaves alone.
+    Products are written into it with out=, which autocast does not change.
     """
 
     def __init__(
@@ -241,7 +240,7 @@ class _Tiles:
         self.wide = self.product if wide == dtype else weight.new_empty(size, dtype=wide)
 
     def __call__(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """x (n, D) -> z (n, k), float32 or float64, overwritten by the next call; and weight's rows (k, D) in x's dtype"""
+        """x (n, D) -> z (n, k), float32 or float64, and weight's rows (k, D) in x's dtype. The next call overwrites z."""
         w = self.weight[start : start + self.width].to(self.dtype)
         out = self.product[: len(x) * len(w)].view(len(x), len(w))
         if self.bias is None:
@@ -259,7 +258,7 @@ class _Tiles:
 
 
 def _add_product(total: Tensor, a: Tensor, low: Tensor, b: Tensor) -> None:
-    """total += a b, summed in total's dtype, which is a's as well; low is a in b's dtype."""
+    """total += a b, summed in total's dtype, which is also a's; low is a in b's dtype."""
     if b.dtype != total.dtype and total.is_cuda:
         torch.addmm(total, low, b, out_dtype=total.dtype, out=total)
     else:
@@ -267,7 +266,7 @@ def _add_product(total: Tensor, a: Tensor, low: Tensor, b: Tensor) -> None:
 
 
 def _inside(token: Tensor, start: int, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Whose token is in the tile, (n,); and the token's column there, (n, 1), any column for the others."""
+    """Whether each token is in the tile, (n,), and its column there, (n, 1); for other tokens any column."""
     column = token - start
     return (column >= 0) & (column < z.shape[1]), column.clamp(0, z.shape[1] - 1)[:, None]
 
@@ -303,13 +302,13 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     hidden, weight, bias, tokens, mask, temperature, chunk_size, vocabulary_chunk, ctx.entropy, dtype = inputs
     _, h, lse = output
     ctx.settings = (temperature, chunk_size, vocabulary_chunk, dtype)
-    ctx.set_materialize_grads(False)  # an entropy that is only logged costs nothing in the backward pass
+    ctx.set_materialize_grads(False)  # so an entropy that is only logged costs nothing in the backward pass
     ctx.save_for_backward(hidden, weight, bias, tokens, mask, h, lse)
 
 
 def _derivative(ctx, grad_logp, grad_entropy, _):  # type: ignore[no-untyped-def]
     needs = ctx.needs_input_grad[:3]
-    grad_entropy = grad_entropy if ctx.entropy else None  # compilers pass a gradient of the empty output too
+    grad_entropy = grad_entropy if ctx.entropy else None  # compilers also pass a gradient of the empty output
     if grad_logp is None and grad_entropy is None:
         return (None,) * 10
     grads = _backward(grad_logp, grad_entropy, *ctx.saved_tensors, *ctx.settings, *needs)
@@ -342,10 +341,11 @@ def _trl(
 ) -> TokenLogProbs:
     if hidden.dtype == torch.float64:
         raise ValueError('backend "trl" sums in float32, hidden is float64; use backend="torch"')
+    extras.require("llm", "trl", wanted_by='backend="trl"')
     try:
         from trl.kernels import ChunkedLogProbFunction
-    except ImportError as error:
-        raise ImportError(f'backend "trl" needs TRL >= 1.16: {error}; run: {INSTALL}') from error
+    except ImportError as error:  # an older version
+        raise ImportError(f'backend="trl" needs TRL 1.16: {error}; run: {extras.install("llm")}') from error
     x = hidden.reshape(-1, hidden.shape[-1]) if mask is None else hidden[mask]
     token = tokens.reshape(-1) if mask is None else tokens[mask]
     width = min(vocabulary_chunk, len(weight))

@@ -14,21 +14,21 @@ from sppo_control.llm import addition
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes, exact_match
 
 RewardName = Literal["math", "exact", "after-equals"]
-"""boxed mathematical answers by math-verify; the whole response is the answer; what follows the last "=" is."""
+"""What is the answer: a boxed formula, compared by math-verify; the whole response; what follows the last "="."""
 Reward = Callable[[list[str], list[str]], list[float]]
 """(n responses, n answers) -> n numbers, 0.0 or 1.0"""
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts that fit, in the dataset's order.
+    """Prompts that are short enough, in the dataset's order.
 
     | field       | type                   | meaning                                         |
     | ----------- | ---------------------- | ----------------------------------------------- |
     | texts       | list[str]              | as the policy reads them                        |
     | ids         | list[list[int]]        | their tokens                                    |
     | answers     | list[str]              | the right answers                               |
-    | num_long    | int                    | prompts left out, longer than the limit         |
+    | num_long    | int                    | prompts that were too long and are left out     |
     """
 
     texts: list[str]
@@ -40,7 +40,7 @@ class Prompts:
         return len(self.ids)
 
     def split(self, held_out: int) -> tuple[Prompts, Prompts]:
-        """For training and for evaluation; which prompts are held out depends on their number alone.
+        """Prompts for training, and held-out prompts. Which ones are held out depends only on the two numbers.
 
         Raises:
             ValueError: nothing would be left to train on.
@@ -57,15 +57,16 @@ class Prompts:
         return Prompts(pick(self.texts), pick(self.ids), pick(self.answers), self.num_long)
 
     def batch(self, update: int, size: int, seed: int) -> list[int]:
-        """The rows of an update's batch: epochs of shuffled prompts, a function of (seed, update) alone, so that a
-        resumed run sees what it would have seen; an epoch's incomplete last batch is left out.
+        """The rows of an update's batch: epochs of shuffled prompts, without an epoch's incomplete last batch.
+
+        They depend only on (seed, update), so a resumed run sees the same prompts as an uninterrupted one.
 
         Raises:
-            ValueError: fewer prompts than one batch.
+            ValueError: there are fewer prompts than one batch.
         """
         per_epoch = len(self) // size
         if per_epoch == 0:
-            raise ValueError(f"--batch-size asks for {size} prompts an update, and there are {len(self)} to train on")
+            raise ValueError(f"--batch-size asks for {size} prompts per update, and there are {len(self)} to train on")
         epoch, index = divmod(update, per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(self))
         return order[index * size : (index + 1) * size].tolist()
@@ -81,17 +82,17 @@ def load_prompts(
     """Read a dataset.
 
     Args:
-        dataset: a .jsonl, .json, .parquet or .csv file, a folder or a Hub id, with a column `prompt` (text, or chat
-            messages, which get the tokenizer's chat template) and a column `answer` or `solution`; None makes some
+        dataset: a .jsonl, .json, .parquet or .csv file, a folder or a Hub id. It has a column `prompt` (text, or chat
+            messages, which get the tokenizer's chat template) and a column `answer` or `solution`. None makes about
             17,000 additions, always the same ones.
         tokenizer: the policy's.
         split: of the dataset.
-        max_prompt_length: longest prompt, tokens; None is no limit.
-        long_prompts: longer ones are counted and left out, or refused.
+        max_prompt_length: longest prompt in tokens; None is no limit.
+        long_prompts: what happens to longer ones: they are counted and left out, or refused.
 
     Raises:
-        ValueError: a column is missing, an answer is None, a prompt is empty or too long or no text, none is left.
-        OSError: no such dataset.
+        ValueError: a column is missing; an answer is None; a prompt is empty, too long or not a text; none is left.
+        OSError: there is no such dataset.
     """
     rows: Any
     if dataset is None:
@@ -146,8 +147,8 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
     """A Hugging Face `Dataset` from a local file or folder, or the Hub.
 
     Raises:
-        ValueError: another kind of file, an empty or damaged one, or no such split.
-        OSError: no such file, nor a reachable Hub id.
+        ValueError: another kind of file, an empty or damaged file, or no such split.
+        OSError: there is neither such a file nor a Hub id that can be reached.
     """
     import datasets  # type: ignore[import-untyped]
 
@@ -172,10 +173,10 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """The text that the policy reads: a string as it is, chat messages through the chat template.
+    """The text that the policy reads: a string as it is, or chat messages through the chat template.
 
     Raises:
-        ValueError: messages for a tokenizer without a chat template.
+        ValueError: the tokenizer has no chat template for the messages.
     """
     if isinstance(prompt, str):
         return prompt
@@ -185,7 +186,7 @@ def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> st
 
 
 def make_reward(name: RewardName) -> Reward:
-    """The reward of that name; what it returns was checked to be 0 or 1."""
+    """The reward of that name. It checks that every outcome is 0 or 1."""
     if name == "math":
         verifier = MathReward()
         score: Reward = lambda texts, answers: verifier(texts, answer=answers)  # noqa: E731

@@ -1,10 +1,10 @@
-"""Responses of a language model: sampled, scored, and their log-probabilities under the policy.
+"""Responses of a language model: sampling them, scoring them, and their log-probabilities under the policy.
 
 | symbol                     | shape  | meaning                                                               |
 | -------------------------- | ------ | --------------------------------------------------------------------- |
-| prompt_ids, prompt_mask    | (B, P) | prompts, padded on the left, as generation wants them                 |
+| prompt_ids, prompt_mask    | (B, P) | prompts, padded on the left, because generation needs that            |
 | tokens, mask               | (B, T) | responses, padded on the right; the end-of-text token counts          |
-| logp, entropy              | (B, T) | of each token under the policy at the sampler's temperature; logp is 0 on padding |
+| logp, entropy              | (B, T) | of each token under the policy at the sampler's temperature; 0 on padding |
 | outcome, R                 | (B,)   | 1 for success, 0 for failure                                          |
 """
 
@@ -12,26 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import GenerationConfig
 
 from sppo_control.llm.critic import PromptCritic
-from sppo_control.llm.logprobs import TokenLogProbs, token_log_probs
+from sppo_control.llm.logprobs import token_log_probs
 from sppo_control.llm.prompts import Prompts, Reward
 from sppo_control.outcomes import Evaluation, Padded
 
 
 @dataclass(frozen=True)
 class Responses(Padded):
-    """B responses; see the table above for the tensors, which are on the model's device. `logp` is that of the policy
-    which wrote them: the old one, once the policy is updated.
+    """B responses. The table above explains the tensors, which are on the model's device.
 
+    `logp` is that of the policy that wrote them. After an update of the policy it is the old one.
     info: name -> (B,) array; `truncated` is True where the response reached the longest length without an end.
     """
 
@@ -55,8 +54,8 @@ class Responses(Padded):
         return self.prompt_ids, self.prompt_mask
 
     def take(self, rows: Tensor) -> Responses:
-        """Some of the responses, (n,) int64, cut to the widest prompt and response among them: no time is spent on
-        columns which are padding in all of them."""
+        """The responses in `rows`, (n,) int64, cut to the longest prompt and response among them. So no time is spent on
+        columns in which all of them have padding."""
         index = rows.tolist()
         device_rows = rows.to(self.tokens.device)
         prompt_mask, mask = self.prompt_mask[device_rows], self.mask[device_rows]
@@ -93,24 +92,26 @@ def generate(
     Args:
         model: a Hugging Face causal language model.
         tokenizer: its tokenizer, with an end-of-text token.
-        prompts: where the prompts are.
-        rows: B indices of prompts; one that stands there several times gets as many responses.
+        prompts: a dataset's prompts.
+        rows: B indices of prompts. A prompt that is named several times gets as many responses.
         reward: see `prompts.Reward`.
-        seed: of the samples; the global random numbers are left as they are.
-        max_response_length: tokens, the end included.
+        seed: of the samples. The global random numbers stay as they are.
+        max_response_length: tokens, end token included.
         temperature: above 0; 0 takes the most probable token.
-        batch_size: responses in memory together; None is all.
+        batch_size: responses in memory at once; None is all.
         bf16: autocast.
-        log_probs: whether `logp` is wanted; it costs one more forward pass, the one of training, so that the ratio of an
-            unchanged policy is 1 exactly.
+        log_probs: whether to compute `logp`. It costs one more forward pass. That pass is the same as in training, so the
+            ratio of an unchanged policy is exactly 1.
 
     Raises:
-        ValueError: the tokenizer and the model know no end-of-text token; what the reward raises.
+        ValueError: neither tokenizer nor model has an end-of-text token; what the reward raises.
     """
+    from transformers import GenerationConfig
+
     device = next(model.parameters()).device
     pad, ends = _special_tokens(model, tokenizer)
-    # A fresh configuration: what a model brings (top-p, repetition penalties) would sample from another distribution than
-    # the one whose log-probabilities are taken, and what it lacks transformers fills in from what the model brings.
+    # A fresh configuration. With a model's own settings (top-p, repetition penalties) the samples would come from another
+    # distribution than the log-probabilities. transformers fills gaps in `sampling` with them, so they are set aside below.
     sampling = GenerationConfig(
         max_new_tokens=max_response_length, pad_token_id=pad, eos_token_id=sorted(ends), use_cache=True
     )
@@ -125,8 +126,8 @@ def generate(
     prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
 
     size = batch_size or len(rows)
-    was_training, brought = model.training, model.generation_config
-    model.eval()  # checkpointing of gradients, which switches the cache of keys and values off, is for training
+    was_training, own_config = model.training, model.generation_config
+    model.eval()  # gradient checkpointing is for training only, and would turn off the cache of keys and values
     model.generation_config = GenerationConfig()
     written = []
     try:
@@ -139,12 +140,12 @@ def generate(
                 out = model.generate(ids, attention_mask=mask.long(), generation_config=sampling)
                 written.append(out[:, width:])
     finally:
-        model.generation_config = brought
+        model.generation_config = own_config
         model.train(was_training)
 
     T = max(x.shape[1] for x in written)
     tokens = torch.cat([torch.nn.functional.pad(x, (0, T - x.shape[1]), value=pad) for x in written])
-    # An end-of-text token may serve as padding too: a response is over after its first one.
+    # The end-of-text token may also be the padding token, so a response ends at the first one.
     is_end = torch.isin(tokens, torch.tensor(sorted(ends), device=device))
     mask = is_end.cumsum(1) - is_end.long() == 0
     ended = (is_end & mask).any(1)
@@ -165,8 +166,15 @@ def generate(
     return replace(responses, logp=torch.cat(logp))
 
 
-def policy_log_probs(model: Any, responses: Responses, temperature: float, bf16: bool = False) -> TokenLogProbs:
-    """log pi(token | prompt, tokens before) and the entropy there, (B, T) each, with gradient; 0 on padding.
+class PolicyLogProbs(NamedTuple):
+    """What `policy_log_probs` returns: (B, T) each, with gradient, 0 on padding."""
+
+    logp: Tensor
+    entropy: Tensor
+
+
+def policy_log_probs(model: Any, responses: Responses, temperature: float, bf16: bool = False) -> PolicyLogProbs:
+    """log pi(token | prompt, tokens before), and the entropy of that distribution.
 
     Args:
         model: a Hugging Face causal language model whose logits are its head's product (`check_head`).
@@ -177,24 +185,28 @@ def policy_log_probs(model: Any, responses: Responses, temperature: float, bf16:
     hidden = hidden_states(model.base_model, responses, bf16)
     head = model.get_output_embeddings()
     with torch.autocast(hidden.device.type, torch.bfloat16, enabled=bf16):
-        return token_log_probs(
+        logp, entropy = token_log_probs(
             hidden, head.weight, responses.tokens, head.bias, temperature, entropy=True, mask=responses.mask
         )
+    assert entropy is not None  # it was asked for
+    return PolicyLogProbs(logp, entropy)
 
 
 def pad_columns(x: Tensor, width: int) -> Tensor:
-    """(n, t) -> (n, width), zeros on the right: back from the widths of `Responses.take`."""
+    """(n, t) -> (n, width), with zeros on the right: undoes the cut of `Responses.take`."""
     return torch.nn.functional.pad(x, (0, width - x.shape[1]))
 
 
 def token_values(critic: PromptCritic, responses: Responses, bf16: bool = False) -> Tensor:
-    """Token-level PPO's critic: the head's output before each response token, (B, T), float32, with gradient; anything on
-    padding. Column 0 has read the prompt alone, as `PromptCritic.forward`."""
+    """Token-level PPO's critic: the head's output before each response token, (B, T), float32, with gradient.
+
+    Values on padding have no meaning. Column 0 has read only the prompt, like `PromptCritic.forward`.
+    """
     return critic.head(hidden_states(critic.backbone, responses, bf16).to(critic.head.weight.dtype)).squeeze(-1)
 
 
 def hidden_states(backbone: Any, responses: Responses, bf16: bool = False) -> Tensor:
-    """The backbone's last hidden state before each response token, (B, T, D): column t has read the prompt and t tokens."""
+    """The backbone's last hidden state before each response token, (B, T, D). Column t has read the prompt and t tokens."""
     ids = torch.cat([responses.prompt_ids, responses.tokens[:, :-1]], dim=1)  # (B, P + T - 1)
     attention = torch.cat([responses.prompt_mask, responses.mask[:, :-1]], dim=1).long()
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
@@ -209,22 +221,23 @@ def hidden_states(backbone: Any, responses: Responses, bf16: bool = False) -> Te
 
 @torch.no_grad()
 def check_head(model: Any, ids: Sequence[int]) -> None:
-    """Refuse a model whose logits are something else than hidden states times its output head (soft caps, scales): the
-    log-probabilities here would be those of another policy.
+    """Refuse a model whose logits are not simply hidden states times its output head (soft caps, scales).
+
+    `policy_log_probs` would compute the log-probabilities of another policy.
 
     Args:
         model: a Hugging Face causal language model.
         ids: some tokens to try it on.
 
     Raises:
-        ValueError: it is one.
+        ValueError: the model is such a model.
     """
     device = next(model.parameters()).device
     x = torch.tensor([list(ids)], device=device)
     head = model.get_output_embeddings()
     hidden = model.base_model(input_ids=x, use_cache=False).last_hidden_state
     logits = 1e3 * torch.nn.functional.linear(hidden, head.weight, head.bias).float()
-    # As large as this, a soft cap shows, on a model too whose own logits are still small.
+    # A soft cap shows only on large logits, and those of an untrained model are small. So all are made 1000 times larger.
     hook = head.register_forward_hook(lambda module, args, output: 1e3 * output)
     try:
         expected = model(input_ids=x, use_cache=False).logits.float()
@@ -248,7 +261,7 @@ def evaluate(
     batch_size: int | None = None,
     bf16: bool = False,
 ) -> Evaluation:
-    """One response to each prompt: how many are right."""
+    """How often one sampled response per prompt is right."""
     size = batch_size or len(prompts)
     starts = range(0, len(prompts), size)
     parts = [
@@ -266,7 +279,7 @@ def sample_table(prompts: Prompts, rows: Sequence[int], responses: Responses, v0
     """The first n responses of a batch as a Markdown table, for TensorBoard's text page.
 
     Args:
-        prompts, rows, responses: as given to and got from `generate`.
+        prompts, rows, responses: what `generate` was given and returned.
         v0: V(s_p), or the baseline in its place, (B,).
     """
 
@@ -284,11 +297,12 @@ def sample_table(prompts: Prompts, rows: Sequence[int], responses: Responses, v0
 
 
 def _special_tokens(model: Any, tokenizer: Any) -> tuple[int, set[int]]:
-    """Padding, and the tokens that end a response: the tokenizer's, and those of the model's generation settings, where
-    chat models keep the end of a turn.
+    """The padding token, and the tokens that end a response.
+
+    These are the tokenizer's and those of the model's generation settings, where chat models have the end of a turn.
 
     Raises:
-        ValueError: there is no such token.
+        ValueError: no token ends a response.
     """
     ends = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
     more = getattr(model.generation_config, "eos_token_id", None)

@@ -1,8 +1,8 @@
 """Verifiable rewards: 1.0 where the answer is right, else 0.0.
 
-`MathReward` runs math-verify in a process of its own. The verifier's own time limit is a Unix signal: it fails in every
-thread but the main one, and cannot interrupt a computation inside C, such as 9^(9^9). A process can be stopped always,
-and neither its crash nor its memory reaches the training.
+`MathReward` runs math-verify in a separate process. The verifier's time limit is a Unix signal. That works only in the main
+thread, and cannot interrupt a computation inside C, such as 9^(9^9). A process can always be stopped, and its crash or its
+memory does not affect the training.
 """
 
 from __future__ import annotations
@@ -17,30 +17,29 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from typing import Any
 
-# Nothing of this package is imported at the top, and no torch: the verifier's process runs this very file.
+# No torch, and nothing of this package, is imported at the top, because the verifier's process runs this same file.
 
 Completion = str | Sequence[dict[str, Any]]
-"""Text, or chat messages, of which the last one's content counts."""
+"""Text, or chat messages; of these the content of the last one counts."""
 
 COLUMNS = ("answer", "solution")
-"""Columns of the dataset that may hold the answer; the first one present is taken."""
+"""Columns of the dataset that may contain the answer; the first one present is taken."""
 
 
 def completion_text(completion: Completion) -> str:
-    """The text of a completion: a string as it is, of chat messages the content of the last one."""
+    """The text of a completion: a string as it is, or the content of the last chat message."""
     if isinstance(completion, str):
         return completion
     content = completion[-1].get("content") if completion else ""
-    if isinstance(content, list):  # parts, as multimodal models have them
+    if isinstance(content, list):  # parts of a multimodal message
         return "".join(part.get("text", "") for part in content)
     return content or ""
 
 
 def exact_match(completion: Completion, answer: str) -> float:
-    """1.0 if the completion is the answer, spaces around both aside, else 0.0.
+    """1.0 if the completion is the answer, without the spaces around both, else 0.0.
 
     As a reward function of TRL: `lambda completions, answer, **_: list(map(exact_match, completions, answer))`.
     """
@@ -48,9 +47,9 @@ def exact_match(completion: Completion, answer: str) -> float:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last \boxed{...} holds; None where there is none or it is not closed.
+    r"""What is in the last \boxed{...}; None where there is none or it is not closed.
 
-    Only the last one counts, so that a response cannot try several answers.
+    Only the last one counts, so a response cannot try several answers.
     """
     start = None
     for match in re.finditer(r"\\boxed\s*\{", text):
@@ -66,7 +65,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def check_outcomes(rewards: Any) -> None:
-    """Refuse rewards that are not outcomes.
+    """Refuse rewards that are not 0 or 1.
 
     Args:
         rewards: a list of numbers, or a tensor of any shape.
@@ -87,30 +86,30 @@ def check_outcomes(rewards: Any) -> None:
 class MathReward:
     r"""1.0 where the last \boxed{...} of a completion equals the answer by math-verify, else 0.0.
 
-    A reward function of TRL: `SPPOTrainer(reward_funcs=MathReward(), ...)`; it reads the column `answer` or `solution`.
-    An answer in words is compared as words (math-verify reads "east" as a product, equal to "seat").
+    As a reward function of TRL: `SPPOTrainer(reward_funcs=MathReward(), ...)`. It reads the column `answer` or `solution`.
+    An answer in words is compared as words, because math-verify reads "east" as a product, equal to "seat".
 
-    `counts` says what became of all completions so far:
+    `counts` says what happened to all completions so far:
 
     | key             | completions that                                                                        |
     | --------------- | --------------------------------------------------------------------------------------- |
     | total           | were scored                                                                             |
     | correct         | scored 1.0                                                                              |
     | unparsed        | have no \boxed{...}, or one that math-verify cannot read; they score 0.0                |
-    | answer_unparsed | belong to an answer that math-verify cannot read: mend the dataset; they score 0.0      |
+    | answer_unparsed | have a right answer that math-verify cannot read: mend the dataset; they score 0.0      |
     | timed_out       | were not decided within `timeout` seconds; they score 0.0                               |
     | crashed         | made the verifier fail or run out of memory; they score 0.0                             |
 
-    Under TRL the share of each is logged as well, as `math_reward/<key>`. Needs a Unix system. Safe to call from several
-    threads (they wait for each other) and to pickle.
+    With TRL the share of each is also logged, as `math_reward/<key>`. It needs a Unix system. Several threads may call it
+    (they wait for each other), and it can be pickled.
 
     Args:
-        timeout: seconds for one completion, above 0.
+        timeout: seconds per completion, above 0.
         memory_gib: address space of the verifier's process, above 0.
 
     Raises:
-        ValueError: timeout or memory_gib not above 0.
-        ImportError: math-verify is not installed.
+        ValueError: timeout or memory_gib is not above 0.
+        MissingExtra: math-verify is not installed.
     """
 
     __name__ = "math_reward"  # TRL's name for the metrics
@@ -119,10 +118,9 @@ class MathReward:
         for name, number in (("timeout", timeout), ("memory_gib", memory_gib)):
             if not number > 0:
                 raise ValueError(f"{name} must be above 0, got {number}")
-        if find_spec("math_verify") is None:
-            from sppo_control.llm import INSTALL
+        from sppo_control import extras
 
-            raise ImportError(f"MathReward needs the package math-verify, which is not installed; run: {INSTALL}")
+        extras.require("llm", "math_verify", wanted_by="MathReward")
         self.timeout, self.memory_gib = timeout, memory_gib
         keys = ("total", "correct", "unparsed", "answer_unparsed", "timed_out", "crashed")
         self.counts = dict.fromkeys(keys, 0)
@@ -140,16 +138,16 @@ class MathReward:
 
         Args:
             completions: n strings or chats.
-            log_metric: given by TRL.
-            columns: n entries each; `answer` or `solution` holds the right answers, text or numbers, either bare or
-                inside \\boxed{...}. Others are ignored.
+            log_metric: TRL gives it.
+            columns: n entries each. `answer` or `solution` contains the right answers: text or numbers, bare or inside
+                \\boxed{...}. Other columns are ignored.
 
         Returns:
             n numbers, 0.0 or 1.0.
 
         Raises:
-            ValueError: no answer column, one of another length, or None in it.
-            RuntimeError: the verifier cannot even start.
+            ValueError: there is no answer column, it has another length, or None is in it.
+            RuntimeError: the verifier cannot start.
         """
         answers = _answers(columns, len(completions))
         before = dict(self.counts)
@@ -160,7 +158,7 @@ class MathReward:
         return rewards
 
     def close(self) -> None:
-        """Stop the verifier's process; the next call starts another."""
+        """Stop the verifier's process; the next call starts a new one."""
         if self._worker is not None and self._owner == os.getpid():
             self._worker.kill()
             self._worker.communicate()
@@ -186,7 +184,7 @@ class MathReward:
     def _ask(self, gold: str, boxed: str) -> str:
         """The verdict of the verifier's process."""
         with self._lock:
-            # After a fork the pipe is the parent's. A worker that died since its last verdict died of something else.
+            # After a fork the pipe is the parent's. A worker that died since its last verdict did not die of this one.
             if self._worker is None or self._owner != os.getpid() or self._worker.poll() is not None:
                 self._worker = self._start()
             assert self._worker.stdin is not None
@@ -204,8 +202,8 @@ class MathReward:
             return "timed_out" if code == -signal.SIGALRM else "crashed"
 
     def _start(self) -> subprocess.Popen[str]:
-        # A program of its own, not multiprocessing: no fork of a process with threads or CUDA, and no second import of
-        # the user's script. -P keeps this folder out of the import path; a new session keeps Ctrl-C away.
+        # A separate program, not multiprocessing: that would fork a process with threads or CUDA, or import the user's
+        # script again. -P keeps this folder out of the import path. A new session does not receive Ctrl-C.
         worker = subprocess.Popen(
             [sys.executable, "-P", __file__, str(self.timeout), str(self.memory_gib)],
             stdin=subprocess.PIPE,
@@ -257,12 +255,12 @@ def _answers(columns: dict[str, Any], n: int) -> list[str]:
 
 
 def _words(text: str) -> str:
-    r"""\text{...} unwrapped, spaces made single."""
+    r"""The text without \text{...} around its parts and with single spaces."""
     return " ".join(re.sub(r"\\(?:text|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text).split())
 
 
 def _power_of_ten(text: str) -> str:
-    r"""4.5e33, as Minerva Math writes it, is 4.5 \times 10^{33}; math-verify would read Euler's number times 33."""
+    r"""4.5e33, as in Minerva Math, becomes 4.5 \times 10^{33}; math-verify would read Euler's number times 33."""
     number = re.fullmatch(r"([+-]?\d+\.?\d*)[eE]([+-]?\d+)", text)
     return f"{number[1]} \\times 10^{{{number[2]}}}" if number else text
 
@@ -271,21 +269,21 @@ def _power_of_ten(text: str) -> str:
 def _verdict(gold: str, boxed: str) -> str:
     from math_verify import LatexExtractionConfig, parse, verify
 
-    # Only LaTeX: math-verify's plain expressions go through sympy's parse_expr, which is an eval.
+    # Only LaTeX: math-verify's plain expressions use sympy's parse_expr, which calls eval.
     config = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
     parsed = []
     for text, failure in ((gold, "answer_unparsed"), (boxed, "unparsed")):
         found = parse(f"\\boxed{{{text}}}", config, extraction_mode="first_match", parsing_timeout=None)
-        if all(isinstance(x, str) for x in found):  # what cannot be read comes back as text, or not at all
+        if all(isinstance(x, str) for x in found):  # unreadable input comes back as text, or not at all
             return failure
         parsed.append(found)
     return "correct" if verify(*parsed, timeout_seconds=None, raise_on_error=True) else "wrong"
 
 
 def _serve(timeout: float, memory_gib: float) -> None:
-    """Answer requests, a JSON line each, until the pipe closes."""
+    """Answer requests, one JSON line per request, until the pipe closes."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the verifier prints stays out of the answers
+    os.dup2(2, 1)  # what the verifier prints must not get into the answers
     logging.disable(logging.CRITICAL)
     limit = int(memory_gib * 2**30)
     try:
@@ -297,7 +295,7 @@ def _serve(timeout: float, memory_gib: float) -> None:
         ready = f"{type(error).__name__}: {error}"
     print(json.dumps(ready), file=out, flush=True)
     for line in sys.stdin:
-        # Nobody handles SIGALRM, so it ends this process, wherever it is; the parent reads that from the exit code.
+        # Nobody handles SIGALRM, so it ends this process at any point. The parent sees it in the exit code.
         signal.setitimer(signal.ITIMER_REAL, timeout)
         try:
             verdict = _verdict(*json.loads(line))

@@ -1,6 +1,6 @@
-"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation a prompt and a critic in place of the group.
+"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation per prompt and a critic in place of the group.
 
-What is added to a script that uses GRPOTrainer, besides the two names, is how the critic learns:
+Compared with a script that uses GRPOTrainer, the two names change, and three lines say how the critic learns:
 
     from sppo_control.llm import MathReward, SPPOConfig, SPPOTrainer
 
@@ -8,16 +8,18 @@ What is added to a script that uses GRPOTrainer, besides the two names, is how t
         output_dir="runs/sppo",
         reduction="token-mean",        # 1  named, see the table
         critic_learning_rate=1e-5,     # 2  its own Adam
-        critic_steps=2,                # 3  updates of the critic a batch
+        critic_steps=2,                # 3  critic updates per generation batch
     )
     trainer = SPPOTrainer(model="Qwen/Qwen2.5-Math-1.5B", reward_funcs=MathReward(), args=args, train_dataset=dataset)
-    trainer.train()                    # then trainer.critic.predict(prompts); each checkpoint holds the critic as well
+    trainer.train()                    # then trainer.critic.predict(prompts); each checkpoint also contains the critic
 
-`critic=` takes a `PromptCritic`, its folder, or the folder or Hub id of a language model; without it the critic starts as
-a float32 copy of the policy. The equations are `sppo_control.core`'s: A = R - sigmoid(V(s_p)) is `sequence_advantage`, the
-critic's loss is `bernoulli_value_loss` (through `train_critic`); the clipped ratio per token is TRL's own and equals
-`clipped_surrogate` (tests/test_llm_trainer.py). B and T below are those of all micro-batches and processes of one
-optimiser step, H is max_completion_length:
+`critic=` takes a `PromptCritic`, its folder, or the folder or Hub id of a language model. Without it the critic starts as
+a float32 copy of the policy.
+
+The equations are those of `sppo_control.core`. The advantage (SPPO, eq. 1) is `sequence_advantage`. The critic's loss
+(eq. 2) is `bernoulli_value_loss`, through `train_critic`. The clipped ratio per token (eq. 3) is TRL's and equals
+`clipped_surrogate` (tests/test_llm_trainer.py). Below, B is the number of sequences in all micro-batches and processes of
+one optimiser step, and H is max_completion_length:
 
 | reduction       | TRL's loss_type | divisor                                                                             |
 | --------------- | --------------- | ----------------------------------------------------------------------------------- |
@@ -26,8 +28,8 @@ optimiser step, H is max_completion_length:
 | "sequence-mean" | "grpo"          | each sequence's tokens, then B                                                      |
 | "fixed"         | "dr_grpo"       | B x H                                                                               |
 
-The order of events for each generation batch: generate, R, V(s_p), A; then the critic's steps; then the policy's. So V is
-that of a critic which has not seen these outcomes. See docs/llm_trl.md for arguments, launches and what was not run.
+The order for each generation batch is: generate, R, V(s_p), A; then the critic's updates; then the policy's. So V is of a
+critic that has not seen these outcomes. See docs/llm_trl.md for arguments, launches and what was not run.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from sppo_control import core
-from sppo_control.llm.critic import PromptCritic, load_critic, train_critic
+from sppo_control.llm.critic import PromptCritic, critic_batches, load_critic, train_critic
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
 from sppo_control.llm.tokenizers import is_generic, load_tokenizer
 
@@ -72,7 +74,7 @@ LOSS_TYPES: dict[str, str] = {"token-mean": "dapo", "sequence-mean": "grpo", "fi
 
 
 class _DividesAll(int):
-    """TRL wants at least two generations a prompt, and whole groups in a batch. Groups of one are always whole."""
+    """TRL requires at least two generations per prompt, and whole groups in a batch. Groups of one are always whole."""
 
     def __rmod__(self, other: int) -> int:
         return 0
@@ -87,27 +89,48 @@ class SPPOConfig(GRPOConfig):
     """TRL's GRPOConfig with SPPO's arguments; the learning rate is constant unless asked.
 
     Raises:
-        ValueError: an argument that SPPO does not have (more than one generation, a KL penalty, rewards divided by their
-            standard deviation, ratios of sequences, a loss_type that is not the reduction's), or one out of its range.
+        ValueError: an argument out of its range, or one that does not fit the critic's recipe. Or one that SPPO does not
+            have: more than one generation, a KL penalty, rewards divided by their standard deviation, ratios of sequences,
+            another loss_type than the reduction's.
     """
 
     reduction: core.Reduction = _argument("token-mean", "How all tokens' losses become one number.")  # noqa: RUF009
     critic_learning_rate: float = _argument(1e-5, "Of the critic's Adam; constant.")
-    critic_steps: int = _argument(1, "Updates of the critic for each generation batch, each on all its prompts.")
+    critic_recipe: Literal["window", "paper"] = _argument(
+        "window", "window: random contexts of the newest batches; paper: the minibatches of the policy."
+    )
+    critic_steps: int = _argument(1, "Window recipe: critic updates per (generation) batch.")
+    critic_batch_size: int | None = _argument(
+        None,
+        "Window recipe: contexts per critic update, of all processes; None is the whole newest batch, nothing is drawn.",
+    )
     critic_warmup_batches: int = _argument(0, "Generation batches for the critic alone, before the first update.")
     max_prompt_length: int | None = _argument(None, "Longest training prompt in tokens; None is no limit.")
-    long_prompts: Literal["drop", "error"] = _argument("drop", "Longer ones are counted and left out, or refused.")
-    num_generations: int = _argument(1, "One response a prompt, nothing else.")
+    long_prompts: Literal["drop", "error"] = _argument(
+        "drop", "drop counts longer prompts and leaves them out; error refuses them."
+    )
+    num_generations: int = _argument(1, "Responses per prompt; only 1 is allowed.")
     loss_type: str = _argument("", "Set by `reduction`.")
     scale_rewards: str = _argument("none", "SPPO does not normalise.")
     lr_scheduler_type: str = _argument("constant", "The policy's learning rate schedule.")
     disable_dropout: bool = _argument(True, "With dropout the ratio of an unchanged policy is not 1.")
 
     def __post_init__(self) -> None:
-        for name, allowed in (("reduction", get_args(core.Reduction)), ("long_prompts", ("drop", "error"))):
+        for name, allowed in (
+            ("reduction", get_args(core.Reduction)),
+            ("critic_recipe", ("window", "paper")),
+            ("long_prompts", ("drop", "error")),
+        ):
             if (choice := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {choice!r}")
-        for name, least in (("critic_steps", 1), ("critic_warmup_batches", 0), ("max_prompt_length", 1)):
+        if self.critic_steps == 0:
+            raise ValueError("critic_steps must be at least 1, got 0; the paper's recipe is critic_recipe='paper'")
+        for name, least in (
+            ("critic_steps", 1),
+            ("critic_batch_size", 1),
+            ("critic_warmup_batches", 0),
+            ("max_prompt_length", 1),
+        ):
             if (number := getattr(self, name)) is not None and number < least:
                 raise ValueError(f"{name} must be at least {least}, got {number}")
         if not self.critic_learning_rate > 0:
@@ -126,16 +149,43 @@ class SPPOConfig(GRPOConfig):
         ):
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted!r} for SPPO, got {value!r}: {why}; leave it out")
+        self._check_critic()
+
+    def _check_critic(self) -> None:
+        """Refuse what does not fit the critic's recipe."""
+        steps, whole = self.steps_per_generation, self.generation_batch_size
+        assert steps is not None  # TRL has filled these in
+        assert whole is not None
+        if self.critic_recipe == "paper":
+            for name, default in (("critic_steps", 1), ("critic_batch_size", None)):
+                if getattr(self, name) != default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} means nothing with critic_recipe='paper', which trains the critic "
+                        "on the policy's minibatches; leave it out, or use critic_recipe='window'"
+                    )
+            if steps % self.gradient_accumulation_steps:
+                raise ValueError(
+                    "critic_recipe='paper' needs minibatches that are parts of one generation batch: "
+                    f"gradient_accumulation_steps must divide steps_per_generation, got {self.gradient_accumulation_steps} "
+                    f"and {steps}; or use critic_recipe='window'"
+                )
+        size = self.critic_batch_size
+        if size is not None and (size > whole or size % self.world_size):
+            raise ValueError(
+                f"critic_batch_size must be at most the generation batch's {whole} prompts, and a multiple of the "
+                f"{self.world_size} processes, got {size}"
+            )
 
 
 class EpochSampler(Sampler[int]):
-    """TRL's RepeatSampler for one generation a prompt, with an order that depends on (seed, epoch) alone.
+    """TRL's RepeatSampler for one generation per prompt, with an order that depends only on (seed, epoch).
 
-    TRL's draws all permutations from one generator, which a resumed run starts anew: it would see the first epoch's order
-    again. Each block of prompts comes `repeat` times, as TRL's loader expects; an incomplete last block is left out.
+    TRL's sampler draws all permutations from one generator. A resumed run starts that generator again, so it would repeat
+    the first epoch's order. Each block of prompts comes `repeat` times, as TRL's loader expects. An incomplete last block
+    is left out.
 
     Args:
-        order: the prompts' order in the current epoch, asked for when an iteration begins.
+        order: gives the prompts' order in the current epoch; called when an iteration begins.
         size: prompts in the dataset.
         block: prompts in a generation batch, of all processes.
         repeat: how often the loader asks for a block.
@@ -156,24 +206,24 @@ class EpochSampler(Sampler[int]):
 class SPPOTrainer(GRPOTrainer):
     """TRL's GRPOTrainer with SPPO's advantage and critic; see the module's docstring.
 
-    On several processes the critic is replicated (DDP) where the policy is, and sharded (FSDP2's `fully_shard`, over all
-    processes) under FSDP and DeepSpeed, whatever engine holds the policy.
+    On several processes the critic is replicated (DDP) if the policy is. With FSDP and DeepSpeed it is sharded over all
+    processes by FSDP2's `fully_shard`, whatever engine the policy uses.
 
     Args:
         model, reward_funcs, args and all others: as in GRPOTrainer; args is an SPPOConfig. R is the weighted sum of the
             reward functions, and must be 0 or 1.
-        critic: PromptCritic, its folder, or the folder or Hub id of a language model with the policy's tokenizer; None
+        critic: PromptCritic, its folder, or the folder or Hub id of a language model with the policy's tokenizer. None
             copies the policy into float32.
 
     Attributes:
-        critic: the PromptCritic; under FSDP and DeepSpeed a sharded one, whose methods all processes must call together.
-        num_long_prompts: training prompts above max_prompt_length, left out.
+        critic: the PromptCritic. With FSDP and DeepSpeed it is sharded, and all processes must call its methods together.
+        num_long_prompts: training prompts longer than max_prompt_length, which are left out.
 
     Raises:
-        TypeError: args is not an SPPOConfig; critic is of another type; a streamed training dataset.
-        ValueError: another tokenizer; no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; multimodal models;
-            a dataset without a column that is needed, smaller than a generation batch, or with long prompts under
-            long_prompts="error"; while training, rewards that are not 0 or 1.
+        TypeError: args is not an SPPOConfig; critic has another type; the training dataset is streamed.
+        ValueError: another tokenizer; no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; a multimodal model.
+            The dataset lacks a column, is smaller than a generation batch, or has long prompts although
+            long_prompts="error". While training: rewards that are not 0 or 1.
     """
 
     _tag_names = ["trl", "sppo"]  # noqa: RUF012, TRL's attributes, for the model card
@@ -200,7 +250,7 @@ class SPPOTrainer(GRPOTrainer):
             args = SPPOConfig(f"{name.rsplit('/', 1)[-1] or 'model'}-SPPO")
         if not isinstance(args, SPPOConfig):
             raise TypeError(f"args must be an SPPOConfig, got {type(args).__name__}; it takes the same arguments")
-        if len(rest) < 3 and kwargs.get("processing_class") is None:  # the third of `rest`, in GRPOTrainer's order
+        if len(rest) < 3 and kwargs.get("processing_class") is None:  # GRPOTrainer has it third in `rest`
             kwargs["processing_class"] = _saved_tokenizer(model, args)
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
         self._check_data()
@@ -272,7 +322,7 @@ class SPPOTrainer(GRPOTrainer):
 
     def _distribute(self, critic: PromptCritic) -> nn.Module:
         device, world = self.accelerator.device, self.accelerator.num_processes
-        if any(x.is_meta for x in critic.parameters()):  # FSDP's cpu_ram_efficient_loading: rank 0 alone has weights
+        if any(x.is_meta for x in critic.parameters()):  # FSDP's cpu_ram_efficient_loading: only rank 0 has weights
             critic.to_empty(device=device)
         else:
             critic.to(device)
@@ -292,14 +342,14 @@ class SPPOTrainer(GRPOTrainer):
 
     # --------------------------------------------------------------------------------------------------------- data
     def _order(self, epoch: int, stream: int = 0) -> list[int]:
-        """The prompts' order in an epoch, on every process and after every resume the same."""
+        """The prompts' order in an epoch, the same on every process and after every resume."""
         size = len(self.train_dataset)
         if not self.shuffle_dataset:
             return list(range(size))
         return np.random.default_rng([self.args.seed, epoch, stream]).permutation(size).tolist()
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        # The trainer's state is asked, not set_epoch(): accelerate does not forward that when it skips batches.
+        # The epoch is the trainer state's, because accelerate does not forward set_epoch() when it skips batches.
         return EpochSampler(
             lambda: self._order(int(self.state.epoch or 0)),
             size=len(self.train_dataset),
@@ -322,26 +372,43 @@ class SPPOTrainer(GRPOTrainer):
         if self._warmup_left:
             self._warm_up()
         output, outcome = self._roll_out(inputs, "train")
-        losses = self._train_critic(output, outcome)
-        self._metrics["train"]["critic/loss"].append(losses[0].item())
-        self._metrics["train"]["critic/last_loss"].append(losses[-1].item())
+        if self.args.critic_recipe == "window":
+            self._log_critic(self._train_critic(output, outcome))
+        else:  # the minibatches are not known yet, see _prepare_inputs
+            output["outcome"] = outcome
         return output
 
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        """TRL's. With critic_recipe="paper" the critic is then trained on the minibatches into which TRL has shuffled a new
+        generation batch, in the policy's order. The policy's updates follow, but they do not depend on the critic any more:
+        the two share no weights, and the advantages are fixed."""
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        parts = self._buffered_inputs  # micro-batches
+        if self.model.training and self.args.critic_recipe == "paper" and parts is not before:
+            output = {key: torch.cat([part[key] for part in parts]) for key in ("prompt_ids", "prompt_mask", "outcome")}
+            self._log_critic(self._train_critic(output, output["outcome"]))
+        return inputs
+
+    def _log_critic(self, losses: Tensor) -> None:
+        self._metrics["train"]["critic/loss"].append(losses[0].item())
+        self._metrics["train"]["critic/last_loss"].append(losses[-1].item())
+
     def _roll_out(self, inputs: list[dict[str, Any]], mode: str) -> tuple[dict[str, Any], Tensor]:
-        """TRL's batch with SPPO's advantages, and the outcomes of this process's rows."""
+        """TRL's batch with SPPO's advantages (eq. 1), and the outcomes of this process's rows."""
         output = super()._generate_and_score_completions(inputs)
         ids, mask = output["prompt_ids"], output["prompt_mask"]
         size = self.args.per_device_train_batch_size
         with torch.no_grad(), self._autocast():
             logit = torch.cat([self.critic(*rows) for rows in zip(ids.split(size), mask.split(size), strict=True)])
-        logit = self.accelerator.gather(logit)  # (B,) of all processes, as the outcomes are
+        logit = self.accelerator.gather(logit)  # (B,) of all processes, like the outcomes
         outcome = self._outcome.to(logit.dtype)
         advantage = core.sequence_advantage(outcome, logit)
         start = self.accelerator.process_index * len(ids)
         output["advantages"] = advantage[start : start + len(ids)]
 
         v0, metrics = logit.sigmoid(), self._metrics[mode]
-        metrics.pop("frac_reward_zero_std", None)  # of groups of one: always 1
+        metrics.pop("frac_reward_zero_std", None)  # always 1 for groups of one
         for name, value in (
             ("advantages/mean", advantage.mean()),
             ("advantages/std", advantage.std(correction=0)),
@@ -350,15 +417,27 @@ class SPPOTrainer(GRPOTrainer):
             ("critic/ece", core.expected_calibration_error(v0, outcome)),
         ):
             metrics[name].append(value.item())
-        logged = self._logs["advantages"]  # TRL has put a zero there for each row
+        logged = self._logs["advantages"]  # TRL has put a zero into it for each row
         for _ in range(min(len(advantage), len(logged))):
             logged.pop()
         logged.extend(advantage.tolist())
         return output, outcome[start : start + len(ids)]
 
     def _train_critic(self, output: dict[str, Any], outcome: Tensor) -> Tensor:
-        """Every process takes its own rows, equally many; gradients are averaged by DDP or fully_shard. The optimiser is
-        torch's own: accelerate's would skip steps while the policy accumulates gradients."""
+        """The critic's updates on a generation batch (eq. 2), by its recipe.
+
+        Each process takes its rows, and all have the same number. DDP or fully_shard averages the gradients. The optimiser
+        is torch's, because accelerate's would skip steps while the policy accumulates gradients.
+        """
+        args, n = self.args, len(outcome)
+        if args.critic_recipe == "paper":  # one update per policy minibatch of this process, as often as the policy
+            minibatch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+            batches = list(torch.arange(n).split(minibatch)) * self.num_iterations
+        else:
+            size = args.critic_batch_size and args.critic_batch_size // self.accelerator.num_processes
+            batches = critic_batches(
+                n, args.critic_steps, size, np.random.default_rng([args.seed, self._critic_updates()])
+            )
         with self._autocast():
             losses = train_critic(
                 self._critic,
@@ -366,19 +445,23 @@ class SPPOTrainer(GRPOTrainer):
                 output["prompt_ids"],
                 output["prompt_mask"],
                 outcome,
-                steps=self.args.critic_steps,
-                micro_batch_size=self.args.per_device_train_batch_size,
-                max_grad_norm=self.args.max_grad_norm or None,
+                batches,
+                micro_batch_size=args.per_device_train_batch_size,
+                max_grad_norm=args.max_grad_norm or None,
             )
         return self.accelerator.reduce(losses, reduction="mean")
 
+    def _critic_updates(self) -> int:
+        """How many updates the critic has had. Adam counts them, and a resumed run restores Adam's count."""
+        return max((int(state["step"]) for state in self.critic_optimizer.state.values()), default=0)
+
     def _autocast(self) -> torch.autocast:
-        # Without the cache, which would keep the weights of before the optimiser's step.
+        # Without the cache, which would keep the old weights after an optimiser step.
         device = self.accelerator.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self._critic_bf16, cache_enabled=False)
 
     def _warm_up(self) -> None:
-        """Batches for the critic alone, in an order of their own; the policy, its optimiser and schedule stay untouched."""
+        """Generation batches for the critic alone, in a separate order. The policy and its optimiser do not change."""
         size = self.args.generation_batch_size
         mine = size // self.accelerator.num_processes
         per_epoch = len(self.train_dataset) // size
@@ -392,7 +475,7 @@ class SPPOTrainer(GRPOTrainer):
 
     # -------------------------------------------------------------------------------------------------- checkpoints
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """GRPOTrainer's, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`."""
+        """Save as GRPOTrainer does, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`."""
         folder = os.path.join(output_dir or self.args.output_dir, "critic")
         weights = self.critic.state_dict()
         if self._critic_sharded:  # whole on rank 0, empty elsewhere
@@ -406,7 +489,7 @@ class SPPOTrainer(GRPOTrainer):
         state = get_optimizer_state_dict(self.critic, self.critic_optimizer, options=_WHOLE)
         if self.args.should_save and state:
             torch.save(state, os.path.join(output_dir, "critic_optimizer.pt"))
-        # In the middle of a generation batch (several optimiser steps on it) what is left of it belongs to the state.
+        # If several optimiser steps share a generation batch, the rest of that batch is part of the state.
         spent = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         rows = {"world": self.args.world_size, "step": self._step, "left": None if spent else self._buffered_inputs}
         os.makedirs(output_dir, exist_ok=True)
@@ -423,7 +506,7 @@ class SPPOTrainer(GRPOTrainer):
                     f"cannot resume: {path} is missing; SPPOTrainer writes it into each checkpoint unless save_only_model "
                     "is set. To start anew from these weights, pass the folder as model and its folder 'critic' as critic"
                 )
-        # A sharded critic comes from rank 0: other nodes need not see its disk, nor hold it whole.
+        # A sharded critic comes from rank 0, so other nodes need neither its disk nor memory for the whole critic.
         read = self.args.process_index == 0 or not self._critic_sharded
         weights = PromptCritic.from_pretrained(os.path.join(checkpoint, "critic")).state_dict() if read else {}
         state = torch.load(paths[0], map_location="cpu", weights_only=True) if read else {}
@@ -445,9 +528,9 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def _saved_tokenizer(model: Any, args: SPPOConfig) -> Any:
-    """The tokenizer beside the policy, where TRL, which asks AutoProcessor, might build another one; else None."""
+    """The tokenizer beside the policy, if TRL might build another one from it with AutoProcessor; else None."""
     name, where = model if isinstance(model, str) else model.config._name_or_path, {}
-    if isinstance(model, str):  # of the same revision, as TRL does
+    if isinstance(model, str):  # the same revision as TRL takes
         settings: Any = args.model_init_kwargs or {}
         where["revision"] = settings.get("revision")
     if not name or not is_generic(name, **where):
@@ -456,7 +539,7 @@ def _saved_tokenizer(model: Any, args: SPPOConfig) -> Any:
 
 
 def _missing_columns(function: Any, columns: set[str]) -> set[str]:
-    """Parameters without default of a reward function, which TRL fills with the dataset's columns, that are not there."""
+    """Columns that a reward function needs and the dataset does not have: its parameters without default."""
     if isinstance(function, nn.Module):
         return set()
     if isinstance(function, MathReward):

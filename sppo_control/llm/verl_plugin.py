@@ -1,7 +1,7 @@
-"""SPPO in stock verl 0.9.1 (Ray, FSDP or Megatron, vLLM), as a plug-in: no fork, none of verl's files changed.
+"""SPPO in stock verl 0.9.1 (Ray, FSDP or Megatron, vLLM), as a plug-in: there is no fork, and no file of verl changes.
 
-verl imports this module by itself in every one of its processes (entry-point group `verl.plugins`, see pyproject.toml;
-install it on every node). That registers four names, which the configuration asks for (recipes/verl does):
+verl imports this module in each of its processes (entry-point group `verl.plugins`, see pyproject.toml), so install it on
+every node. The import registers four names, which the configuration selects (recipes/verl does):
 
 | setting                    | name             | what                                                                   |
 | -------------------------- | ---------------- | ---------------------------------------------------------------------- |
@@ -9,11 +9,13 @@ install it on every node). That registers four names, which the configuration as
 | `actor.policy_loss.loss_mode` | `sppo`        | `sppo_policy_loss`: the clipped surrogate, no dual clip                |
 |                            | `sppo_dual_clip` | the same with verl's dual clip, at `actor.clip_ratio_c`                |
 | `trainer.v1.trainer_mode`  | `sppo`           | `SPPOTrainerSync`: the critic reads prompts only (`PromptCriticWorker`), |
-|                            |                  | learns by `sppo_value_loss`, and its values reach the estimator        |
+|                            |                  | is trained with `sppo_value_loss`, and its values reach the estimator  |
 
-The equations are `sppo_control.core`'s; this file only translates tensors. The reduction is `actor.loss_agg_mode`, by
-verl's name. verl adds the losses of micro-batches up and averages over dp_size ranks; with these denominators the result
-is core's on verl's global mini-batch, however that was divided:
+The equations are those of `sppo_control.core`; this file only translates tensors. The critic's recipe is the paper's: it is
+trained on the minibatches of the policy, `ppo_mini_batch_size` prompts each.
+
+The reduction is `actor.loss_agg_mode`, by verl's name. verl adds up the losses of micro-batches and averages over dp_size
+ranks. With these denominators the result is core's on verl's global mini-batch, however that was divided:
 
 | verl's `loss_agg_mode`    | core's reduction | denominator passed to core                                              |
 | ------------------------- | ---------------- | ----------------------------------------------------------------------- |
@@ -22,14 +24,15 @@ is core's on verl's global mini-batch, however that was divided:
 | `seq-mean-token-sum-norm` | `fixed`          | global_batch_size x loss_scale_factor / dp_size; the factor (H) must be |
 |                           |                  | set, since verl's default is the width of each micro-batch              |
 
-verl's other two modes are sums over tokens, which SPPO does not define: refused. The official SPPO code takes the mean
-over the tokens of each micro-batch: with one sequence in each (its 7B script) that is `seq-mean-token-mean`, with two
-(1.5B) none of the three. The critic's loss is always the mean over the mini-batch's sequences, those rows left out.
+verl's other two modes are sums over tokens. SPPO does not define them, so they are refused. The official SPPO code takes
+the mean over the tokens of each micro-batch. With one sequence per micro-batch (its 7B script) that is
+`seq-mean-token-mean`; with two (1.5B) it is none of the three. The critic's loss is always the mean over the mini-batch's
+sequences, without the rows that verl fills up with.
 
-Run on CPU (tests_verl): registration by stock verl, the recipes through verl's validation, losses and gradients against
-core, and, with verl's FSDP2 engine on gloo, the critic worker, and SPPOTrainerSync.fit on Ray with two ranks.
+Run on CPU (tests_verl): registration by stock verl; the recipes through verl's validation; losses and gradients against
+core. With verl's FSDP2 engine on gloo: the critic worker, and SPPOTrainerSync.fit on Ray with two ranks.
 Not run: CUDA, NCCL, flash attention, FSDP1, Megatron, generation by vLLM or SGLang and the transfer of weights to it,
-models of real size; so `verl.trainer.main_ppo` has not been run from end to end.
+models of real size. So `verl.trainer.main_ppo` has not been run from end to end.
 """
 
 from __future__ import annotations
@@ -43,9 +46,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sppo_control import core
+from sppo_control import core, extras
 
-INSTALL = "pip install torch==2.13.0 && pip install -c constraints-verl.txt -e '.[verl]'"
+INSTALL = f"pip install torch==2.13.0; {extras.install('verl')}"
+"""verl needs torch first, and a separate environment, because TRL needs another version of transformers."""
 REDUCTIONS: dict[str, core.Reduction] = {
     "token-mean": "token-mean",
     "seq-mean-token-mean": "sequence-mean",
@@ -62,18 +66,19 @@ def sppo_advantage(
     Args:
         token_level_rewards: (B, T), floating; the outcome R of a response is their sum, 0 or 1.
         response_mask: (B, T), bool or integer; 1 on tokens the policy wrote.
-        values: (B, T), the critic's logits; column t has read the prompt and t tokens, so the first one is V(s_p)'s.
+        values: (B, T), the critic's logits. Column t has read the prompt and t tokens, so the first one is the logit of
+            V(s_p).
 
     Returns:
         advantages (B, T), A on the response and 0 elsewhere; returns (B, T), R everywhere, which is the critic's target.
 
     Raises:
-        ValueError: no `values`; an outcome other than 0 or 1.
+        ValueError: `values` is missing, or an outcome is not 0 or 1.
     """
     if values is None:
         raise ValueError("the sppo estimator got no critic values; set trainer.v1.trainer_mode=sppo, which passes them")
     outcome = token_level_rewards.sum(dim=-1)  # (B,)
-    wrong = (outcome != 0) & (outcome != 1)  # a NaN is wrong, too
+    wrong = (outcome != 0) & (outcome != 1)  # a NaN is wrong too
     if wrong.any():
         row = int(wrong.nonzero()[0, 0])
         raise ValueError(
@@ -104,11 +109,12 @@ def sppo_policy_loss(
         response_mask: (B, T), bool.
         loss_agg_mode: a key of `REDUCTIONS`.
         config: verl's ActorConfig; `clip_ratio`, `clip_ratio_c` and `global_batch_info` are read.
-        rollout_is_weights: (B, T), at least 0, verl's rollout correction; they scale the advantage.
+        rollout_is_weights: (B, T), at least 0, verl's rollout correction; it scales the advantage.
         dual_clip: caps the ratio of negative advantages at `clip_ratio_c` (Ye et al., arXiv 1912.09729, eq. 5).
 
     Returns:
-        The loss, a scalar, and statistics of this micro-batch before the dual clip (verl averages micro-batches equally).
+        The loss, a scalar, and statistics of this micro-batch before the dual clip. verl gives each micro-batch the same
+        weight in their mean.
 
     Raises:
         ValueError: an unknown reduction, or one without its denominator; two clip ranges; `clip_ratio_c` inside them.
@@ -117,7 +123,7 @@ def sppo_policy_loss(
     if loss_agg_mode not in REDUCTIONS:
         raise ValueError(f"actor.loss_agg_mode={loss_agg_mode!r} is no mean; set one of {', '.join(REDUCTIONS)}")
     denominator = _denominator(loss_agg_mode, config.global_batch_info)
-    if not response_mask.any():  # the rows that verl fills batches up with: FSDP still waits for a backward
+    if not response_mask.any():  # only rows that verl fills batches up with; FSDP still waits for a backward pass
         return log_prob[:, :0].sum(), dict.fromkeys(("actor/ppo_kl", "actor/approx_kl", "actor/pg_clipfrac"), 0.0)
     if rollout_is_weights is not None:
         advantages = advantages * rollout_is_weights
@@ -128,20 +134,20 @@ def sppo_policy_loss(
     if dual_clip:
         if not config.clip_ratio_c > 1 + clip_coef:
             raise ValueError(f"clip_ratio_c must be above 1 + clip_ratio = {1 + clip_coef}, got {config.clip_ratio_c}")
-        # For A < 0, max(min(r A, clip(r) A), c A) is the plain surrogate at min(r, c), because c is outside the clip range;
-        # for A >= 0 the clip range has cut such ratios already.
+        # For A < 0, max(min(r A, clip(r) A), c A) is the plain surrogate at min(r, c), because c is outside the clip range.
+        # For A >= 0 the clip range has already cut such ratios.
         capped = torch.minimum(log_prob, old_log_prob + math.log(config.clip_ratio_c))
         loss = core.clipped_surrogate(capped, *arguments).loss
     metrics = {"ppo_kl": plain.old_approx_kl, "approx_kl": plain.approx_kl, "pg_clipfrac": plain.clipfrac}
     return loss, {f"actor/{name}": value for name, value in metrics.items()}
 
 
-# Asked for by a name of its own, because verl's `clip_ratio_c` is never unset: it is 3.0 by default.
+# It has a separate name, because verl's `clip_ratio_c` is always set: its default is 3.0.
 sppo_dual_clip_policy_loss = functools.partial(sppo_policy_loss, dual_clip=True)
 
 
 def _clip_coef(config: Any) -> float:
-    """The one eps of eq. 3. verl has three fields for it, and leaves two behind when the first is changed."""
+    """The one eps of eq. 3. verl has three fields for it, and the other two do not follow when the first is changed."""
     names = ("clip_ratio", "clip_ratio_low", "clip_ratio_high")
     found = {name: config.get(name) for name in names if config.get(name) is not None}
     if len(set(found.values())) != 1:
@@ -150,7 +156,7 @@ def _clip_coef(config: Any) -> float:
 
 
 def _denominator(loss_agg_mode: str, info: dict[str, Any]) -> float | None:
-    """The table in the module's docstring; None (this batch's own count) where verl has given no global one."""
+    """The table in the module's docstring; None (this batch's count) if verl has given no global count."""
     fixed, dp_size = loss_agg_mode == "seq-mean-token-sum-norm", info.get("dp_size", 1)
     length = info.get("loss_scale_factor") if fixed else 1
     if not length:
@@ -163,19 +169,20 @@ def _denominator(loss_agg_mode: str, info: dict[str, Any]) -> float | None:
 
 # ------------------------------------------------------------------------------------------------------- critic
 def crop_to_prompt(data: Any) -> Any:
-    """The critic's view of a batch: every prompt, and one response token, which keeps verl's alignment of values valid.
-    V(s_p) is read at the last prompt token; with a causal model the cropped tokens never reached it.
+    """What the critic sees of a batch: every prompt, and one response token, so that verl's values stay aligned.
+
+    V(s_p) is read at the last prompt token. In a causal model the cropped tokens cannot influence it.
 
     Args:
-        data: TensorDict of B rows as verl's TransferQueue delivers it: jagged `input_ids`, `position_ids` (B, P + T),
-            `prompts` (B, P), `responses`, `response_mask`, `loss_mask` (B, T), while training also `returns` (B, T).
+        data: TensorDict of B rows from verl's TransferQueue. Jagged: `input_ids`, `position_ids` (B, P + T), `prompts`
+            (B, P), `responses`, `response_mask`, `loss_mask` (B, T); while training also `returns` (B, T).
 
     Returns:
-        A shallow copy in which T is 1 for these fields. The sum of `loss_mask`, which verl takes over the mini-batch of all
-        ranks as batch_num_tokens, is then the number of sequences, without the rows it filled up with.
+        A shallow copy in which T is 1 for these fields. verl sums `loss_mask` over the mini-batch of all ranks and calls it
+        batch_num_tokens. Here that is the number of sequences, without the rows that verl fills up with.
 
     Raises:
-        ValueError: `position_ids` of an image-text model.
+        ValueError: `position_ids` is of an image-text model.
     """
     if data["position_ids"].dim() != 2:
         raise ValueError(f"the critic reads text only, got position_ids of {data['position_ids'].dim()} dimensions")
@@ -193,15 +200,16 @@ def sppo_value_loss(model_output: dict[str, Any], data: Any, dp_group: Any = Non
     """`core.bernoulli_value_loss` on V(s_p) alone (SPPO, eq. 2), in the form of a verl critic loss.
 
     Args:
-        model_output: `values`, jagged (B, P + 1), with gradient; only the last prompt token's receives one.
+        model_output: `values`, jagged (B, P + 1), with gradient; only the value at the last prompt token receives one.
         data: a micro-batch of `crop_to_prompt`, with verl's `batch_num_tokens` and `dp_size`.
 
     Returns:
-        The loss, which adds up over micro-batches and ranks to the mean over the real sequences of verl's mini-batch;
+        The loss: over micro-batches and ranks it adds up to the mean over the real sequences of verl's mini-batch. And
         loss, mean V and Brier score as metrics that add up in the same way.
 
     Raises:
-        ValueError: responses longer than one token, that is, not cropped; ImportError without verl.
+        ValueError: the responses are longer than one token, so they were not cropped.
+        ImportError: verl is not installed.
     """
     _need_verl()
     from verl.utils.metric import AggregationType, Metric
@@ -209,7 +217,7 @@ def sppo_value_loss(model_output: dict[str, Any], data: Any, dp_group: Any = Non
     values, longest = model_output["values"], int(data["responses"].offsets().diff().max())
     if longest != 1:
         raise ValueError(f"the critic's responses must be one token, got {longest}; crop_to_prompt the batch")
-    logit = values.values()[values.offsets()[1:] - 2]  # (B,): the last token but one is the last prompt token
+    logit = values.values()[values.offsets()[1:] - 2]  # (B,): the last prompt token is the second last token
     real = data["loss_mask"].values().bool()
     outcome = data["returns"].values()[real].to(_wide(logit))
     logit = logit.to(_wide(logit))[real]
@@ -221,7 +229,7 @@ def sppo_value_loss(model_output: dict[str, Any], data: Any, dp_group: Any = Non
 
 
 def _wide(x: Tensor) -> torch.dtype:
-    """bf16 has eight bits for a difference of probabilities: too few."""
+    """At least float32, because the eight bits of bfloat16 are too few for a difference of probabilities."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -230,7 +238,7 @@ def _jagged(rows: list[Tensor]) -> Tensor:
 
 
 def boxed_reward(solution_str: str, ground_truth: str, **unused: Any) -> float:
-    """A verl reward: 1.0 where the last boxed answer is right by verl's comparison, else 0.0. ImportError without verl."""
+    """A reward for verl: 1.0 if the last boxed answer is right by verl's comparison, else 0.0. ImportError without verl."""
     _need_verl()
     from verl.utils.reward_score import math_reward
 
@@ -239,10 +247,10 @@ def boxed_reward(solution_str: str, ground_truth: str, **unused: Any) -> float:
 
 # ------------------------------------------------------------------------------------------------ in verl's processes
 def check_config(config: Any) -> None:
-    """Refuse settings under which a run would not be SPPO, before anything is started.
+    """Refuse settings with which a run would not be SPPO, before anything is started.
 
     Raises:
-        ValueError: naming the setting, its value, what is allowed.
+        ValueError: names the setting, its value and what is allowed.
     """
     actor = config.actor_rollout_ref.actor
     for name, value, allowed in (
@@ -261,7 +269,9 @@ def check_config(config: Any) -> None:
 
 def _need_verl() -> None:
     if importlib.util.find_spec("verl") is None:
-        raise ImportError(f"the verl plug-in needs verl 0.9.1 in an environment of its own: {INSTALL}")
+        raise ImportError(
+            f"the verl plug-in needs verl 0.9.1, in a separate environment; run there: {INSTALL}", name="verl"
+        )
 
 
 def __getattr__(name: str) -> Any:
@@ -280,7 +290,7 @@ if importlib.util.find_spec("verl") is not None:
         from verl.trainer.ppo.v1 import PPOTrainerSync, register_trainer, trainer_base
         from verl.utils.config import omega_conf_to_dataclass
         from verl.workers.engine_workers import TrainingWorker
-    except ImportError:  # verl logs the failure of a plug-in at DEBUG only: the user would see "unknown trainer 'sppo'"
+    except ImportError:  # verl logs this at DEBUG only, and the user would only see "unknown trainer 'sppo'"
         logging.getLogger(__name__).exception("SPPO is not registered with verl. The tested environment: %s", INSTALL)
         raise
 
@@ -289,7 +299,7 @@ if importlib.util.find_spec("verl") is not None:
     register_policy_loss("sppo_dual_clip")(sppo_dual_clip_policy_loss)
 
     class PromptCriticWorker(TrainingWorker):
-        """verl's critic worker, which reads `crop_to_prompt` of each batch: no time or memory goes into the response."""
+        """verl's critic worker on `crop_to_prompt` of each batch, so the response costs no time and no memory."""
 
         @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
         def train_mini_batch(self, data: Any) -> Any:
@@ -298,13 +308,13 @@ if importlib.util.find_spec("verl") is not None:
         @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="train"), blocking=False)
         def infer_batch(self, data: Any) -> Any:
             output = super().infer_batch(crop_to_prompt(data))
-            if output is not None:  # every token gets V(s_p), in the full length that the trainer slices responses from
+            if output is not None:  # every token gets V(s_p), because the trainer cuts responses out of the full length
                 rows = zip(output["values"].unbind(), data["input_ids"].unbind(), strict=True)
                 output["values"] = _jagged([row[-2].repeat(len(ids)) for row, ids in rows])
             return output
 
     def compute_advantage_with_values(data: Any, batch_keys: list[str], adv_estimator: str, **kwargs: Any) -> Any:
-        """In place of verl's function of the same role, which passes rewards and mask only."""
+        """Replaces verl's function for this, which passes only rewards and mask."""
         given = {key: data.batch[key] for key in ("token_level_rewards", "response_mask", "values")}
         data.batch["advantages"], data.batch["returns"] = get_adv_estimator_fn(adv_estimator)(**given)
         return data
@@ -343,7 +353,7 @@ if importlib.util.find_spec("verl") is not None:
                 trainer_base.compute_advantage_for_multi_trajectories = stock
 
         def _compute_metrics(self, batch: Any, *args: Any, **kwargs: Any) -> None:
-            # critic/values/* and the explained variance are to be those of the probability V, not of its logit
+            # critic/values/* and the explained variance should be those of the probability V, not of its logit
             data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["values"])
             data["values"] = data["values"].sigmoid()
             tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=data)
