@@ -80,15 +80,15 @@ def command(args: Args, name: str) -> str:
 
 
 def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
-    """Write one figure, with a note and its command below it, as PNG and SVG."""
+    """Write one figure, with a note below it, as PNG and SVG; the files' metadata has the command that makes it again."""
     figure, note = FIGURES[name].draw(what, looks), FIGURES[name].note
     if name in ("fig4", "fig5", "fig8", "fig8_all"):  # {task: {algorithm: runs}}
         settings = {run.setting or "defaults" for arms in what.values() for arm in arms.values() for run in arm}
         note += f" Settings: {' or '.join(sorted(settings))} (see tables.md)." if settings != {"defaults"} else ""
-    lines = textwrap.wrap(f"{note} {words}", int(18.5 * figure.get_figwidth()), break_on_hyphens=False)
+    lines = textwrap.wrap(note, int(18.5 * figure.get_figwidth()), break_on_hyphens=False)
     figure.supxlabel("\n".join(lines), fontsize=7, color="dimgray", x=0.01, ha="left", parse_math=False)
-    figure.savefig(folder / f"{name}.png")
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Description": words})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None, "Description": words})
     plt.close(figure)
 
 

@@ -107,6 +107,7 @@ def test_a_run_of_an_older_layout_is_refused_with_the_version_that_reads_it(tmp_
 
 def test_help_is_no_wider_than_the_terminal(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "72")
+    monkeypatch.setattr("sys.argv", ["scripts/x.py"])
     for module in SCRIPTS:
         with pytest.raises(SystemExit):
             cli.parse_args(module.Args, module.__doc__, ["--help"])

@@ -65,6 +65,6 @@ def test_commands_name_files_and_flags_that_exist(page):
     for script, rest in re.findall(r"python (scripts/\w+\.py)([^\n`]*)", text):
         assert (ROOT / script).is_file(), f"{page.name}: {script}"
         source = (ROOT / script).read_text()
-        for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", rest.split("#")[0]):
+        for flag in re.findall(r"(?<!\S)--([a-z][a-z0-9-]*)", rest.split("#")[0]):
             name = flag.removeprefix("no-").replace("-", "_")
             assert flag == "help" or re.search(rf"^    {name}: ", source, flags=re.M), f"{page.name}: {script} --{flag}"

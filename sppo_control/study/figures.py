@@ -99,6 +99,21 @@ def fig8_all(tasks: dict[str, Any], looks: Looks) -> Any:
     return panel_per_task(tasks, "episodes", looks, 3)
 
 
+def context_pendulum(tasks: dict[str, Any], looks: Looks) -> Any:
+    """Success against episodes where V(s_0) has something to know: the first picture of the README."""
+    (arms,) = tasks.values()
+    figure, ((axes,),) = plt.subplots(1, 1, figsize=(8, 3.9), squeeze=False, layout="constrained")
+    draw_curves(axes, arms, "episodes", looks)
+    axes.set(ylabel="success rate", title=f"Context Pendulum, {count(arms.values())}")
+    for name, arm in arms.items():  # each name at the end of its line
+        grid, middle, *_ = band(arm, "episodes")
+        axes.annotate(looks[name].label, (grid[-1], middle[-1]), (6, 0), textcoords="offset points", va="center",
+                      color=looks[name].colour)  # fmt: skip
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def fig5(tasks: dict[str, Any], looks: Looks) -> Any:
     """Success against seconds of training and against environment steps. Paper: SPPO reaches GRPO's peak 5.9 times sooner
     in wall-clock, on language models. Here: control; seconds are those of the machine as loaded during the study."""
@@ -347,6 +362,11 @@ FIGURES = {
     "fig8": Figure(fig8, lambda s: s.with_algorithms(("sppo", "ppo")), "runs of sppo and ppo on one task"),
     "fig8_all": Figure(fig8_all, lambda s: s.with_algorithms(dict.fromkeys(a for _, a, _ in s.arms)),
                        "runs of two algorithms on one task"),
+    "context_pendulum": Figure(
+        context_pendulum,
+        lambda s: {t: arms for t, arms in s.with_algorithms(("sppo", "ppo", "reinforce", "grpo")).items()
+                   if t == "sppo/ContextPendulum-v0"},
+        "runs of two algorithms on sppo/ContextPendulum-v0"),
     "critics": Figure(critics, lambda s: s.varied(CRITIC, ("sppo", "sppo-paper")),
                       "SPPO with settings critic-steps=..., critic-window=... or critic-learning-rate=..."),
     "addition": Figure(addition, lambda s: [row for row in s.additions if row["variant"] in ADDITION],
