@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 import tyro
+from PIL import Image
 
 import report
 from sppo_control import cli, core, extras
@@ -244,6 +245,9 @@ def inputs(tmp_path_factory):
             for seed in range(4):
                 curve = np.clip(np.linspace(0.1, 0.9 - 0.1 * k, 20) + 0.02 * seed, 0, 1)
                 parts.append(rows(task, algorithm, seed=seed, success=curve, before=0.1))
+    for k, algorithm in enumerate(("sppo", "ppo")):
+        curve = np.linspace(0.2, 0.9 - 0.2 * k, 20)
+        parts += [rows("sppo/ContextPendulum-v0", algorithm, seed=s, success=curve, before=0.1) for s in range(3)]
     for size in (8, 256):
         more = {"setting": f"critic-hidden={size} {size}", "arguments": {"critic_hidden": [size, size]}}
         parts += [rows(seed=seed, success=level(0.5), peak_memory_mib=300.0 + size, **more) for seed in range(3)]
@@ -303,10 +307,10 @@ def test_every_figure_is_written_twice_and_is_not_blank(made):
         assert len(list(svg.iter("{http://www.w3.org/2000/svg}path"))) > 50, name
 
 
-def test_the_command_below_a_figure_makes_it_again(made, inputs, tmp_path):
-    args = report.Args(tuple(inputs), made)
+def test_the_command_in_a_pictures_metadata_makes_it_again(made, inputs, tmp_path):
     for name in ("fig2", "fig7", "fig8"):
-        words = shlex.split(report.command(args, name))
+        words = shlex.split(Image.open(made / f"{name}.png").text["Description"])
+        assert words == shlex.split(report.command(report.Args(tuple(inputs), made), name))
         assert words[:2] == ["python", "scripts/report.py"]
         before = (made / f"{name}.svg").read_bytes(), (made / f"{name}.png").read_bytes()
         (made / f"{name}.svg").unlink()
