@@ -42,7 +42,7 @@ from tqdm import tqdm
 import sppo_envs
 from sppo_control import cli, errors
 from sppo_control.defaults import defaults
-from sppo_control.policies import shipped_policy
+from sppo_control.starts import policy_name, shipped_policy
 
 ALGORITHMS = {  # name: script and flags
     "sppo": "sppo_cartpole.py",
@@ -201,14 +201,14 @@ def jobs_of(args: Args) -> Iterator[Job]:
         task = env_id.split("/")[-1]
         start = shipped_policy(env_id)
         if args.starts is not None:
-            start = (args.starts / start.name).resolve()
+            start = (args.starts / policy_name(env_id)).resolve()
             words += ["--start", str(start)]
         # The task's defaults are part of the name: once one of them has changed, a folder of before is another run's.
         key = " ".join([*words[1:], json.dumps(dataclasses.asdict(defaults(env_id)))])
         digest = hashlib.sha256(key.encode()).hexdigest()[:8]
         folder = args.work_dir.resolve() / f"{task}__{algorithm}__{seed}__{digest}"
-        used = start.is_file() and "--from-scratch" not in words
-        content = hashlib.sha256(start.read_bytes()).hexdigest() if used else ""
+        used = start is not None and start.is_file() and "--from-scratch" not in words
+        content = hashlib.sha256(start.read_bytes()).hexdigest() if start is not None and used else ""
         yield Cell(env_id, algorithm, setting, seed, starts, content), words, folder, args.points
 
 

@@ -20,8 +20,9 @@ import evaluate
 import sppo_cartpole
 import sppo_envs
 from sppo_control import cli
-from sppo_control.policies import load_policy, make_policy, save_policy, shipped_policy
+from sppo_control.policies import load_policy, make_policy, save_policy
 from sppo_control.rollout import rollout
+from sppo_control.starts import shipped_policy
 
 ID, CAR, PENDULUM = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0", "sppo/SparsePendulum-v0"
 LANDER, HOPPER = "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"

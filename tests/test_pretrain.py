@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import pretrain
 import sppo_envs
 from sppo_control import cli, core, errors
-from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.policies import load_policy
 from sppo_control.rollout import evaluate, success_by_context
+from sppo_control.starts import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"expert_success": 0.2, "demonstrations": 64, "eval_episodes": 128, "clone_updates": 400, "eval_every": 100}

@@ -25,7 +25,7 @@ import sppo_cartpole
 import sppo_envs
 from sppo_control import cli, core, defaults, errors, runs
 from sppo_control.networks import Critic
-from sppo_control.policies import shipped_policy
+from sppo_control.starts import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 ID = "sppo/PrecisionCartPole-v0"

@@ -13,8 +13,9 @@ import contexts
 import plot
 import speed
 import sppo_envs
-from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.policies import load_policy
 from sppo_control.rollout import success_by_context
+from sppo_control.starts import shipped_policy
 
 
 def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, capsys):
