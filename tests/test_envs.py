@@ -957,7 +957,13 @@ make_task = sppo_envs.make_task
             (lambda i=i: make_task(i, 2, success_return=1.0), ValueError, f"{i} has a success rule of its own")
             for i in sppo_envs.TASKS
         ],
-        (lambda: make_task("CartPole-v1", 2), ValueError, "CartPole-v1 has no success rule: pass --success-return"),
+        (
+            lambda: make_task("CartPole-v1", 2),
+            ValueError,
+            r"CartPole-v1 has no success rule: pass --success-return .*\(it is registered as solved at 475\)$",
+        ),
+        (lambda: make_task("Pendulum-v1", 2), ValueError, "Pendulum-v1 has no success rule: .*counts as a success$"),
+        (lambda: make_task("CartPole-v1", 2, engine="envpool"), ValueError, "CartPole-v1 has no success rule"),
         (
             lambda: make_task("CartPole-v1", 2, 1.0, dense=True),
             ValueError,
@@ -966,7 +972,7 @@ make_task = sppo_envs.make_task
         (
             lambda: make_task("CartPole-v1", 2, 1.0, engine="numpy"),
             ValueError,
-            "engine numpy is for tasks of this package",
+            "engine numpy is for tasks with a batched engine",
         ),
         (
             lambda: make_task("CartPole-v1", 2, 1.0, engine="jax"),

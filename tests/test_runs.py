@@ -23,7 +23,7 @@ import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli, core, defaults, errors, runs
+from sppo_control import cli, core, defaults, errors, extras, runs
 from sppo_control.networks import Critic
 from sppo_control.starts import shipped_policy
 
@@ -414,13 +414,10 @@ def test_every_script_runs_every_task_from_its_starting_policy(env_id, script, t
 
 
 @pytest.mark.parametrize(
-    ("env_id", "module", "command"),
-    [
-        ("sppo/SparseLunarLander-v0", "Box2D", 'pip install "box2d>=2.3.10" "pygame>=2.1.3"'),
-        ("sppo/SparseHopper-v0", "mujoco", 'pip install "mujoco>=3.1" "imageio>=2.14.1"'),
-    ],
+    ("env_id", "module", "extra"),
+    [("sppo/SparseLunarLander-v0", "Box2D", "box2d"), ("sppo/SparseHopper-v0", "mujoco", "mujoco")],
 )
-def test_missing_extras_give_the_command_that_installs_them(env_id, module, command, tmp_path):
+def test_missing_extras_give_the_command_that_installs_them(env_id, module, extra, tmp_path):
     script = ROOT / "scripts" / "sppo_cartpole.py"
     argv = [str(script), "--env-id", env_id, "--engine", "sync", "--runs-dir", str(tmp_path)]
     # in a process of its own: here the module may have been imported already
@@ -430,7 +427,7 @@ def test_missing_extras_give_the_command_that_installs_them(env_id, module, comm
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith(f"is not installed; run: {command}")
+    assert done.stderr.strip().splitlines()[-1].endswith(f"is not installed; run: {extras.install(extra)}")
     assert not list(tmp_path.iterdir())
 
 

@@ -178,7 +178,7 @@ def _single(
     def make() -> gym.Env[Any, Any]:
         return gym.make(spec) if render_mode is None else gym.make(spec, render_mode=render_mode)
 
-    spec = gym.spec(env_id)
+    spec = gym.spec(env_id.rpartition(":")[2])
     try:
         probe = make()
     except (gym.error.Error, ImportError) as error:
