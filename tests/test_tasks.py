@@ -501,21 +501,30 @@ def test_continuous_actions_and_a_missing_package(folder, monkeypatch, capsys):
 
 
 def test_a_real_minari_dataset(folder, monkeypatch):
+    """Written by Minari itself: what the stand-in above pretends."""
     minari = pytest.importorskip("minari")
     pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder / "minari"))
-    sppo_envs.task(SIGNS)
-    env = minari.DataCollector(sys.modules["signs"].Signs())
-    shown = []
-    for seed in range(3):
-        obs, _ = env.reset(seed=seed)
-        for _ in range(4):
-            shown.append(obs)
-            obs, *_ = env.step(int(obs[0] > 0))
-    env.create_dataset("you/demos-v0", algorithm_name="rule")
-    obs, actions = pretrain.read_demonstrations("minari:you/demos-v0", sppo_envs.make_task(SIGNS, 1))
-    assert np.array_equal(obs.numpy(), np.stack(shown))
-    assert torch.equal(actions, (obs[:, 0] > 0).long())
+    arrays, buffers = demonstrations(12), []
+    for part in (slice(0, 5), slice(5, 12)):
+        obs, actions = arrays["observations"][part], arrays["actions"][part]
+        ends = [False] * (len(actions) - 1) + [True]
+        buffers.append(
+            minari.data_collector.EpisodeBuffer(
+                observations=[*obs, obs[0]], actions=list(actions), rewards=[0.0] * len(actions), terminations=ends,
+                truncations=ends,
+            )
+        )  # fmt: skip
+    space = sppo_envs.make_task(SIGNS, 1)
+    minari.create_dataset_from_buffers(
+        "you/demos-v0",
+        buffers,
+        observation_space=space.single_observation_space,
+        action_space=space.single_action_space,
+    )
+    obs, actions = pretrain.read_demonstrations("minari:you/demos-v0", space)
+    assert np.array_equal(obs.numpy(), arrays["observations"])
+    assert np.array_equal(actions.numpy(), arrays["actions"])
 
 
 def test_what_is_imitated_must_be_a_boolean_measure(folder, monkeypatch, capsys):
