@@ -15,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 import contexts
@@ -202,6 +203,21 @@ def test_the_middle_of_the_band_follows_the_band(monkeypatch):
 def test_contexts_refuses_before_the_work(words, message, folder, monkeypatch, capsys):
     monkeypatch.setattr(contexts, "success_by_context", lambda *a: pytest.fail("it has begun"))
     assert message in refusal(monkeypatch, capsys, contexts, *words)
+
+
+def test_the_picture_of_contexts_has_the_tasks_axes(folder, monkeypatch):
+    saved = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.append(figure))
+    policy = folder / "p.safetensors"
+    save_policy(make_policy(sppo_envs.make_task(SIGNS, 1)), policy, SIGNS)
+    quick = {"contexts": 5, "episodes": 2, "out": Path("c.png")}
+    contexts.main(contexts.Args(env_ids=("sppo/ContextPendulum-v0",), **quick))
+    contexts.main(contexts.Args(env_ids=(SIGNS,), policy=str(policy), **quick))
+    labels = [(f.axes[1].get_xlabel(), f.axes[1].get_ylabel()) for f in saved]
+    assert labels == [("angle from upright (rad)", "angular velocity (rad/s)"), ("observation 0", "observation 1")]
+    angle, omega = np.asarray(saved[0].axes[1].collections[0].get_offsets()).T
+    assert np.abs(angle).max() > 1, "an angle, not its cosine or sine"
+    assert np.abs(omega).max() <= 2
 
 
 # ------------------------------------------------------------------------------------------------ a name is no identity
