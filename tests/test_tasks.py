@@ -153,6 +153,7 @@ def test_the_records_say_what_the_environments_do():
         assert task.id == env_id
         assert sppo_envs.task(f"sppo_envs:{env_id}") is task
         assert set(sppo_envs.task_defaults(env_id)) == defaults
+        assert sppo_envs.task_defaults(env_id)["total_timesteps"] == task.defaults.total_timesteps
         envs = sppo_envs.make_task(env_id, 2)
         assert envs.horizon == task.horizon
         assert tuple(envs.obs_scale) == task.obs_scale
@@ -377,8 +378,10 @@ def test_ids_belong_to_one_task_only(folder):
 
 
 def test_the_current_folder_is_searched_last(folder):
-    (folder / "tqdm.py").write_text("raise AssertionError('it hides an installed package')\n")
-    assert sppo_envs.task("tqdm:CartPole-v1") is None
+    assert "tabnanny" not in sys.modules, "a module of Python's own that nobody imports"
+    (folder / "tabnanny.py").write_text("raise AssertionError('it hides an installed module')\n")
+    assert sppo_envs.task("tabnanny:CartPole-v1") is None
+    del sys.modules["tabnanny"]
     with pytest.raises(ValueError, match=f"No module named 'nomodule'; looked in the current folder, {folder}, too"):
         sppo_envs.make_task("nomodule:my/Task-v0", 1)
     with pytest.raises(ValueError, match=r"cannot make signs:my/Sings-v0: .*signs\.py registers no my/Sings-v0"):
