@@ -47,7 +47,15 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, core, errors, extras, runs
-from sppo_control.checkpoints import OptimizerState, complete, read_checkpoint, read_json, write_checkpoint, write_json
+from sppo_control.checkpoints import (
+    OptimizerState,
+    Part,
+    complete,
+    read_checkpoint,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
 from sppo_control.networks import Critic
 from sppo_control.policies import GaussianPolicy, Policy, load_policy, make_policy, save_policy
 from sppo_control.rollout import evaluate, rollout
@@ -200,8 +208,8 @@ def train_expert(args: Args, folder: Path) -> Policy:
     critic = Critic(envs.single_observation_space.shape[0], obs_scale=policy.obs_scale.tolist())
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=args.expert_learning_rate, fused=True)
     policy.env_id = args.env_id
-    parts = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
-    state = {"update": 0, "steps": 0, "success": 0.0}
+    parts: dict[str, Part] = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
+    state: dict[str, Any] = {"update": 0, "steps": 0, "success": 0.0}
     written = complete(folder)
     if written:
         state = read_checkpoint(written[-1], parts, tuple(state))
@@ -236,8 +244,8 @@ def train_expert(args: Args, folder: Path) -> Policy:
             for _ in range(4):
                 for mb in torch.from_numpy(rng.permutation(len(adv))).split(max(1024, len(adv) // 16)):
                     logp, _ = policy.log_prob(obs[mb], actions[mb])
-                    columns = (x[:, None] for x in (logp, logp_old[mb], adv[mb]))
-                    loss = core.clipped_surrogate(*columns, real[: len(mb)]).loss
+                    logp, old, A = (x[:, None] for x in (logp, logp_old[mb], adv[mb]))
+                    loss = core.clipped_surrogate(logp, old, A, real[: len(mb)]).loss
                     loss = loss + core.squared_value_loss(
                         critic(obs[mb])[:, None], returns[mb][:, None], real[: len(mb)]
                     )
@@ -256,8 +264,8 @@ def train_expert(args: Args, folder: Path) -> Policy:
                     f"success {state['success']:.2f}, steps per episode {episodes.lengths.float().mean():.0f}"
                 )
                 write_checkpoint(folder / f"{state['update']:06d}", parts, state)
-                for old in written:
-                    shutil.rmtree(old)
+                for earlier in written:
+                    shutil.rmtree(earlier)
                 written = [folder / f"{state['update']:06d}"]
     envs.close()
     judged.close()

@@ -34,7 +34,6 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import checkpoints, cli, extras, runs
-from sppo_control.policies import load_policy
 from sppo_control.rollout import rollout
 from sppo_control.starts import shipped_policy, starting_policy
 from sppo_envs.engines import EnvPoolVectorEnv, cores
@@ -112,7 +111,8 @@ def random_actions(space: gym.Space[Any], shape: tuple[int, ...], rng: np.random
     """Actions (*shape,) of a Discrete space or (*shape, A) of a Box."""
     if isinstance(space, gym.spaces.Discrete):
         return rng.integers(0, int(space.n), shape).astype(np.int32)
-    return rng.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
+    assert isinstance(space, gym.spaces.Box)
+    return rng.uniform(space.low, space.high, (*shape, *space.low.shape)).astype(np.float32)
 
 
 def steps_alone(envs: Any, seconds: float) -> float:
@@ -150,7 +150,7 @@ def measure_engines(args: Args) -> None:
         assert task is not None and task.peer is not None  # noqa: PT018 - of every task of this package
         num_envs = args.num_envs or task.defaults.num_envs
         envs = sppo_envs.make_task(env_id, num_envs)
-        policy = load_policy(shipped_policy(env_id), envs)
+        policy = starting_policy(envs, env_id, None, False, ())
         space = envs.single_action_space
         sync = gym.make_vec(task.peer, num_envs=num_envs, vectorization_mode="sync")
         engine, pool = type(envs).__name__, None
