@@ -148,7 +148,8 @@ class ContextCartPoleVectorEnv(PrecisionCartPoleVectorEnv):
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks
-AXES = (Axis("angle (rad)", 2), Axis("angular velocity (rad/s)", 3))
+# Of all pairs of observations, this one tells most of whether Context CartPole's starting policy succeeds.
+AXES = (Axis("velocity (m/s)", 1), Axis("angular velocity (rad/s)", 3))
 TASK = Task(
     id="sppo/PrecisionCartPole-v0",
     make=make,
