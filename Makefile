@@ -87,13 +87,8 @@ figures: .venv/.study  ## the figures and tables of the docs, from results/: abo
 	$(BIN)/python scripts/report_rates.py --what table
 
 pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
-	$(BIN)/python scripts/pretrain.py --env-id sppo/PrecisionCartPole-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseMountainCar-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/SparsePendulum-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseLunarLander-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseHopper-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextCartPole-v0
-	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextPendulum-v0
+	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \
+	  $(BIN)/python scripts/pretrain.py --env-id $$id || exit 1; done
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv

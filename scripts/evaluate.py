@@ -6,7 +6,7 @@
     python scripts/evaluate.py --run runs/<folder> --video strip.png         # film strip; .gif or .mp4: a moving picture
 
 Actions are sampled, as in training; --greedy takes the most probable one. Equal arguments give equal episodes.
-Videos need no screen, but `pip install pillow pygame`, and for .mp4 `pip install imageio imageio-ffmpeg` too.
+Videos need no screen, but the extra `video`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors, runs
+from sppo_control import cli, errors, extras, runs
 from sppo_control.checkpoints import newest, read_json, write_json
 from sppo_control.outcomes import Evaluation
 from sppo_control.policies import Policy, load_policy
@@ -80,10 +80,8 @@ class Args:
         if self.video is not None:
             if self.video.suffix not in FORMATS:
                 raise ValueError(f"--video must end in {', '.join(FORMATS)}, got {self.video}")
-            needs = {"PIL": "pillow", "imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}  # module: package
-            used = list(needs) if self.video.suffix == ".mp4" else ["PIL"]
-            if missing := [needs[m] for m in used if importlib.util.find_spec(m) is None]:
-                raise ValueError(f"--video {self.video} needs a package more: pip install {' '.join(missing)}")
+            modules = ("PIL", "imageio", "imageio_ffmpeg") if self.video.suffix == ".mp4" else ("PIL",)
+            extras.require("video", *modules, wanted_by=f"--video {self.video}")
 
 
 def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
