@@ -562,7 +562,7 @@ def test_a_missing_package_is_named_with_the_command(ending, absent, no_work, mo
     monkeypatch.setattr(extras, "find_spec", lambda m: None if m in absent else real(m))
     error = refusal(monkeypatch, capsys, ID, "--video", tmp_path / f"v{ending}")
     assert f"{absent[0]}, which --video {tmp_path / f'v{ending}'} needs, is not installed" in error
-    assert error.endswith(f"run: {extras.install('video')}\n")
+    assert error.endswith(f"run: {extras.install('video')}")
 
 
 @needs("PIL")
