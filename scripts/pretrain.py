@@ -29,24 +29,20 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, core, errors, extras, runs
+from sppo_control import cli, core, errors, runs
 from sppo_control.checkpoints import (
     OptimizerState,
     Part,
@@ -56,6 +52,7 @@ from sppo_control.checkpoints import (
     write_checkpoint,
     write_json,
 )
+from sppo_control.demonstrations import read_demonstrations
 from sppo_control.networks import Critic
 from sppo_control.policies import GaussianPolicy, Policy, load_policy, make_policy, save_policy
 from sppo_control.rollout import evaluate, rollout
@@ -292,80 +289,6 @@ def collect(args: Args, expert: Policy) -> tuple[Tensor, Tensor]:
                 )
     envs.close()
     return torch.cat([obs for obs, _ in kept]), torch.cat([actions for _, actions in kept])
-
-
-def read_demonstrations(name: str, envs: Any) -> tuple[Tensor, Tensor]:
-    """Given demonstrations: observations (N, D) float32 and actions (N,) int64 or (N, A) float32.
-
-    Args:
-        name: value of --demonstrations-from.
-        envs: whose spaces they must fit.
-
-    Raises:
-        UserError: says which array is wrong, and what it must be.
-        MissingExtra: minari is not installed.
-    """
-    if name.startswith("minari:"):
-        extras.require("minari", "minari", wanted_by=f"--demonstrations-from {name}")
-        import minari  # type: ignore[import-not-found]
-
-        try:
-            dataset = minari.load_dataset(name.removeprefix("minari:"), download=True)
-            episodes = [(e.observations, e.actions) for e in dataset.iterate_episodes()]
-            # An episode has one observation more than actions: the last one, after which nothing was done.
-            pairs = [(np.asarray(obs)[: len(actions)], np.asarray(actions)) for obs, actions in episodes]
-            arrays = {"observations": np.concatenate([p[0] for p in pairs])}
-            arrays["actions"] = np.concatenate([p[1] for p in pairs])
-        except (ValueError, LookupError, TypeError, OSError) as error:  # dictionaries and tuples of observations too
-            raise errors.UserError(f"cannot read {name}: {error}") from error
-    else:
-        arrays = read_arrays(Path(name))
-    missing = {"observations", "actions"} - arrays.keys()
-    if missing:
-        raise errors.UserError(f"{name} has no {' and no '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}")
-
-    obs, actions = arrays["observations"], arrays["actions"]
-    obs_dim, space = envs.single_observation_space.shape[0], envs.single_action_space
-    discrete = isinstance(space, gym.spaces.Discrete)
-    width = None if discrete else space.shape[0]
-    wanted = {"observations": ("fiu", obs_dim), "actions": ("iu" if discrete else "fiu", width)}
-    for key, (kinds, columns) in wanted.items():
-        x = arrays[key]
-        shape = "(N,)" if columns is None else f"(N, {columns})"
-        fits = x.ndim == 1 if columns is None else x.ndim == 2 and x.shape[1] == columns
-        if not fits or x.dtype.kind not in kinds:
-            kind = "whole numbers" if kinds == "iu" else "numbers"
-            raise errors.UserError(f"{key} of {name} must be {kind} of shape {shape}, got {x.dtype} of shape {x.shape}")
-        if not np.isfinite(x).all():
-            row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-            raise errors.UserError(f"{key} of {name} must be finite, row {row} is {x[row]}")
-    if not len(obs) == len(actions) > 0:
-        raise errors.UserError(f"{name} must have one action per observation, got {len(obs)} and {len(actions)}")
-    if discrete and not (actions.min() >= 0 and actions.max() < space.n):
-        row = int(np.flatnonzero((actions < 0) | (actions >= space.n))[0])
-        raise errors.UserError(f"actions of {name} must be 0 to {space.n - 1}, row {row} is {actions[row]}")
-    return torch.from_numpy(obs.astype(np.float32)), torch.from_numpy(
-        actions.astype(np.int64 if discrete else np.float32)
-    )
-
-
-def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a .npz or .safetensors file; reading never executes code.
-
-    Raises:
-        UserError: another kind of file, or one that cannot be read.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return {
-                key: x.float().numpy() if x.dtype == torch.bfloat16 else x.numpy() for key, x in load_file(path).items()
-            }
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-    except (OSError, EOFError, ValueError, TypeError, SafetensorError, zipfile.BadZipFile, zlib.error) as error:
-        raise errors.UserError(f"cannot read --demonstrations-from {path}: {error}") from error
-    raise errors.UserError(f"--demonstrations-from takes .npz, .safetensors or minari:<dataset id>, got {path}")
 
 
 # --------------------------------------------------------------------------------------------------- 3. cloning
