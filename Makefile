@@ -39,8 +39,8 @@ figures: .venv/.study  ## the figures and tables of the docs, from results/: abo
 	$(BIN)/python scripts/report_rates.py --what table
 
 pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
-	set -e; tasks=$$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); \
-	for task in $$tasks; do $(BIN)/python scripts/pretrain.py --env-id $$task; done
+	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \
+	  $(BIN)/python scripts/pretrain.py --env-id $$id || exit 1; done
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv

@@ -59,8 +59,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, errors, extras
-from sppo_control.defaults import task_defaults
-from sppo_control.policies import shipped_policy
+from sppo_control.starts import policy_name, shipped_policy
 
 with cli.one_line_errors():
     import pandas as pd
@@ -124,14 +123,14 @@ class Args:
         given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
         read = [] if self.grid is None else read_grids(self.grid)
         for i, grid in enumerate(read, start=1):
-            if error := unknown_task(grid.env_ids):
-                raise errors.UserError(f"{self.grid}, grid {i}: env-ids {error}")
+            if unknown := unknown_task(grid.env_ids):
+                raise errors.UserError(f"{self.grid}, grid {i}: env-ids {unknown}")
         try:
             found = change(read, given) if self.grid else [Grid(**{"env_ids": sppo_envs.TASKS, **given})]
         except ValueError as error:
             raise ValueError(f"--{error}" if str(error).startswith(FLAGS) else str(error)) from error
-        if error := unknown_task(self.env_ids or ()):
-            raise ValueError(f"--env-ids {error}")
+        if unknown := unknown_task(self.env_ids or ()):
+            raise ValueError(f"--env-ids {unknown}")
         return found
 
 
@@ -193,7 +192,11 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
     for first in range(0, len(steps), size):
         part, last = slice(first, first + size), min(first + size, len(steps)) - 1
         means = {tag.split("/")[1]: float(curve[tag][part].mean()) for tag in CURVES if tag in curve}
-        x = {"episodes": int(curve["charts/episodes"][last]), "steps": int(steps[last]), "updates": last + 1}
+        x: dict[str, float] = {
+            "episodes": int(curve["charts/episodes"][last]),
+            "steps": int(steps[last]),
+            "updates": last + 1,
+        }
         x["seconds"] = float(steps[last] / curve["charts/SPS"][last])
         rows.append({**same, **x, **means})
     return rows
@@ -211,14 +214,14 @@ def jobs_of(grid: Grid) -> Iterator[Job]:
         task = env_id.split("/")[-1]
         start = shipped_policy(env_id)
         if grid.starts is not None:
-            start = (grid.starts / start.name).resolve()
+            start = (grid.starts / policy_name(env_id)).resolve()
             words += ["--start", str(start)]
         # The task's defaults are part of the name. Once one of them has changed, an older folder is of another run.
-        identity = " ".join([*words[not own :], json.dumps(task_defaults(env_id))])
+        identity = " ".join([*words[not own :], json.dumps(sppo_envs.task_defaults(env_id))])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         folder = grid.work_dir.resolve() / f"{task}__{variant.name}__{seed}__{digest}"
-        used = start.is_file() and "--from-scratch" not in words
-        hashes = sha256(start) if used else "", sha256(script) if own else ""
+        used = start is not None and start.is_file() and "--from-scratch" not in words
+        hashes = sha256(start) if start is not None and used else "", sha256(script) if own else ""
         yield Job(Cell(env_id, variant.name, setting, seed, starts, *hashes), words, folder, grid)
 
 

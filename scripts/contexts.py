@@ -1,43 +1,36 @@
 """Show how difficult a task's contexts are for a policy: success over many episodes from each of many initial states.
 
 A critic that sees the initial state only has something to learn where these rates differ. Each row of the picture is a
-task: on the left how the rates are spread, on the right where in the space of initial states success is likely.
+task. On the left is how the rates are spread. On the right is where in the space of initial states success is likely.
 
-    pip install -c constraints.txt -e '.[plots]'
-    python scripts/contexts.py --out docs/contexts.png                        # the context tasks, shipped policies
+    python scripts/contexts.py --out docs/contexts.png                        # the context tasks, starting policies
     python scripts/contexts.py --env-ids sppo/PrecisionCartPole-v0 --policy runs/<run>/checkpoints/<update>
 """
 
 from __future__ import annotations
 
-import sys
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control.policies import starting_policy
+from sppo_control import cli, errors, extras
 from sppo_control.rollout import success_by_context
+from sppo_control.starts import shipped_policy, starting_policy
 
-AXES = {
-    "sppo/PrecisionCartPole-v0": (0, 1, "position (m)", "velocity (m/s)"),
-    "sppo/ContextCartPole-v0": (0, 1, "position (m)", "velocity (m/s)"),
-    "sppo/SparsePendulum-v0": (None, 2, "angle from upright (rad)", "angular velocity (rad/s)"),
-    "sppo/ContextPendulum-v0": (None, 2, "angle from upright (rad)", "angular velocity (rad/s)"),
-}
-"""Which two observations the picture shows; None is the angle of (cos, sin). Other tasks: the first two."""
+FORMATS = (".png", ".svg", ".pdf")
 
 
 @dataclass
 class Args:
     env_ids: tuple[str, ...] = ("sppo/ContextCartPole-v0", "sppo/ContextPendulum-v0")
-    """tasks of this package"""
+    """tasks of this package or of yours"""
     policy: str | None = None
-    """a policy file or checkpoint that fits all of them; None takes each task's shipped one"""
+    """a policy file or checkpoint that fits all of them; None takes each task's starting policy"""
     contexts: int = 300
     """initial states"""
     episodes: int = 64
@@ -47,23 +40,51 @@ class Args:
     out: Path = Path("contexts.png")
     """picture to write; the ending decides the format (.png, .svg, .pdf)"""
 
+    def __post_init__(self) -> None:
+        if not self.env_ids:
+            raise ValueError("--env-ids takes one task or more, got none")
+        for name, least in {"contexts": 1, "episodes": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if self.out.suffix not in FORMATS:
+            raise ValueError(f"--out must end in {', '.join(FORMATS)}, got {self.out}")
+        if self.out.is_dir() or not os.access(self.out.resolve().parent, os.W_OK):
+            raise ValueError(f"cannot write {self.out}: name a file in a folder that exists and is writable")
+
+
+def axes_of(env_id: str, obs_dim: int) -> tuple[sppo_envs.Axis, ...]:
+    """The axes of a task's picture: its own, else the first two observations, or the only one."""
+    task = sppo_envs.task(env_id)
+    if task is not None and task.axes:
+        return task.axes
+    return tuple(sppo_envs.Axis(f"observation {i}", i) for i in range(min(2, obs_dim)))
+
 
 def main(args: Args) -> None:
-    try:
-        import matplotlib
+    extras.require("plots", "matplotlib", wanted_by="scripts/contexts.py")
+    import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ModuleNotFoundError:
-        sys.exit("matplotlib is missing: pip install -c constraints.txt -e '.[plots]'")
-    figure, rows = plt.subplots(
-        len(args.env_ids), 2, figsize=(9, 3.2 * len(args.env_ids)), dpi=150, layout="constrained", squeeze=False
-    )
-    for env_id, (left, right) in zip(args.env_ids, rows, strict=True):
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # ---- all that can be refused, before the long work
+    ready = []
+    for env_id in args.env_ids:
         envs = sppo_envs.make_task(env_id, args.episodes)
-        policy = starting_policy(envs, env_id, args.policy, False, (64, 64))
+        start = shipped_policy(env_id)
+        if args.policy is None and (start is None or not start.is_file()):
+            raise errors.UserError(
+                f"{env_id} has no starting policy; make one with scripts/pretrain.py, or give --policy"
+            )
+        ready.append((env_id, envs, starting_policy(envs, env_id, args.policy, False, (64, 64))))
+
+    figure, rows = plt.subplots(
+        len(ready), 2, figsize=(9, 3.2 * len(ready)), dpi=150, layout="constrained", squeeze=False
+    )
+    for (env_id, envs, policy), (left, right) in zip(ready, rows, strict=True):
         rng = np.random.default_rng(args.seed)
         parts = [success_by_context(envs, policy, 1, rng) for _ in tqdm(range(args.contexts), desc=env_id)]
+        envs.close()
         obs, rate = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
         low, high = (rate < 0.2).mean(), (rate > 0.8).mean()
         print(f"{env_id}: mean {rate.mean():.3f}; {low:.0%} of contexts below 0.2, {high:.0%} above 0.8")
@@ -73,14 +94,16 @@ def main(args: Args) -> None:
             title=f"{env_id}\n{low:.0%} below 0.2, {high:.0%} above 0.8",
             xlabel=f"success rate over {args.episodes} episodes", ylabel=f"of {args.contexts} contexts",
         )  # fmt: skip
-        i, j, x_name, y_name = AXES.get(env_id, (0, 1, "observation 0", "observation 1"))
-        x = np.arctan2(obs[:, 1], obs[:, 0]) if i is None else obs[:, i]
-        dots = right.scatter(x, obs[:, j], c=rate, cmap="viridis", vmin=0, vmax=1, s=14, edgecolor="0.4", linewidth=0.3)
-        right.set(title="where they lie", xlabel=x_name, ylabel=y_name)
+        axes = axes_of(env_id, obs.shape[1])
+        x, y = axes[0].values(obs), axes[1].values(obs) if len(axes) == 2 else rate
+        dots = right.scatter(x, y, c=rate, cmap="viridis", vmin=0, vmax=1, s=14, edgecolor="0.4", linewidth=0.3)
+        right.set(
+            title="where they are", xlabel=axes[0].name, ylabel=axes[1].name if len(axes) == 2 else "success rate"
+        )
         figure.colorbar(dots, ax=right, label="success rate")
     figure.savefig(args.out)
     print(f"wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cli.main(main, Args, __doc__)

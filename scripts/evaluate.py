@@ -6,7 +6,7 @@
     python scripts/evaluate.py --run runs/<folder> --video strip.png         # film strip; .gif or .mp4: a moving picture
 
 Actions are sampled, as in training; --greedy takes the most probable one. Equal arguments give equal episodes.
-Videos need no screen, but `pip install pillow pygame`, and for .mp4 `pip install imageio imageio-ffmpeg` too.
+Videos need no screen, but the extra `video`.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors, runs
+from sppo_control import cli, errors, extras, runs
 from sppo_control.checkpoints import newest, read_json, write_json
 from sppo_control.outcomes import Evaluation
-from sppo_control.policies import Policy, load_policy, shipped_policy
+from sppo_control.policies import Policy, load_policy
 from sppo_control.rollout import evaluate
+from sppo_control.starts import shipped_policy
 
 FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
 """Endings of --video: width of a picture in pixels, most pictures an episode."""
@@ -52,7 +53,7 @@ class Args:
     env_id: str | None = None
     """act in this environment; None is the one that the policy was trained in"""
     success_return: float | None = None
-    """for environments from outside this package: an episode whose return reaches this is a success; None is the run's"""
+    """an episode whose return reaches this is a success, where nothing else says what success is; None is the run's"""
     horizon: int | None = None
     """longest episode in steps; None is the run's, else the task's"""
     num_envs: int = 64
@@ -79,20 +80,20 @@ class Args:
         if self.video is not None:
             if self.video.suffix not in FORMATS:
                 raise ValueError(f"--video must end in {', '.join(FORMATS)}, got {self.video}")
-            needs = {"PIL": "pillow", "imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}  # module: package
-            used = list(needs) if self.video.suffix == ".mp4" else ["PIL"]
-            if missing := [needs[m] for m in used if importlib.util.find_spec(m) is None]:
-                raise ValueError(f"--video {self.video} needs a package more: pip install {' '.join(missing)}")
+            modules = ("PIL", "imageio", "imageio_ffmpeg") if self.video.suffix == ".mp4" else ("PIL",)
+            extras.require("video", *modules, wanted_by=f"--video {self.video}")
 
 
 def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
     """The policy file that a value of --run means, and the task: arguments of `sppo_envs.make_task`."""
-    path = shipped_policy(name) if name in sppo_envs.TASKS else Path(name)
+    path = Path(name)
+    if not path.exists() and (":" in name or sppo_envs.task(name) is not None):
+        path = shipped_policy(name) or path
     if (path / "config.json").is_file():
         path = newest(path)
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
-        ids = ", ".join(task for task in sppo_envs.TASKS if shipped_policy(task).is_file())
+        ids = ", ".join(sppo_envs.TASKS)
         raise errors.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
     try:
         with safe_open(path, framework="numpy") as file:
@@ -165,14 +166,12 @@ def prepare_drawing() -> None:
 def drawable(env_id: str, success_return: float | None, horizon: int | None, engine: str) -> gym.Env[Any, Any]:
     """One environment of the task that can be drawn, which is tried."""
     try:
-        own = env_id in sppo_envs.TASKS
-        env = gym.make(env_id, render_mode="rgb_array", **({"horizon": horizon} if own and horizon else {}))
+        env = sppo_envs.make_one(env_id, success_return, horizon, render_mode="rgb_array")
         with contextlib.suppress(AttributeError, KeyError):  # MuJoCo: Gymnasium's camera lets robots walk out of sight
-            env.unwrapped.mujoco_renderer.camera_id = env.unwrapped.model.camera("track").id
-        if not own:  # the success rule of make_task
-            env = sppo_envs.OutcomeReward(env, lambda obs, info: info["episode_return"] >= success_return, horizon)
+            robot: Any = env.unwrapped
+            robot.mujoco_renderer.camera_id = robot.model.camera("track").id
         env.reset(seed=0)
-        if np.ndim(env.render()) != 3:
+        if not isinstance(picture := env.render(), np.ndarray) or picture.ndim != 3:
             raise TypeError("its render() returns no picture")
     except Exception as error:  # renderers raise what they like
         hint = "; without a screen MuJoCo needs EGL or OSMesa: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
@@ -250,7 +249,8 @@ def write(path: Path, episodes: Iterable[list[Any]], fps: float, title: str) -> 
     if path.suffix == ".mp4":
         import imageio.v2 as imageio
 
-        with imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2) as writer:
+        writer: Any = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2)
+        with writer:
             for picture in (p for row in episodes for p in row + [row[-1]] * round(fps)):
                 writer.append_data(np.asarray(picture))
     elif path.suffix == ".gif":

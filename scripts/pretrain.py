@@ -2,26 +2,28 @@
 
 1. Expert (--stage expert): PPO on the task's dense shaped reward, until its success rate reaches --expert-success.
 2. Demonstrations: successful episodes of the expert; failures are dropped.
-3. Behaviour cloning of a fresh network (--stage sft), stopped early: at the first evaluation that reaches --target, the
-   middle of the band. Where success leaps over the band, the last steps are taken back and made again at half the
-   learning rate.
+3. Behaviour cloning of a fresh network (--stage sft). It stops early: at the first evaluation that reaches --target, the
+   middle of the band. If success overshoots the band, the last steps are undone and the learning rate is halved.
 
-In the pendulum tasks "success" means here, in all three steps, an episode that balanced: spinning through the top at the
-right moment meets Sparse Pendulum's criterion too, and is not worth imitating.
+With --demonstrations-from, steps 1 and 2 are left out and the given demonstrations are cloned. A task without a dense
+reward needs them.
 
     python scripts/pretrain.py                                      # rebuilds Precision CartPole's shipped policy
     python scripts/pretrain.py --env-id sppo/SparsePendulum-v0
     python scripts/pretrain.py --seed 7 --out mine                  # another one; the shipped policy stays
+    python scripts/pretrain.py --env-id mytasks:my/Task-v0          # a task of yours, docs/tasks.md
+    python scripts/pretrain.py --env-id mytasks:my/Task-v0 --demonstrations-from demonstrations.npz
 
-Writes <task>.safetensors and its card <task>.json (recipe, versions, success). Stopped at any moment and started again,
-it goes on where it was; the end is the same, bit for bit. These are the three stages of Wang et al., arXiv 2604.08865,
-section 5.3; the paper gives neither hyper-parameters nor success rates. What is None below is taken from RECIPES.
+Writes <task>.safetensors and its card <task>.json (recipe, versions, success); training with the same --env-id starts from
+it. If it is stopped at any moment and started again, it goes on where it was; the end is the same, bit for bit. These are
+the three stages of Wang et al., arXiv 2604.08865, section 5.3; the paper gives neither hyper-parameters nor success rates.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import os
 import shutil
 import signal
@@ -33,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -40,135 +43,150 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, core, errors, runs
-from sppo_control.checkpoints import OptimizerState, complete, read_checkpoint, read_json, write_checkpoint, write_json
+from sppo_control.checkpoints import (
+    OptimizerState,
+    Part,
+    complete,
+    read_checkpoint,
+    read_json,
+    write_checkpoint,
+    write_json,
+)
+from sppo_control.demonstrations import read_demonstrations
 from sppo_control.networks import Critic
-from sppo_control.policies import (
-    GaussianPolicy,
-    Policy,
-    load_policy,
-    make_policy,
-    save_policy,
-    shipped_policy,
-)  # fmt: skip
+from sppo_control.policies import GaussianPolicy, Policy, load_policy, make_policy, save_policy
 from sppo_control.rollout import evaluate, rollout
+from sppo_control.starts import policy_name, shipped_policy
 
 
 @dataclass
 class Args:
     env_id: str = "sppo/PrecisionCartPole-v0"
-    """a task of this package"""
+    """the task; its own numbers take the place of those below (python scripts/pretrain.py --env-id ID --help)"""
     stage: Literal["expert", "sft", "all"] = "all"
-    """expert: stop when the expert stands in --work-dir; sft: clone the expert that stands there; all: both"""
+    """expert: stop when the expert is in --work-dir; sft: clone the expert that is there; all: both"""
+    demonstrations_from: str | None = None
+    """clone these in place of an expert's: a .npz or .safetensors file with observations (N, D) and actions (N,) or
+    (N, A), or minari:<dataset id>"""
+    success_return: float | None = None
+    """with --demonstrations-from, for environments that do not know success: a return that counts as one"""
     seed: int = 1
     """of everything random"""
     out: str | None = None
-    """folder for the policy and its card; None is the package's own, sppo_control/pretrained"""
+    """folder for the policy and its card; None is where training looks: sppo_control/pretrained, or, for a task of yours,
+    the folder pretrained beside its module"""
     work_dir: str = "runs/pretrain"
     """parent of the folder for what is not finished yet: the expert and its demonstrations"""
     engine: sppo_envs.Engine = "auto"
     """what runs the environments"""
 
-    expert_success: float | None = None
+    expert_success: float = 0.9
     """sampled success rate at which the expert is good enough"""
-    expert_timesteps: int | None = None
+    expert_timesteps: int = 4_000_000
     """give up if the expert needs more environment steps"""
-    expert_num_envs: int | None = None
-    """episodes an update"""
-    expert_learning_rate: float | None = None
+    expert_num_envs: int = 64
+    """episodes per update"""
+    expert_learning_rate: float = 1e-3
     """of policy and critic (Adam)"""
-    expert_log_std: float | None = None
-    """log standard deviation that the expert starts with; None in tasks with discrete actions"""
-    reward_scale: float | None = None
+    expert_log_std: float = 0.0
+    """log standard deviation that the expert starts with; for continuous actions only"""
+    reward_scale: float = 0.01
     """dense rewards are multiplied by this, so that values are of size 1 to 10"""
-    gamma: float | None = None
+    gamma: float = 0.99
     """discount of the dense reward"""
-    gae_lambda: float | None = None
+    gae_lambda: float = 0.95
     """lambda of the expert's advantage estimation"""
 
-    demonstrations: int | None = None
+    demonstrations: int = 512
     """successful episodes to clone"""
-    log_std: float | None = None
-    """log standard deviation of the clone, not trained while cloning; None in tasks with discrete actions"""
-    clone_learning_rate: float | None = None
-    """Adam; small, so that success rises over many steps and the band is not jumped over"""
+    log_std: float = -1.0
+    """log standard deviation of the clone, not trained while cloning; for continuous actions only"""
+    clone_learning_rate: float = 3e-4
+    """Adam; small, so that success rises over many steps and does not jump over the band"""
     clone_batch: int = 1024
-    """steps a minibatch"""
+    """steps per minibatch"""
     clone_updates: int = 5_000
     """give up after so many"""
-    eval_every: int | None = None
+    eval_every: int = 10
     """updates of cloning between evaluations"""
-    min_success: float | None = None
+    eval_episodes: int = 1024
+    """episodes of every evaluation of the clone while it is trained; the last one has 1024"""
+    min_success: float = 0.05
     """lower end of the band, sampled actions"""
-    max_success: float | None = None
+    max_success: float = 0.35
     """upper end of the band"""
     target: float | None = None
     """cloning stops when success reaches this; None is the middle of the band"""
-    eval_episodes: int | None = None
-    """episodes of every evaluation of the clone while it is trained; the last one has 1024"""
+    imitate: str = "success"
+    """measure that is true of the episodes worth imitating: success, or a stricter one; all success rates here count it"""
+
+    @staticmethod
+    def defaults(env_id: str) -> dict[str, Any]:
+        """The task's own recipe."""
+        task = sppo_envs.task(env_id)
+        return asdict(sppo_envs.Recipe() if task is None else task.recipe)
 
     def __post_init__(self) -> None:
-        if self.env_id not in RECIPES:
-            raise ValueError(f"--env-id must be one of {', '.join(RECIPES)}, got {self.env_id!r}")
-        for name, value in (DEFAULTS | RECIPES[self.env_id]).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        if self.demonstrations_from is not None and self.stage == "expert":
+            raise ValueError("--stage expert and --demonstrations-from exclude each other; leave one out")
+        if self.success_return is not None and self.demonstrations_from is None:
+            raise ValueError("--success-return belongs to --demonstrations-from; an expert's task knows its success")
         if not 0 <= self.min_success < self.max_success <= 1:
             raise ValueError(
                 f"need 0 <= --min-success < --max-success <= 1, got {self.min_success}, {self.max_success}"
             )
-        if self.target is None:
-            self.target = (self.min_success + self.max_success) / 2
-        if not 0 < self.target <= self.max_success:
-            raise ValueError(f"--target must lie above 0 and not above --max-success, got {self.target}")
+        if not 0 < self.aim <= self.max_success:
+            raise ValueError(f"--target must be above 0 and not above --max-success, got {self.aim}")
         if not 0 < self.expert_success < 1:
-            raise ValueError(f"--expert-success must lie between 0 and 1, got {self.expert_success}")
-        counts = ("expert_num_envs", "demonstrations", "clone_batch", "clone_updates", "eval_every", "eval_episodes")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+            raise ValueError(f"--expert-success must be between 0 and 1, got {self.expert_success}")
+        least = {"expert_timesteps": 1, "expert_num_envs": 1, "demonstrations": 1, "clone_batch": 1, "clone_updates": 1}
+        for name, low in (least | {"eval_every": 1, "eval_episodes": 1, "seed": 0}).items():
+            if getattr(self, name) < low:
+                raise ValueError(f"{cli.flag(name)} must be at least {low}, got {getattr(self, name)}")
+        for name in ("expert_learning_rate", "clone_learning_rate", "reward_scale"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{cli.flag(name)} must be a number above 0, got {getattr(self, name)}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{cli.flag(name)} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("expert_log_std", "log_std"):
+            if not abs(getattr(self, name)) < 20:
+                raise ValueError(f"{cli.flag(name)} must be a number between -20 and 20, got {getattr(self, name)}")
+
+    @property
+    def aim(self) -> float:
+        """Success rate at which cloning stops."""
+        return (self.min_success + self.max_success) / 2 if self.target is None else self.target
+
+    @property
+    def file(self) -> str:
+        """Name of the file of the policy."""
+        return policy_name(self.env_id)
 
 
-DEFAULTS: dict[str, Any] = {
-    "expert_success": 0.9, "expert_timesteps": 4_000_000, "expert_num_envs": 64, "expert_learning_rate": 1e-3,
-    "reward_scale": 0.01, "gamma": 0.99, "gae_lambda": 0.95,
-    "demonstrations": 512, "clone_learning_rate": 3e-4, "min_success": 0.05, "max_success": 0.35, "eval_episodes": 1024,
-    "eval_every": 10,
-}  # fmt: skip
-RECIPES: dict[str, dict[str, Any]] = {
-    "sppo/PrecisionCartPole-v0": {},
-    "sppo/SparseMountainCar-v0": {
-        "expert_num_envs": 16, "expert_log_std": 0.0, "demonstrations": 64, "log_std": -1.0, "clone_learning_rate": 1e-4,
-    },
-    # 0.3 of the episodes succeed by spinning: few balanced ones are wanted beside them.
-    "sppo/SparsePendulum-v0": {
-        "expert_num_envs": 16, "reward_scale": 0.1, "expert_log_std": 0.0, "demonstrations": 128, "log_std": -0.5,
-        "clone_learning_rate": 1e-3, "eval_episodes": 256, "eval_every": 4, "target": 0.08,
-    },
-    "sppo/SparseLunarLander-v0": {
-        "expert_num_envs": 32, "expert_success": 0.8, "reward_scale": 0.05, "gamma": 0.999, "gae_lambda": 0.98,
-        "demonstrations": 256, "eval_episodes": 256,
-    },
-    "sppo/SparseHopper-v0": {
-        "expert_num_envs": 32, "expert_success": 0.3, "reward_scale": 0.01, "expert_log_std": -0.5,
-        "demonstrations": 64, "log_std": -1.5, "eval_episodes": 256,
-    },
-    "sppo/ContextCartPole-v0": {"expert_success": 0.5, "min_success": 0.25, "max_success": 0.55},
-    "sppo/ContextPendulum-v0": {
-        "expert_success": 0.7, "reward_scale": 0.1, "expert_log_std": 0.0, "log_std": -1.5,
-        "min_success": 0.25, "max_success": 0.55,
-    },
-}  # fmt: skip
-"""Of each task, what differs from DEFAULTS."""
 EXPERT_ARGS = (
     "env_id", "seed", "engine", "expert_success", "expert_num_envs", "expert_learning_rate", "expert_log_std",
-    "reward_scale", "gamma", "gae_lambda",
+    "reward_scale", "gamma", "gae_lambda", "imitate",
 )  # fmt: skip
 """What an expert depends on: one made with other values cannot be gone on with."""
 
 
-def is_demonstration(info: dict[str, Any]) -> Any:
-    """Which episodes count as successes here, (B,) bool: those that succeeded and, where the task tells, balanced."""
-    return info["success"] & info.get("balanced", True)
+def worth_imitating(args: Args, info: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
+    """Which episodes count as successes here, (B,) bool.
+
+    Raises:
+        UserError: the task does not report --imitate, or not as a boolean.
+    """
+    value = info.get(args.imitate)
+    if value is None or value.dtype != np.bool_:
+        known = [name for name, x in sorted(info.items()) if x.dtype == np.bool_]
+        raise errors.UserError(f"--imitate must be one of {', '.join(known)}, got {args.imitate!r}")
+    return value
+
+
+def environments(args: Args, num_envs: int, dense: bool = False) -> Any:
+    """B of the task's environments."""
+    return sppo_envs.make_task(args.env_id, num_envs, args.success_return, engine=args.engine, dense=dense)
 
 
 def generator(args: Args, stage: int, count: int) -> np.random.Generator:
@@ -179,8 +197,7 @@ def generator(args: Args, stage: int, count: int) -> np.random.Generator:
 # ---------------------------------------------------------------------------------------------------- 1. expert
 def train_expert(args: Args, folder: Path) -> Policy:
     """Token-level PPO on the dense reward; goes on from the newest checkpoint in `folder`."""
-    envs = sppo_envs.make_task(args.env_id, args.expert_num_envs, engine=args.engine, dense=True)
-    judged = sppo_envs.make_task(args.env_id, args.expert_num_envs, engine=args.engine)
+    envs, judged = environments(args, args.expert_num_envs, dense=True), environments(args, args.expert_num_envs)
     torch.manual_seed(args.seed)
     policy = make_policy(envs)
     if isinstance(policy, GaussianPolicy):
@@ -188,8 +205,8 @@ def train_expert(args: Args, folder: Path) -> Policy:
     critic = Critic(envs.single_observation_space.shape[0], obs_scale=policy.obs_scale.tolist())
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=args.expert_learning_rate, fused=True)
     policy.env_id = args.env_id
-    parts = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
-    state = {"update": 0, "steps": 0, "success": 0.0}
+    parts: dict[str, Part] = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
+    state: dict[str, Any] = {"update": 0, "steps": 0, "success": 0.0}
     written = complete(folder)
     if written:
         state = read_checkpoint(written[-1], parts, tuple(state))
@@ -224,8 +241,8 @@ def train_expert(args: Args, folder: Path) -> Policy:
             for _ in range(4):
                 for mb in torch.from_numpy(rng.permutation(len(adv))).split(max(1024, len(adv) // 16)):
                     logp, _ = policy.log_prob(obs[mb], actions[mb])
-                    columns = (x[:, None] for x in (logp, logp_old[mb], adv[mb]))
-                    loss = core.clipped_surrogate(*columns, real[: len(mb)]).loss
+                    logp, old, A = (x[:, None] for x in (logp, logp_old[mb], adv[mb]))
+                    loss = core.clipped_surrogate(logp, old, A, real[: len(mb)]).loss
                     loss = loss + core.squared_value_loss(
                         critic(obs[mb])[:, None], returns[mb][:, None], real[: len(mb)]
                     )
@@ -239,13 +256,13 @@ def train_expert(args: Args, folder: Path) -> Policy:
             bar.update(episodes.num_steps)
             if state["update"] % 10 == 0:
                 result = evaluate(judged, policy, max(128, args.expert_num_envs), generator(args, 2, state["update"]))
-                state["success"] = float(is_demonstration(result.info).mean())
+                state["success"] = float(worth_imitating(args, result.info).mean())
                 bar.set_postfix_str(
-                    f"success {state['success']:.2f}, steps an episode {episodes.lengths.float().mean():.0f}"
+                    f"success {state['success']:.2f}, steps per episode {episodes.lengths.float().mean():.0f}"
                 )
                 write_checkpoint(folder / f"{state['update']:06d}", parts, state)
-                for old in written:
-                    shutil.rmtree(old)
+                for earlier in written:
+                    shutil.rmtree(earlier)
                 written = [folder / f"{state['update']:06d}"]
     envs.close()
     judged.close()
@@ -255,14 +272,14 @@ def train_expert(args: Args, folder: Path) -> Policy:
 # -------------------------------------------------------------------------------------------- 2. demonstrations
 def collect(args: Args, expert: Policy) -> tuple[Tensor, Tensor]:
     """Steps of the expert's successful episodes: observations (N, D) and actions (N,) or (N, A)."""
-    envs = sppo_envs.make_task(args.env_id, args.expert_num_envs, engine=args.engine)
+    envs = environments(args, args.expert_num_envs)
     kept: list[tuple[Tensor, Tensor]] = []
     batches = 0
     with tqdm(total=args.demonstrations, unit="episode", desc="demonstrations", dynamic_ncols=True) as bar:
         while len(kept) < args.demonstrations:
             episodes = rollout(envs, expert, generator(args, 3, batches))
             batches += 1
-            good = np.flatnonzero(is_demonstration(episodes.info))[: args.demonstrations - len(kept)]
+            good = np.flatnonzero(worth_imitating(args, episodes.info))[: args.demonstrations - len(kept)]
             kept += [(episodes.obs[i][episodes.mask[i]], episodes.actions[i][episodes.mask[i]]) for i in good]
             bar.update(len(good))
             if batches * args.expert_num_envs > 200 * args.demonstrations:
@@ -277,7 +294,7 @@ def collect(args: Args, expert: Policy) -> tuple[Tensor, Tensor]:
 # --------------------------------------------------------------------------------------------------- 3. cloning
 def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
     """Maximum likelihood on the demonstrations, stopped inside the band. Returns the policy and the number of updates."""
-    envs = sppo_envs.make_task(args.env_id, min(256, args.eval_episodes), engine=args.engine)
+    envs = environments(args, min(256, args.eval_episodes))
     torch.manual_seed(args.seed)
     policy = make_policy(envs)
     parameters = list(policy.parameters())
@@ -299,16 +316,16 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
             if update % args.eval_every:
                 continue
             # The first look is cheap; only a rate near the target is worth all episodes.
-            rate = is_demonstration(evaluate(envs, policy, min(256, args.eval_episodes), rng).info).mean()
-            if rate > args.target / 2 and args.eval_episodes > 256:
-                rate = is_demonstration(evaluate(envs, policy, args.eval_episodes, rng).info).mean()
+            rate = worth_imitating(args, evaluate(envs, policy, min(256, args.eval_episodes), rng).info).mean()
+            if rate > args.aim / 2 and args.eval_episodes > 256:
+                rate = worth_imitating(args, evaluate(envs, policy, args.eval_episodes, rng).info).mean()
             bar.set_postfix_str(f"success {rate:.2f}")
             if rate > args.max_success:
                 with torch.no_grad():
                     policy.flat.copy_(before[0])
                 optimizer.param_groups[0]["lr"] /= 2
                 optimizer.load_state_dict({**optimizer.state_dict(), "state": before[1]})
-            elif rate >= args.target:
+            elif rate >= args.aim:
                 break
             before = policy.flat.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
     envs.close()
@@ -318,11 +335,11 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
 # -------------------------------------------------------------------------------------------------- all of them
 def work_folder(args: Args) -> Path:
     """The folder of unfinished work, which must have been begun with the same arguments."""
-    folder = Path(args.work_dir) / f"{args.env_id.split('/')[-1]}__{args.seed}"
+    folder = Path(args.work_dir) / f"{Path(args.file).stem}__{args.seed}"
     recipe = {name: getattr(args, name) for name in EXPERT_ARGS}
     if (folder / "recipe.json").is_file():
         stored = read_json(folder / "recipe.json")
-        different = [f"--{k.replace('_', '-')} {stored.get(k)}" for k, v in recipe.items() if stored.get(k) != v]
+        different = [f"{cli.flag(k)} {stored.get(k)}" for k, v in recipe.items() if stored.get(k) != v]
         if different:
             raise errors.UserError(
                 f"{folder} was begun with {' '.join(different)}; use the same, remove it, or name another --work-dir"
@@ -366,48 +383,77 @@ def main(args: Args) -> None:
 
 def make(args: Args) -> None:
     """Do what is wanted and not done yet."""
-    out = shipped_policy(args.env_id).parent if args.out is None else Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be written costs no work
-    folder = work_folder(args)
-    expert_path, demonstrations_path = (
-        folder / "expert.safetensors",
-        folder / f"demonstrations_{args.demonstrations}.safetensors",
-    )
+    task = sppo_envs.task(args.env_id)
+    if args.demonstrations_from is None and (task is None or not task.has_dense_reward):
+        raise errors.UserError(
+            f"{args.env_id} has no dense reward to train an expert on; give demonstrations to clone: "
+            "--demonstrations-from FILE (docs/tasks.md)"
+        )
+    home = shipped_policy(args.env_id)
+    if args.out is None and home is None:
+        raise errors.UserError(
+            f"{args.env_id} is in no file of yours; name a folder for its starting policy with --out"
+        )
+    path = home if args.out is None else Path(args.out) / (args.file if home is None else home.name)
+    assert path is not None
+    path.parent.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be written costs no work
     started = time.perf_counter()
-    torch.set_num_threads(
-        1
-    )  # so that the number of cores does not change the sums; these networks gain nothing by more
-    envs = sppo_envs.make_task(args.env_id, args.expert_num_envs, engine=args.engine)
+    # One thread, so that the number of cores does not change the sums. These networks gain nothing by more.
+    torch.set_num_threads(1)
+    envs = environments(args, args.expert_num_envs)
     try:
-        if not expert_path.is_file():
-            if args.stage == "sft":
-                raise errors.UserError(f"no expert at {expert_path}; make it with --stage expert")
-            save_policy(train_expert(args, folder), expert_path.with_suffix(".writing"), args.env_id)
-            os.replace(expert_path.with_suffix(".writing"), expert_path)
-        expert = load_policy(expert_path, envs)
-        if args.stage == "expert":
-            print(f"the expert stands in {expert_path}; go on with --stage sft")
+        if args.demonstrations_from is None:
+            found = expert_demonstrations(args, envs)
+            origin = (
+                f"PPO on the dense reward to sampled success {args.expert_success}; {args.demonstrations} successful "
+                "episodes cloned"
+            )
+        else:
+            found = read_demonstrations(args.demonstrations_from, envs)
+            digest = hashlib.sha256(b"".join(x.numpy().tobytes() for x in found)).hexdigest()
+            origin = f"demonstrations from {args.demonstrations_from} cloned, SHA-256 {digest}"
+        if found is None:
             return
-        if not demonstrations_path.is_file():
-            obs, actions = collect(args, expert)
-            save_file({"obs": obs, "actions": actions}, demonstrations_path.with_suffix(".writing"))
-            os.replace(demonstrations_path.with_suffix(".writing"), demonstrations_path)
-        demonstrations = load_file(demonstrations_path)
-        policy, updates = clone(args, demonstrations["obs"], demonstrations["actions"])
+        policy, updates = clone(args, *found)
     finally:
         envs.close()
-    finish(args, out, policy, updates, len(demonstrations["obs"]), time.perf_counter() - started)
+    recipe = f"{origin} ({len(found[0])} steps); stopped after {updates} updates of Adam"
+    finish(args, path, policy, recipe, time.perf_counter() - started)
 
 
-def finish(args: Args, out: Path, policy: Policy, updates: int, steps: int, seconds: float | None) -> None:
+def expert_demonstrations(args: Args, envs: Any) -> tuple[Tensor, Tensor] | None:
+    """Demonstrations of an expert that is trained if there is none yet; None where only the expert is wanted."""
+    folder = work_folder(args)
+    expert_path = folder / "expert.safetensors"
+    demonstrations_path = folder / f"demonstrations_{args.demonstrations}.safetensors"
+    if not expert_path.is_file():
+        if args.stage == "sft":
+            raise errors.UserError(f"no expert at {expert_path}; make it with --stage expert")
+        save_policy(train_expert(args, folder), expert_path.with_suffix(".writing"), args.env_id)
+        os.replace(expert_path.with_suffix(".writing"), expert_path)
+    expert = load_policy(expert_path, envs)
+    if args.stage == "expert":
+        print(f"the expert is in {expert_path}; go on with --stage sft")
+        return None
+    if not demonstrations_path.is_file():
+        obs, actions = collect(args, expert)
+        save_file({"obs": obs, "actions": actions}, demonstrations_path.with_suffix(".writing"))
+        os.replace(demonstrations_path.with_suffix(".writing"), demonstrations_path)
+    demonstrations = load_file(demonstrations_path)
+    return demonstrations["obs"], demonstrations["actions"]
+
+
+def finish(args: Args, path: Path, policy: Policy, recipe: str, seconds: float) -> None:
     """Evaluate on episodes that did not choose when to stop; write the policy and its card."""
-    envs = sppo_envs.make_task(args.env_id, 256, engine=args.engine)
+    envs = environments(args, 256)
+    given = "" if args.demonstrations_from is None else f" --demonstrations-from {args.demonstrations_from}"
+    rule = "" if args.success_return is None else f" --success-return {args.success_return:g}"
     card: dict[str, Any] = {
         "env_id": args.env_id,
-        "recipe": f"PPO on the dense reward to sampled success {args.expert_success}; {args.demonstrations} successful "
-        f"episodes cloned ({steps} steps); stopped after {updates} updates of Adam, inside the band.",
-        "command": f"python scripts/pretrain.py --env-id {args.env_id} --seed {args.seed}",
-        "arguments": {k: v for k, v in asdict(args).items() if k not in ("out", "work_dir", "stage")},
+        "recipe": "",
+        "command": f"python scripts/pretrain.py --env-id {args.env_id} --seed {args.seed}{given}{rule}",
+        "arguments": {k: v for k, v in asdict(args).items() if k not in ("out", "work_dir", "stage")}
+        | {"target": args.aim},
         "band": [args.min_success, args.max_success],
     }
     for name, greedy in (("sampled", False), ("greedy", True)):
@@ -417,16 +463,16 @@ def finish(args: Args, out: Path, policy: Policy, updates: int, steps: int, seco
         for measure, value in card[f"success_{name}"]["measures"].items():
             print(f"        mean of {measure} {value:.3f}")
         if not greedy:
-            in_band = bool(args.min_success <= is_demonstration(result.info).mean() <= args.max_success)
+            in_band = bool(args.min_success <= worth_imitating(args, result.info).mean() <= args.max_success)
     envs.close()
+    card["recipe"] = f"{recipe}, {'inside' if in_band else 'outside'} the band."
     card |= {"in_band": in_band, "seconds": seconds, **runs.versions()}
 
-    name = shipped_policy(args.env_id).name
-    # A policy outside the band never takes the place of one that may be inside it.
-    path = out / (name if in_band else name.replace(".safetensors", ".missed.safetensors"))
+    if not in_band:  # it never takes the place of a policy that may be inside the band
+        path = path.with_name(f"{path.stem}.missed{path.suffix}")
     save_policy(policy, path, args.env_id)
     write_json(path.with_suffix(".json"), card)
-    print(f"wrote {path} and its card" + ("" if seconds is None else f" in {seconds:.0f} s"))
+    print(f"wrote {path} and its card in {seconds:.0f} s")
     if not in_band:
         raise errors.UserError(
             f"the success rate is outside the band [{args.min_success}, {args.max_success}]; try another --seed or a "

@@ -78,6 +78,12 @@ class Args:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
 
+    @property
+    def num_episodes(self) -> int:
+        """`episodes`, which is a number once the arguments have been checked."""
+        assert self.episodes is not None
+        return self.episodes
+
 
 @dataclass
 class Probe:
@@ -136,7 +142,7 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
         trained = config["args"]
         task = {k: trained[k] for k in ("env_id", "success_return", "horizon", "engine") if trained.get(k) is not None}
         if (key := str(task)) not in made:
-            at_a_time = min(args.episodes, 64) if args.what == "tail" else args.episodes
+            at_a_time = min(args.num_episodes, 64) if args.what == "tail" else args.num_episodes
             made[key] = sppo_envs.make_task(num_envs=at_a_time, **task)
             stack.callback(made[key].close)
         for folder in dict.fromkeys(checkpoints.newest(run, update) for update in args.updates or (args.update,)):
@@ -153,7 +159,7 @@ def tail(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
     """V along the episodes of one checkpoint."""
     rng, sees = np.random.default_rng(args.seed), None if probe.algorithm.startswith("ppo") else 1  # states per episode
     curves, outcomes = np.empty((0, POINTS)), np.empty(0, dtype=np.bool_)  # (episodes, K), (episodes,)
-    while (missing := args.episodes - len(curves)) > 0:
+    while (missing := args.num_episodes - len(curves)) > 0:
         episodes = rollout(probe.envs, probe.policy, rng)
         value = probe.values(episodes.obs[:missing, :sees])  # (B, T), or (B, 1) for s_0 alone
         real = zip(value, episodes.lengths.tolist(), strict=False)
@@ -209,7 +215,7 @@ def calibration(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
     brier = (rate * (1 - v0) ** 2 + (1 - rate) * v0**2).mean()
     ece = core.expected_calibration_error(torch.from_numpy(v0), torch.from_numpy(rate))
     return {
-        "algorithm": probe.algorithm, **probe.about, "contexts": args.contexts, "episodes": args.episodes,
+        "algorithm": probe.algorithm, **probe.about, "contexts": args.contexts, "episodes": args.num_episodes,
         "v0": v0, "rate": rate, "pearson": correlation(v0, rate), "spearman": correlation(ranks(v0), ranks(rate)),
         "brier": float(brier), "ece": float(ece),
     }  # fmt: skip
@@ -233,7 +239,7 @@ def main(args: Args) -> None:
         if args.out.is_dir() or not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
             raise errors.UserError(f"cannot write {args.out}: name a file in a folder that is writable")
 
-        measure, each = (tail, args.episodes) if args.what == "tail" else (calibration, args.contexts)
+        measure, each = (tail, args.num_episodes) if args.what == "tail" else (calibration, args.contexts)
         found = []
         with tqdm(total=each * len(probes), unit="episode" if measure is tail else "context", desc=args.what) as bar:
             for probe in probes:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import sppo_envs
 from sppo_control import cli, errors
-from sppo_control.defaults import task_defaults
 from sppo_control.markdown import markdown_table
 
 with cli.one_line_errors():
@@ -46,7 +46,7 @@ def command(args: Args) -> str:
 
 def default_rates(args: Args) -> dict[str, float]:
     """Each task's default learning rate."""
-    return {task: cast(float, task_defaults(task)["learning_rate"]) for task in args.env_ids}
+    return {task: cast(float, sppo_envs.task_defaults(task)["learning_rate"]) for task in args.env_ids}
 
 
 def main(args: Args) -> None:

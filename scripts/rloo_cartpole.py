@@ -24,10 +24,9 @@ from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, core, runs
-from sppo_control.defaults import task_defaults
 from sppo_control.outcomes import advantage_scalars
-from sppo_control.policies import starting_policy
 from sppo_control.rollout import evaluate, rollout
+from sppo_control.starts import starting_policy
 
 
 @dataclass
@@ -82,7 +81,7 @@ class Args:
     @staticmethod
     def defaults(env_id: str) -> dict[str, Any]:
         """Defaults that depend on the task."""
-        return task_defaults(env_id)
+        return sppo_envs.task_defaults(env_id)
 
     @property
     def baseline_size(self) -> int:

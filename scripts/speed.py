@@ -30,29 +30,17 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import checkpoints, runs
-from sppo_control.defaults import defaults
-from sppo_control.policies import load_policy, shipped_policy, starting_policy
+from sppo_control import checkpoints, cli, extras, runs
 from sppo_control.rollout import rollout
+from sppo_control.starts import shipped_policy, starting_policy
 from sppo_envs.engines import EnvPoolVectorEnv, cores
 
 ENV_ID = "sppo/PrecisionCartPole-v0"
 B, H, EPOCHS, MINIBATCHES = 64, 200, 4, 4
 TARGETS = {"sppo": 8.0, "ppo": 5.0}
-PEERS = {
-    "sppo/PrecisionCartPole-v0": "CartPole-v1",
-    "sppo/SparseMountainCar-v0": "MountainCarContinuous-v0",
-    "sppo/SparsePendulum-v0": "Pendulum-v1",
-    "sppo/SparseLunarLander-v0": "LunarLander-v3",
-    "sppo/SparseHopper-v0": "Hopper-v5",
-    "sppo/ContextCartPole-v0": "CartPole-v1",
-    "sppo/ContextPendulum-v0": "Pendulum-v1",
-}
-"""The environment of Gymnasium that has the same dynamics."""
 
 
 @dataclass
@@ -123,7 +111,8 @@ def random_actions(space: gym.Space[Any], shape: tuple[int, ...], rng: np.random
     """Actions (*shape,) of a Discrete space or (*shape, A) of a Box."""
     if isinstance(space, gym.spaces.Discrete):
         return rng.integers(0, int(space.n), shape).astype(np.int32)
-    return rng.uniform(space.low, space.high, (*shape, *space.shape)).astype(np.float32)
+    assert isinstance(space, gym.spaces.Box)
+    return rng.uniform(space.low, space.high, (*shape, *space.low.shape)).astype(np.float32)
 
 
 def steps_alone(envs: Any, seconds: float) -> float:
@@ -157,11 +146,13 @@ def measure_engines(args: Args) -> None:
     """Print the table of engines and write it as JSON."""
     rows: dict[str, dict[str, Any]] = {}
     for env_id in tqdm(sppo_envs.TASKS, unit="task", desc="engines"):
-        num_envs = args.num_envs or defaults(env_id).num_envs
+        task = sppo_envs.task(env_id)
+        assert task is not None and task.peer is not None  # noqa: PT018 - of every task of this package
+        num_envs = args.num_envs or task.defaults.num_envs
         envs = sppo_envs.make_task(env_id, num_envs)
-        policy = load_policy(shipped_policy(env_id), envs)
+        policy = starting_policy(envs, env_id, None, False, ())
         space = envs.single_action_space
-        sync = gym.make_vec(PEERS[env_id], num_envs=num_envs, vectorization_mode="sync")
+        sync = gym.make_vec(task.peer, num_envs=num_envs, vectorization_mode="sync")
         engine, pool = type(envs).__name__, None
         if isinstance(envs, EnvPoolVectorEnv):
             pool = envs.bare_pool()
@@ -210,10 +201,8 @@ def main(args: Args) -> None:
     if args.what == "engines":
         measure_engines(args)
         return
-    try:
-        sb3 = version("stable-baselines3")
-    except ModuleNotFoundError:
-        sys.exit("the peer is missing: pip install -c constraints.txt -e '.[bench]'")
+    extras.require("bench", "stable_baselines3", wanted_by="the comparison")
+    sb3 = version("stable-baselines3")
     names = ("sppo", "ppo", "sb3")
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tqdm(total=args.rounds * len(names), unit="run", desc="speed") as bar:
@@ -252,4 +241,4 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    cli.main(main, Args, __doc__)

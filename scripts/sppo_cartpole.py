@@ -28,11 +28,10 @@ from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, core, runs
-from sppo_control.defaults import task_defaults
 from sppo_control.networks import Critic
 from sppo_control.outcomes import advantage_scalars
-from sppo_control.policies import starting_policy
 from sppo_control.rollout import ContextWindow, evaluate, rollout
+from sppo_control.starts import starting_policy
 
 
 @dataclass
@@ -99,7 +98,7 @@ class Args:
     def defaults(env_id: str, critic_recipe: str) -> dict[str, Any]:
         """Defaults that depend on the task and on the critic's recipe."""
         paper = {"critic_learning_rate": 1e-3} if critic_recipe == "paper" else {}
-        return task_defaults(env_id) | paper
+        return sppo_envs.task_defaults(env_id) | paper
 
     @property
     def minibatch_size(self) -> int:

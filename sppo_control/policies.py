@@ -169,7 +169,7 @@ def save_policy(policy: Policy, path: Path, env_id: str) -> None:
 
 
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
-    """Read a policy written by `save_policy`; hidden widths are taken from the file.
+    """Read a policy written by `save_policy`; hidden widths and `env_id` are taken from the file.
 
     Raises:
         ValueError: not a policy file, or one for other spaces than those of `envs`.
@@ -194,33 +194,5 @@ def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
         policy.load_tensors(weights)
     except ValueError as error:
         raise ValueError(f"{path}, made for {about['env_id']}, cannot act in this environment: {error}") from error
-    return policy
-
-
-def shipped_policy(env_id: str) -> Path:
-    """Where the package keeps the starting policy of a task; the file may not exist."""
-    return Path(__file__).parent / "pretrained" / f"{env_id.split('/')[-1]}.safetensors"
-
-
-def starting_policy(
-    envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
-) -> Policy:
-    """The policy that training begins with: `start` if given, else the one shipped for the task, else random weights.
-
-    Args:
-        envs: whose spaces it must fit.
-        env_id: the task.
-        start: a file written by `save_policy`, or a folder that holds one as policy.safetensors (a checkpoint).
-        from_scratch: random weights even where a policy is shipped.
-        hidden: hidden widths of random weights.
-
-    Raises:
-        ValueError, FileNotFoundError: see `load_policy` and `make_policy`.
-    """
-    path = shipped_policy(env_id) if start is None else Path(start)
-    if path.is_dir():
-        path = path / "policy.safetensors"
-    fresh = from_scratch or (start is None and not path.is_file())
-    policy = make_policy(envs, hidden) if fresh else load_policy(path, envs)
-    policy.env_id = env_id  # whatever it was made for, it is trained for this from now on
+    policy.env_id = about["env_id"]
     return policy

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import benchmark
 import sppo_cartpole
 from sppo_control import cli, errors, extras
-from sppo_control.policies import shipped_policy
+from sppo_control.starts import shipped_policy
 from sppo_control.study import variants
 
 ROOT = Path(__file__).resolve().parents[1]

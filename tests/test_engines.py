@@ -15,8 +15,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode
 
 import sppo_envs
+from sppo_control import extras
+from sppo_control.extras import MissingExtra
 from sppo_envs import (
-    MissingExtra,
     OutcomeReward,
     OutcomeVectorEnv,
     ProcessVectorEnv,
@@ -620,23 +621,23 @@ def forget(monkeypatch, package, users):
 
 @pytest.mark.parametrize("engine", ["sync", "processes"])
 @pytest.mark.parametrize(
-    ("env_id", "package", "users", "command"),
+    ("env_id", "package", "users", "extra"),
     [
-        (LANDER, "Box2D", "gymnasium.envs.box2d", 'pip install "box2d>=2.3.10" "pygame>=2.1.3"'),
-        (HOPPER, "mujoco", "gymnasium.envs.mujoco", 'pip install "mujoco>=3.1" "imageio>=2.14.1"'),
-        (HOPPER, "imageio", "gymnasium.envs.mujoco", 'pip install "mujoco>=3.1" "imageio>=2.14.1"'),
+        (LANDER, "Box2D", "gymnasium.envs.box2d", "box2d"),
+        (HOPPER, "mujoco", "gymnasium.envs.mujoco", "mujoco"),
+        (HOPPER, "imageio", "gymnasium.envs.mujoco", "mujoco"),
     ],
 )
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
-    env_id, package, users, command, engine, monkeypatch
+    env_id, package, users, extra, engine, monkeypatch
 ):
     """In this process, before any worker is started; an ImportError, for those who look for one."""
     forget(monkeypatch, package, users)
     for make in (lambda: make_task(env_id, 2, engine=engine), lambda: gym.make(env_id)):
         with pytest.raises(MissingExtra) as error:
             make()
-        assert str(error.value).endswith(f"run: {command}")
-        assert env_id.split("-")[0].removeprefix("sppo/Sparse") in str(error.value)
+        assert str(error.value).startswith(f"{package}, which {env_id.split('-')[0].removeprefix('sppo/Sparse')}")
+        assert str(error.value).endswith(f"run: {extras.install(extra)}")
         assert isinstance(error.value, ImportError)
 
 
@@ -645,7 +646,8 @@ def test_missing_envpool_is_named_with_the_command_that_installs_it(env_id, monk
     monkeypatch.setitem(sys.modules, "envpool", None)
     with pytest.raises(MissingExtra) as error:
         make_task(env_id, 2, engine="envpool", success_return=None if env_id in sppo_envs.TASKS else 1.0)
-    assert str(error.value) == 'EnvPool is not installed; run: pip install "envpool>=1.2.5"'
+    command = extras.install("envpool")
+    assert str(error.value) == f"envpool, which --engine envpool needs, is not installed; run: {command}"
 
 
 @pytest.mark.parametrize("env_id", [LANDER, HOPPER])

@@ -19,13 +19,13 @@ import torch
 import evaluate
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli
-from sppo_control.policies import load_policy, make_policy, save_policy, shipped_policy
+from sppo_control import cli, extras
+from sppo_control.policies import load_policy, make_policy, save_policy
 from sppo_control.rollout import rollout
+from sppo_control.starts import shipped_policy
 
 ID, CAR, PENDULUM = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0", "sppo/SparsePendulum-v0"
 LANDER, HOPPER = "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"
-PIP = {"PIL": "pillow", "imageio": "imageio", "imageio_ffmpeg": "imageio-ffmpeg"}
 NEEDS = {LANDER: ("Box2D", "pygame"), HOPPER: ("mujoco", "imageio")}
 
 
@@ -559,9 +559,10 @@ def test_damaged_foreign_and_incomplete_things_are_refused(no_work, run_dir, mon
 )
 def test_a_missing_package_is_named_with_the_command(ending, absent, no_work, monkeypatch, capsys, tmp_path):
     real = importlib.util.find_spec
-    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda m: None if m in absent else real(m))
+    monkeypatch.setattr(extras, "find_spec", lambda m: None if m in absent else real(m))
     error = refusal(monkeypatch, capsys, ID, "--video", tmp_path / f"v{ending}")
-    assert f"pip install {' '.join(PIP[m] for m in absent)}" in error
+    assert f"{absent[0]}, which --video {tmp_path / f'v{ending}'} needs, is not installed" in error
+    assert error.endswith(f"run: {extras.install('video')}")
 
 
 @needs("PIL")

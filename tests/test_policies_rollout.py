@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import sppo_envs
-from sppo_control import networks, policies
+from sppo_control import networks, starts
 from sppo_control.networks import Critic
 from sppo_control.policies import CategoricalPolicy, GaussianPolicy, load_policy, make_policy, save_policy
 from sppo_control.rollout import ContextWindow, evaluate, rollout, success_by_context
@@ -155,7 +155,7 @@ def test_spaces_that_no_policy_fits_are_refused():
 def test_recorded_episodes_replay_in_the_scalar_environment(envs):
     """Observation, action, mask and outcome belong to the same step of the same episode."""
     torch.manual_seed(0)
-    policy = policies.starting_policy(envs, ID, None, False, ())
+    policy = starts.starting_policy(envs, ID, None, False, ())
     with torch.no_grad():
         policy.layers()[-1][1][0] += 0.7  # clumsy, so that some episodes end early
     episodes = rollout(envs, policy, np.random.default_rng(0))
@@ -182,7 +182,7 @@ def test_recorded_episodes_replay_in_the_scalar_environment(envs):
 
 
 def test_rollout_is_a_function_of_its_generator(envs):
-    policy = policies.starting_policy(envs, ID, None, False, ())
+    policy = starts.starting_policy(envs, ID, None, False, ())
     a, b, c = (rollout(envs, policy, np.random.default_rng(s)) for s in (0, 0, 1))
     assert torch.equal(a.obs, b.obs)
     assert torch.equal(a.actions, b.actions)
@@ -204,7 +204,7 @@ def test_rollout_stops_where_an_environment_does_not_end(envs):
 
 
 def test_evaluation_counts_exactly_the_episodes_asked_for(envs):
-    policy = policies.starting_policy(envs, ID, None, False, ())
+    policy = starts.starting_policy(envs, ID, None, False, ())
     result = evaluate(envs, policy, 40, np.random.default_rng(0), greedy=True)
     assert len(result.outcome) == len(result.info["final_angle"]) == 40
     assert np.array_equal(result.outcome, result.info["success"])
@@ -225,7 +225,7 @@ def test_critic_reads_one_state_or_many():
 @pytest.mark.parametrize("env_id", ["sppo/ContextCartPole-v0", "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"])
 def test_episodes_of_a_group_share_their_context_and_nothing_else(env_id):
     envs = sppo_envs.make_task(env_id, 12, horizon=30)
-    policy = policies.starting_policy(envs, env_id, None, False, ())
+    policy = starts.starting_policy(envs, env_id, None, False, ())
     episodes = rollout(envs, policy, np.random.default_rng(0), group_size=4)
     groups = episodes.context.unflatten(0, (3, 4))
     assert torch.equal(groups, groups[:, :1].expand_as(groups))
@@ -238,7 +238,7 @@ def test_episodes_of_a_group_share_their_context_and_nothing_else(env_id):
 @pytest.mark.parametrize("env_id", ["sppo/ContextCartPole-v0", "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"])
 def test_a_greedy_rollout_of_the_same_generator_starts_in_the_same_contexts(env_id):
     envs = sppo_envs.make_task(env_id, 6, horizon=30)
-    policy = policies.starting_policy(envs, env_id, None, False, ())
+    policy = starts.starting_policy(envs, env_id, None, False, ())
     sampled, greedy = (rollout(envs, policy, np.random.default_rng(4), g) for g in (False, True))
     assert torch.equal(sampled.context, greedy.context)
     assert not torch.equal(sampled.actions[:, :10], greedy.actions[:, :10])
@@ -247,7 +247,7 @@ def test_a_greedy_rollout_of_the_same_generator_starts_in_the_same_contexts(env_
 def test_success_by_context_is_the_rate_of_each_context():
     env_id = "sppo/ContextCartPole-v0"
     envs = sppo_envs.make_task(env_id, 16)
-    policy = policies.starting_policy(envs, env_id, None, False, ())
+    policy = starts.starting_policy(envs, env_id, None, False, ())
     contexts, rate = success_by_context(envs, policy, 5, np.random.default_rng(1))
     rng = np.random.default_rng(1)
     for i in range(5):

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import pretrain
 import sppo_envs
 from sppo_control import cli, core, errors
-from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.policies import load_policy
 from sppo_control.rollout import evaluate, success_by_context
+from sppo_control.starts import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"expert_success": 0.2, "demonstrations": 64, "eval_episodes": 128, "clone_updates": 400, "eval_every": 100}
@@ -29,13 +30,14 @@ TWO_CHECKPOINTS = {"expert_success": 0.6}
 def test_shipped_policy_matches_its_card(env_id):
     """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate lies in the task's band."""
     card = json.loads(shipped_policy(env_id).with_suffix(".json").read_text())
-    args = pretrain.Args(env_id=env_id)
+    args = cli.make_args(pretrain.Args, env_id=env_id)
     assert card["env_id"] == env_id
     assert card["band"] == [args.min_success, args.max_success]
     sampled = card["success_sampled"]
     assert args.min_success <= sampled["measures"].get("balanced", sampled["rate"]) <= args.max_success
-    recipe = {k: getattr(args, k) for k in card["arguments"]}
-    assert recipe == card["arguments"], "the shipped policy is the one that the script makes by default"
+    given = {k: v for k, v in card["arguments"].items() if v is not None}  # cards of discrete actions: no log_std
+    recipe = {k: args.aim if k == "target" else getattr(args, k) for k in given}
+    assert recipe == given, "the shipped policy is the one that the script makes by default"
     assert shipped_policy(env_id).stat().st_size < 100_000
     episodes = 128 if env_id in ("sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0") else 1024
     envs = sppo_envs.make_task(env_id, 128)
@@ -202,7 +204,7 @@ def test_a_damaged_file_is_still_an_error(tmp_path, monkeypatch, capsys):
 def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
     """An expert that hardly ever balances: the shipped start. Spinning episodes succeed and must not be kept."""
     env_id = "sppo/SparsePendulum-v0"
-    args = pretrain.Args(env_id=env_id, demonstrations=5)
+    args = cli.make_args(pretrain.Args, env_id=env_id, demonstrations=5)
     envs = sppo_envs.make_task(env_id, args.expert_num_envs)
     obs, actions = pretrain.collect(args, load_policy(shipped_policy(env_id), envs))
     assert obs.shape == (5 * 1000, 3)
@@ -226,11 +228,16 @@ def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env_id": "CartPole-v1"}, "--env-id must be one of sppo/PrecisionCartPole-v0"),
         ({"min_success": 0.5, "max_success": 0.4}, "need 0 <= --min-success < --max-success <= 1, got 0.5, 0.4"),
-        ({"target": 0.9}, "--target must lie above 0 and not above --max-success, got 0.9"),
-        ({"expert_success": 1.0}, "--expert-success must lie between 0 and 1, got 1.0"),
+        ({"target": 0.9}, "--target must be above 0 and not above --max-success, got 0.9"),
+        ({"expert_success": 1.0}, "--expert-success must be between 0 and 1, got 1.0"),
         ({"demonstrations": 0}, "--demonstrations must be at least 1, got 0"),
+        ({"reward_scale": float("nan")}, "--reward-scale must be a number above 0, got nan"),
+        ({"clone_learning_rate": -1.0}, "--clone-learning-rate must be a number above 0, got -1.0"),
+        ({"log_std": float("nan")}, "--log-std must be a number between -20 and 20, got nan"),
+        ({"gamma": 1.5}, r"--gamma must be in \[0, 1\], got 1.5"),
+        ({"success_return": 1.0}, "--success-return belongs to --demonstrations-from"),
+        ({"stage": "expert", "demonstrations_from": "x.npz"}, "--demonstrations-from exclude each other"),
     ],
 )
 def test_impossible_arguments(changes, message):

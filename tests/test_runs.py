@@ -22,9 +22,9 @@ import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli, core, defaults, errors, runs
+from sppo_control import cli, core, errors, extras, runs
 from sppo_control.networks import Critic
-from sppo_control.policies import shipped_policy
+from sppo_control.starts import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 ID = "sppo/PrecisionCartPole-v0"
@@ -392,7 +392,7 @@ def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("env_id", sppo_envs.TASKS)
 def test_each_task_has_its_own_defaults_and_every_one_can_be_overridden(env_id, monkeypatch):
-    own = dataclasses.asdict(defaults.TASKS[env_id])
+    own = sppo_envs.task_defaults(env_id)
     args = cli.make_args(sppo_cartpole.Args, env_id=env_id)
     assert {name: getattr(args, name) for name in own} == own
     assert (
@@ -409,7 +409,7 @@ def test_each_task_has_its_own_defaults_and_every_one_can_be_overridden(env_id, 
 @pytest.mark.parametrize("env_id", sppo_envs.TASKS)
 def test_every_script_runs_every_task_from_its_starting_policy(env_id, script, tmp_path):
     """Two updates of short episodes; the first checkpoint is the shipped policy, the measures are the documented ones."""
-    B = defaults.TASKS[env_id].num_envs
+    B = sppo_envs.task_defaults(env_id)["num_envs"]
     batch = 2 * B if script == "remax_cartpole" else B  # its greedy episodes count
     args = cli.make_args(
         ALL[script].Args,
@@ -427,13 +427,10 @@ def test_every_script_runs_every_task_from_its_starting_policy(env_id, script, t
 
 
 @pytest.mark.parametrize(
-    ("env_id", "module", "command"),
-    [
-        ("sppo/SparseLunarLander-v0", "Box2D", 'pip install "box2d>=2.3.10" "pygame>=2.1.3"'),
-        ("sppo/SparseHopper-v0", "mujoco", 'pip install "mujoco>=3.1" "imageio>=2.14.1"'),
-    ],
+    ("env_id", "module", "extra"),
+    [("sppo/SparseLunarLander-v0", "Box2D", "box2d"), ("sppo/SparseHopper-v0", "mujoco", "mujoco")],
 )
-def test_missing_extras_give_the_command_that_installs_them(env_id, module, command, tmp_path):
+def test_missing_extras_give_the_command_that_installs_them(env_id, module, extra, tmp_path):
     script = ROOT / "scripts" / "sppo_cartpole.py"
     argv = [str(script), "--env-id", env_id, "--engine", "sync", "--runs-dir", str(tmp_path)]
     # in a process of its own: here the module may have been imported already
@@ -443,7 +440,7 @@ def test_missing_extras_give_the_command_that_installs_them(env_id, module, comm
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].endswith(f"is not installed; run: {command}")
+    assert done.stderr.strip().splitlines()[-1].endswith(f"is not installed; run: {extras.install(extra)}")
     assert not list(tmp_path.iterdir())
 
 

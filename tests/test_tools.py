@@ -16,8 +16,9 @@ import plot
 import speed
 import sppo_envs
 from sppo_control import errors
-from sppo_control.policies import load_policy, shipped_policy
+from sppo_control.policies import load_policy
 from sppo_control.rollout import success_by_context
+from sppo_control.starts import shipped_policy
 
 
 def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, capsys):
@@ -170,10 +171,10 @@ def test_engine_table_names_every_task_and_its_peer(tmp_path, capsys):
     out = tmp_path / "speed.json"
     speed.main(speed.Args(what="engines", rounds=1, seconds=0.01, num_envs=2, out=str(out)))
     table, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert set(table["rows"]) == set(sppo_envs.TASKS) == set(speed.PEERS)
+    assert set(table["rows"]) == set(sppo_envs.TASKS)
     for env_id, row in table["rows"].items():
         assert row["rollout_to_bare"] == pytest.approx(row["rollout"][0] / row["bare"][0])
         assert row["bare_to_sync"] == pytest.approx(row["bare"][0] / row["sync"][0])
         assert re.search(rf"\| {env_id} \| 2 \| {row['engine']} \|", printed)
-        dynamics = gym.make(speed.PEERS[env_id]).observation_space
+        dynamics = gym.make(sppo_envs.task(env_id).peer).observation_space
         assert dynamics.shape == sppo_envs.make_task(env_id, 1).single_observation_space.shape

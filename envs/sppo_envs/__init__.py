@@ -1,42 +1,64 @@
-"""Control tasks with one binary outcome at the end of the episode. `import sppo_envs` registers them with Gymnasium."""
+"""Control tasks with one binary outcome at the end of the episode. `import sppo_envs` registers them with Gymnasium.
+
+`python -m sppo_envs` prints a table of them.
+"""
 
 from __future__ import annotations
 
 import difflib
-import importlib
+from collections.abc import Callable
 from typing import Any, get_args
 
 import gymnasium as gym
 
-from .engines import Engine, EnvPoolVectorEnv, MissingExtra, ProcessVectorEnv, copies
-from .outcome import OutcomeReward, OutcomeVectorEnv, OutcomeVectorReward
+from sppo_control.extras import MissingExtra
+
+from . import hopper, lunar_lander, mountain_car, pendulum, precision_cartpole
+from .engines import Engine, EnvPoolVectorEnv, ProcessVectorEnv, copies
+from .outcome import (
+    Outcome,
+    OutcomeReward,
+    OutcomeVectorEnv,
+    OutcomeVectorReward,
+    Success,
+    WrappedOutcome,
+    find_outcome,
+)
+from .task import Axis, Defaults, Recipe, Task, accepts, import_module, register, table, task, task_defaults
 
 __all__ = [
     "TASKS",
+    "Axis",
+    "Defaults",
     "Engine",
     "MissingExtra",
     "OutcomeReward",
     "OutcomeVectorEnv",
     "OutcomeVectorReward",
     "ProcessVectorEnv",
+    "Recipe",
+    "Task",
+    "make_one",
     "make_task",
+    "register",
+    "table",
+    "task",
+    "task_defaults",
 ]
 
-# id: module, one environment, B of them, its engines other than Gymnasium's copies
-_TASKS = {
-    "sppo/PrecisionCartPole-v0": ("precision_cartpole", "make", "PrecisionCartPoleVectorEnv", "numpy"),
-    "sppo/SparseMountainCar-v0": ("mountain_car", "make", "SparseMountainCarVectorEnv", "numpy"),
-    "sppo/SparsePendulum-v0": ("pendulum", "make", "SparsePendulumVectorEnv", "numpy"),
-    "sppo/SparseLunarLander-v0": ("lunar_lander", "make", "make_vec", "envpool"),
-    "sppo/SparseHopper-v0": ("hopper", "make", "make_vec", "envpool"),
-    "sppo/ContextCartPole-v0": ("precision_cartpole", "make_context", "ContextCartPoleVectorEnv", "numpy"),
-    "sppo/ContextPendulum-v0": ("pendulum", "make_context", "ContextPendulumVectorEnv", "numpy"),
-}
-TASKS = tuple(_TASKS)
+_OWN = (
+    precision_cartpole.TASK,
+    mountain_car.TASK,
+    pendulum.TASK,
+    lunar_lander.TASK,
+    hopper.TASK,
+    precision_cartpole.CONTEXT_TASK,
+    pendulum.CONTEXT_TASK,
+)
+for _task in _OWN:
+    register(_task)
+TASKS = tuple(_task.id for _task in _OWN)
 """Ids of the tasks of this package."""
-
-for _id, (_module, _make, _make_vec, _) in _TASKS.items():
-    gym.register(_id, entry_point=f"sppo_envs.{_module}:{_make}", vector_entry_point=f"sppo_envs.{_module}:{_make_vec}")
 
 
 def make_task(
@@ -47,80 +69,141 @@ def make_task(
     engine: Engine = "auto",
     dense: bool = False,
 ) -> Any:
-    """B episodes in lockstep with a binary outcome, for a task of this package or any other Gymnasium id.
+    """B episodes in lockstep with a binary outcome, for a task or any other Gymnasium id.
 
     Args:
-        env_id: one of `TASKS`, or any Gymnasium id ("module:id" imports the module first).
+        env_id: one of `TASKS`, a task or environment of yours, or any Gymnasium id. "module:id" imports the module first.
         num_envs: B.
-        success_return: needed for other environments, refused for `TASKS`: an episode succeeds when the sum of the
-            environment's own rewards reaches this number.
+        success_return: an episode succeeds when the sum of the environment's own rewards reaches this number. Needed
+            where nothing else says what success is; refused where a `Task` or an `OutcomeReward` does.
         horizon: longest episode in steps; None takes the task's or the environment's own.
         engine: see `sppo_envs.engines.Engine`.
-        dense: the task's shaped reward each step, for training an expert; for `TASKS` only.
+        dense: the task's shaped reward at each step, for training an expert.
 
     Returns:
         A `gymnasium.vector.VectorEnv` with autoreset off and an attribute `horizon`.
 
     Raises:
         ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon, an
-            engine that the environment does not have.
+            engine or a dense reward that the environment does not have.
         MissingExtra: a package that the task or the engine needs is not installed; the message has the command.
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
-    if env_id in _TASKS:
-        return _make_own(env_id, num_envs, success_return, horizon, engine, dense)
-    if ":" not in env_id and env_id not in gym.registry:
+    found = _known(env_id, success_return)
+    if found is None:
+        if dense:
+            raise ValueError(f"a dense reward is known for {', '.join(TASKS)} only, not for {env_id}")
+        if engine == "numpy":
+            raise ValueError(
+                f"--engine numpy is for tasks with a batched engine; {env_id} has sync, processes, envpool"
+            )
+        if engine == "envpool" and success_return is not None:
+            return EnvPoolVectorEnv(env_id, num_envs, horizon, _reaches(success_return))
+        make = _single(env_id, success_return, horizon)
+        if engine == "envpool":
+            raise ValueError(f"EnvPool does not know when {env_id} is a success; leave --engine out")
+        return copies(make, num_envs, "processes" if engine == "processes" else "sync")
+
+    if engine != "auto" and engine not in found.engines:
+        raise ValueError(f"{env_id} has the engines {_and(found.engines)}, not {engine}")
+    if dense and not found.has_dense_reward:
+        raise ValueError(f"{env_id} has no dense reward: neither its make nor its make_vec takes `dense`")
+    batched = found.make_vec is not None and (not dense or accepts(found.make_vec, "dense"))
+    if found.make_vec is not None and batched and (engine in ("auto", found.engine) or found.engine == "envpool"):
+        kwargs: dict[str, Any] = {"engine": engine} if found.engine == "envpool" else {}
+        kwargs |= {"dense": True} if dense else {}
+        envs = found.make_vec(num_envs=num_envs, horizon=found.horizon if horizon is None else horizon, **kwargs)
+        if getattr(envs, "obs_scale", None) is None:
+            envs.obs_scale = found.obs_scale
+        return envs
+    make = _single(env_id, None, horizon, dense=dense)
+    return copies(make, num_envs, "processes" if engine == "processes" else "sync", found.obs_scale)
+
+
+def make_one(
+    env_id: str, success_return: float | None = None, horizon: int | None = None, render_mode: str | None = None
+) -> Outcome:
+    """One environment with a binary outcome, which may be drawn; see `make_task`."""
+    _known(env_id, success_return)
+    return _single(env_id, success_return, horizon, render_mode=render_mode)()
+
+
+# ---------------------------------------------------------------------------------------------------------- helpers
+def _known(env_id: str, success_return: float | None) -> Task | None:
+    """The task of this id; None for other environments that Gymnasium knows."""
+    found = task(env_id)
+    if found is not None and success_return is not None:
+        raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")
+    module, _, name = env_id.rpartition(":")
+    if found is None and name not in gym.registry:
+        if module:
+            source = getattr(import_module(module, env_id), "__file__", None)
+            raise ValueError(f"cannot make {env_id}: {source or module} registers no {name}")
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
         raise ValueError(
             f"unknown environment {env_id!r}"
             + (f"; did you mean {' or '.join(near)}?" if near else f"; this package's are {', '.join(TASKS)}")
         )
-    if success_return is None:
-        raise ValueError(
-            f"{env_id} has no success rule: pass --success-return X, and an episode whose return reaches X counts as a "
-            "success (CartPole-v1: 475, for example)"
-        )
-    if dense:
-        raise ValueError(f"a dense reward is known for {', '.join(TASKS)} only, not for {env_id}")
-    if engine == "numpy":
-        raise ValueError(f"--engine numpy is for tasks of this package; {env_id} has sync, processes and envpool")
-    threshold = success_return
+    return found
 
-    def reached(obs: Any, info: dict[str, Any]) -> Any:
-        return info["episode_return"] >= threshold
 
-    if engine == "envpool":
-        return EnvPoolVectorEnv(env_id, num_envs, horizon, reached)
+class _Maker:
+    """Makes one environment of a task, also in a worker process, where nobody has registered its id."""
+
+    def __init__(self, found: Task, horizon: int | None, **kwargs: Any) -> None:
+        horizon = found.horizon if horizon is None else horizon
+        takes_it = accepts(found.make, "horizon")
+        self.make, self.kwargs = found.make, {**({"horizon": horizon} if takes_it else {}), **kwargs}
+        self.horizon = None if takes_it else horizon
+
+    def __call__(self) -> Outcome:
+        env = self.make(**self.kwargs)
+        return env if isinstance(env, OutcomeReward) and self.horizon is None else WrappedOutcome(env, self.horizon)
+
+
+def _single(
+    env_id: str, success_return: float | None, horizon: int | None, dense: bool = False, render_mode: str | None = None
+) -> Callable[[], Outcome]:
+    """A function that makes one environment; sent to worker processes, so it looks nothing up."""
+    found = task(env_id)
+    if found is not None:
+        if dense and not accepts(found.make, "dense"):
+            raise ValueError(
+                f"the dense reward of {env_id} exists in its {found.engine} engine only; leave --engine out"
+            )
+        drawn = {} if render_mode is None else {"render_mode": render_mode}
+        return _Maker(found, horizon, **({"dense": True} if dense else {}), **drawn)
+
+    def make() -> gym.Env[Any, Any]:
+        return gym.make(spec) if render_mode is None else gym.make(spec, render_mode=render_mode)
+
+    spec = gym.spec(env_id.rpartition(":")[2])
     try:
-        module, _, name = env_id.rpartition(":")
-        if module:
-            importlib.import_module(module)
-        spec = gym.spec(name)  # known in a worker process too, where nobody has registered the id
-        return copies(
-            lambda: OutcomeReward(gym.make(spec), reached, horizon),
-            num_envs,
-            "processes" if engine == "processes" else "sync",
-        )
+        probe = make()
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"cannot make {env_id}: {error}") from error
+    probe.close()
+    if find_outcome(probe) is not None:
+        if success_return is not None:
+            raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")
+        return lambda: WrappedOutcome(make(), horizon)
+    if success_return is None:
+        solved = "" if spec.reward_threshold is None else f" (it is registered as solved at {spec.reward_threshold:g})"
+        raise ValueError(
+            f"{env_id} has no success rule: pass --success-return X, and an episode whose return reaches X counts as a "
+            f"success{solved}"
+        )
+    reached = _reaches(success_return)
+    return lambda: OutcomeReward(make(), reached, horizon)
 
 
-def _make_own(
-    env_id: str, num_envs: int, success_return: float | None, horizon: int | None, engine: Engine, dense: bool
-) -> Any:
-    if success_return is not None:
-        raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")
-    module, make, _, fast = _TASKS[env_id]
-    task = importlib.import_module(f"sppo_envs.{module}")
-    kwargs: dict[str, Any] = {} if horizon is None else {"horizon": horizon}
-    if engine not in ("auto", fast, "processes", "sync"):
-        raise ValueError(f"{env_id} has the engines {fast}, processes and sync, not {engine}")
-    if fast != "numpy":
-        return gym.make_vec(env_id, num_envs=num_envs, dense=dense, engine=engine, **kwargs).unwrapped
-    if engine in ("auto", "numpy"):
-        return gym.make_vec(env_id, num_envs=num_envs, dense=dense, **kwargs).unwrapped
-    if dense:
-        raise ValueError(f"the dense reward of {env_id} exists in its numpy engine only; leave --engine out")
-    one = getattr(task, make)
-    return copies(lambda: one(**kwargs), num_envs, "processes" if engine == "processes" else "sync", task.OBS_SCALE)
+def _reaches(success_return: float) -> Success:
+    def reached(obs: Any, info: dict[str, Any]) -> Any:
+        return info["episode_return"] >= success_return
+
+    return reached
+
+
+def _and(words: tuple[str, ...]) -> str:
+    return ", ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1]

@@ -18,13 +18,15 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from sppo_control.extras import MissingExtra, require
+
 from .lockstep import BoolArray, LockstepVectorEnv, Seed
-from .outcome import Measures, OutcomeReward, OutcomeVectorEnv, Success, checked_success, env_seeds
+from .outcome import Measures, Outcome, OutcomeVectorEnv, Success, checked_success, env_seeds
 
 Engine = Literal["auto", "numpy", "envpool", "processes", "sync"]
 """numpy: batched dynamics in numpy. envpool: EnvPool's C++ threads. processes: Gymnasium's environments in one worker
-process a core. sync: Gymnasium's environments one after the other. auto: the first of these that there is; for
-environments from outside this package, sync."""
+process per core. sync: Gymnasium's environments one after the other. auto: the first of these that the task has; sync for
+environments and tasks from outside this package that are not batched themselves."""
 
 
 def cores() -> int:
@@ -37,13 +39,6 @@ def cores() -> int:
 def has_envpool() -> bool:
     """Whether EnvPool is installed."""
     return importlib.util.find_spec("envpool") is not None
-
-
-class MissingExtra(ImportError):
-    """A package that is not installed; the message ends with the command that installs it."""
-
-    def __init__(self, what: str, command: str) -> None:
-        super().__init__(f"{what} is not installed; run: {command}")
 
 
 # -------------------------------------------------------------------------------------------------------- EnvPool
@@ -83,8 +78,7 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         observation_space: gym.Space[Any] | None = None,
         action_space: gym.Space[Any] | None = None,
     ) -> None:
-        if not has_envpool():
-            raise MissingExtra("EnvPool", 'pip install "envpool>=1.2.5"')
+        require("envpool", "envpool", wanted_by="--engine envpool")
         import envpool
 
         if engine_id not in envpool.list_all_envs():
@@ -182,7 +176,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(
         self,
-        make: Callable[[], OutcomeReward],
+        make: Callable[[], Outcome],
         num_envs: int,
         obs_scale: Sequence[float] | None = None,
         workers: int | None = None,
@@ -298,7 +292,7 @@ def _work(pipe: Connection, make: bytes, num_envs: int) -> None:
 
 
 def copies(
-    make: Callable[[], OutcomeReward],
+    make: Callable[[], Outcome],
     num_envs: int,
     engine: Literal["processes", "sync"],
     obs_scale: Sequence[float] | None = None,
@@ -309,13 +303,20 @@ def copies(
     return OutcomeVectorEnv(make, num_envs, obs_scale)
 
 
-def own_make(env_id: str, install: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """One of Gymnasium's environments that needs a package of its own, without Gymnasium's wrappers.
+def own_make(env_id: str, extra: str, *modules: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """One of Gymnasium's environments that needs packages of its own, without Gymnasium's wrappers.
+
+    Args:
+        env_id: Gymnasium's.
+        extra: the extra of pyproject.toml that brings the packages.
+        modules: their top-level modules.
+        kwargs: of the environment.
 
     Raises:
-        MissingExtra: the package is not there; `install` is the command that the message gives.
+        MissingExtra: one of the packages is not there, or cannot be imported.
     """
     try:
         return gym.make(env_id, disable_env_checker=True, **kwargs).unwrapped
     except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise MissingExtra(f"a package that {env_id} needs ({error})", install) from error
+        require(extra, *modules, wanted_by=env_id)
+        raise MissingExtra(f"a working package ({error})", extra, env_id) from error

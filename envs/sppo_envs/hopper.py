@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from .engines import Engine, EnvPoolVectorEnv, copies, has_envpool, own_make
 from .outcome import OutcomeReward
+from .task import Axis, Defaults, Recipe, Task
 
 HORIZON = 1000
 """steps"""
@@ -30,8 +31,6 @@ MAX_DENSE = 2.0
 """most that a step of the dense reward pays"""
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
 """Gymnasium's; EnvPool states float64."""
-INSTALL = 'pip install "mujoco>=3.1" "imageio>=2.14.1"'
-"""Gymnasium imports imageio wherever it imports MuJoCo."""
 
 
 def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
@@ -57,7 +56,7 @@ def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = F
     Raises:
         MissingExtra: MuJoCo or imageio is not installed.
     """
-    env = own_make("Hopper-v5", INSTALL, render_mode=render_mode)
+    env = own_make("Hopper-v5", "mujoco", "mujoco", "imageio", render_mode=render_mode)
     return OutcomeReward(env, success, horizon, measures, dense_reward if dense else None)
 
 
@@ -76,3 +75,20 @@ def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, eng
     return copies(
         lambda: make(horizon=horizon, dense=dense), num_envs, "sync" if engine == "sync" else "processes", OBS_SCALE
     )
+
+
+TASK = Task(
+    id="sppo/SparseHopper-v0",
+    make=make,
+    make_vec=make_vec,
+    engine="envpool",
+    success="has not fallen, and x > 1 m",
+    horizon=HORIZON,
+    obs_scale=OBS_SCALE,
+    defaults=Defaults(num_envs=8, num_minibatches=2, learning_rate=3e-4),
+    recipe=Recipe(
+        expert_success=0.3, expert_num_envs=32, expert_log_std=-0.5, demonstrations=64, log_std=-1.5, eval_episodes=256
+    ),
+    peer="Hopper-v5",
+    axes=(Axis("height (m)", 0), Axis("angle of the top (rad)", 1)),
+)

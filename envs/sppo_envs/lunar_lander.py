@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 from .engines import Engine, EnvPoolVectorEnv, copies, has_envpool, own_make
 from .outcome import OutcomeReward
+from .task import Axis, Defaults, Recipe, Task
 
 HORIZON = 1000
 """steps"""
@@ -30,7 +31,6 @@ OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 _HIGH = np.array([2.5, 2.5, 10.0, 10.0, 2 * np.pi, 10.0, 1.0, 1.0], dtype=np.float32)
 OBSERVATION_SPACE = spaces.Box(np.where(np.arange(8) < 6, -_HIGH, 0).astype(np.float32), _HIGH)
 """Gymnasium's, for EnvPool states bounds that its own observations break."""
-INSTALL = 'pip install "box2d>=2.3.10" "pygame>=2.1.3"'
 
 
 def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
@@ -58,7 +58,7 @@ def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = F
     Raises:
         MissingExtra: Box2D or pygame is not installed.
     """
-    env = own_make("LunarLander-v3", INSTALL, render_mode=render_mode)
+    env = own_make("LunarLander-v3", "box2d", "Box2D", "pygame", render_mode=render_mode)
     return OutcomeReward(env, success, horizon, measures, dense_reward if dense else None)
 
 
@@ -77,3 +77,26 @@ def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, eng
     return copies(
         lambda: make(horizon=horizon, dense=dense), num_envs, "sync" if engine == "sync" else "processes", OBS_SCALE
     )
+
+
+TASK = Task(
+    id="sppo/SparseLunarLander-v0",
+    make=make,
+    make_vec=make_vec,
+    engine="envpool",
+    success="both legs touch the ground, abs(x) < 0.4, not crashed",
+    horizon=HORIZON,
+    obs_scale=OBS_SCALE,
+    defaults=Defaults(num_envs=16, num_minibatches=2, learning_rate=3e-4),
+    recipe=Recipe(
+        expert_success=0.8,
+        expert_num_envs=32,
+        reward_scale=0.05,
+        gamma=0.999,
+        gae_lambda=0.98,
+        demonstrations=256,
+        eval_episodes=256,
+    ),
+    peer="LunarLander-v3",
+    axes=(Axis("horizontal velocity (scaled)", 2), Axis("vertical velocity (scaled)", 3)),
+)

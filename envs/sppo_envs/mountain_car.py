@@ -17,6 +17,7 @@ from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 
 from .lockstep import BoolArray, FloatArray, NumpyVectorEnv
 from .outcome import OutcomeReward
+from .task import Axis, Defaults, Recipe, Task
 
 HORIZON = 1000
 """steps"""
@@ -90,3 +91,17 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
 
     def _dense_reward(self) -> FloatArray:
         return dense_reward(self._state[1], self._at_goal)
+
+
+TASK = Task(
+    id="sppo/SparseMountainCar-v0",
+    make=make,
+    make_vec=SparseMountainCarVectorEnv,
+    success="x >= 0.45 m, which ends the episode",
+    horizon=HORIZON,
+    obs_scale=OBS_SCALE,
+    defaults=Defaults(num_envs=8, learning_rate=3e-4, total_timesteps=500_000),
+    recipe=Recipe(expert_num_envs=16, demonstrations=64, clone_learning_rate=1e-4),
+    peer="MountainCarContinuous-v0",
+    axes=(Axis("position (m)", 0), Axis("velocity (m/step)", 1)),
+)

@@ -69,6 +69,8 @@ class OutcomeReward(gym.Wrapper[Any, Any, Any, Any]):
             checked_horizon(horizon)
         self.horizon: int = min(x for x in (horizon, limit) if x is not None)
         self._success, self._measures, self._dense = success, measures, dense
+        self.dense = dense is not None
+        """Whether each step pays a shaped reward in place of the outcome."""
         self._last: tuple[Any, dict[str, Any]] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -102,6 +104,69 @@ class OutcomeReward(gym.Wrapper[Any, Any, Any, Any]):
         return obs, float(success) if self._dense is None else reward, True, False, info
 
 
+class WrappedOutcome(gym.Wrapper[Any, Any, Any, Any]):
+    """What an `OutcomeReward` promises, for an environment that has one somewhere below other wrappers.
+
+    The outcome is the inner one's. Rewards that wrappers in between have changed are left out, and so are steps after an
+    episode's end.
+
+    Args:
+        env: wrappers around an `OutcomeReward`; see `find_outcome`.
+        horizon: longest episode, in steps; None takes the least limit in the stack.
+
+    Raises:
+        ValueError: horizon below 1; there is no `OutcomeReward`.
+        RuntimeError: (from `step`) a wrapper ended the episode, or took `success` away.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], horizon: int | None = None) -> None:
+        super().__init__(env)
+        inner = find_outcome(env)
+        if inner is None:
+            raise ValueError(f"{env} has no OutcomeReward in it, so nothing says what success is")
+        if horizon is not None:
+            checked_horizon(horizon)
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+        # The inner one has to know the least limit: the outcome is decided at the last step.
+        self.horizon: int = min(x for x in (inner.horizon, limit, horizon) if x is not None)
+        inner.horizon = self.horizon
+        self._inner = inner
+        self._last: tuple[Any, dict[str, Any]] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the wrapped environment's."""
+        self._last = None
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """As the wrapped environment's, but for the reward; see the class."""
+        if self._last is not None:
+            return self._last[0], 0.0, True, False, self._last[1]
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if not (terminated or truncated):
+            return obs, float(reward) if self._inner.dense else 0.0, False, False, info
+        if not isinstance(info.get("success"), bool):
+            raise RuntimeError(
+                f"{self.env} ended an episode without `success` in info: a wrapper around its OutcomeReward ends "
+                "episodes, or changes info; put it inside"
+            )
+        self._last = obs, info
+        return obs, float(reward) if self._inner.dense else float(info["success"]), True, False, info
+
+
+def find_outcome(env: gym.Env[Any, Any]) -> OutcomeReward | None:
+    """The `OutcomeReward` in a stack of wrappers, the outermost if there are several; None if there is none."""
+    while not isinstance(env, OutcomeReward):
+        if not isinstance(env, gym.Wrapper):
+            return None
+        env = env.env
+    return env
+
+
+Outcome = OutcomeReward | WrappedOutcome
+"""One environment with a binary outcome."""
+
+
 class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
     """B copies of an `OutcomeReward` in lockstep, in this process, with autoreset off.
 
@@ -119,10 +184,8 @@ class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as Gymnasium has it
 
-    def __init__(
-        self, make: Callable[[], OutcomeReward], num_envs: int, obs_scale: Sequence[float] | None = None
-    ) -> None:
-        self.envs: list[OutcomeReward] = []  # before anything can fail: Gymnasium closes half-made environments too
+    def __init__(self, make: Callable[[], Outcome], num_envs: int, obs_scale: Sequence[float] | None = None) -> None:
+        self.envs: list[Outcome] = []  # before anything can fail: Gymnasium closes half-made environments too
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.num_envs, self.obs_scale = num_envs, obs_scale

@@ -21,6 +21,7 @@ from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 
 from .lockstep import BoolArray, FloatArray, NumpyVectorEnv
 from .outcome import OutcomeReward
+from .task import Axis, Recipe, Task
 
 HORIZON = 200
 """steps"""
@@ -144,3 +145,29 @@ class ContextCartPoleVectorEnv(PrecisionCartPoleVectorEnv):
     def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
         spread = np.array(CONTEXT_SPREAD)[:, None]
         return rng.uniform(-spread, spread, size=(4, n))
+
+
+# ------------------------------------------------------------------------------------------------------- the tasks
+# Of all pairs of observations, this one tells most of whether Context CartPole's starting policy succeeds.
+AXES = (Axis("velocity (m/s)", 1), Axis("angular velocity (rad/s)", 3))
+TASK = Task(
+    id="sppo/PrecisionCartPole-v0",
+    make=make,
+    make_vec=PrecisionCartPoleVectorEnv,
+    success="the pole stays up, and its final angle is within 0.5 degrees",
+    horizon=HORIZON,
+    obs_scale=OBS_SCALE,
+    peer="CartPole-v1",
+    axes=AXES,
+)
+CONTEXT_TASK = Task(
+    id="sppo/ContextCartPole-v0",
+    make=make_context,
+    make_vec=ContextCartPoleVectorEnv,
+    success="the pole stays up, and its final angle is within 3 degrees",
+    horizon=HORIZON,
+    obs_scale=OBS_SCALE,
+    recipe=Recipe(expert_success=0.5, min_success=0.25, max_success=0.55),
+    peer="CartPole-v1",
+    axes=AXES,
+)

@@ -1,0 +1,81 @@
+"""Where training begins: the starting policy of each task, found by the task's exact id."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import gymnasium as gym
+
+import sppo_envs
+
+from .policies import Policy, load_policy, make_policy
+
+
+def policy_name(env_id: str) -> str:
+    """Name of the file of a starting policy: PrecisionCartPole-v0.safetensors, my-Task-v0.safetensors."""
+    name = env_id.rpartition(":")[2]
+    if name in sppo_envs.TASKS:
+        name = name.removeprefix("sppo/")
+    return f"{name.replace('/', '-')}.safetensors"
+
+
+def shipped_policy(env_id: str) -> Path | None:
+    """Where the starting policy of a task is kept; the file may not exist.
+
+    That is this package's folder `pretrained` for its own tasks, and for a task of yours the folder `pretrained` beside
+    the module that env_id names, or else beside the one that defines `Task.make`. `Task.start` overrides both.
+
+    Args:
+        env_id: "id", or "module:id", which imports the module.
+
+    Returns:
+        None for an environment that belongs to no file: any other id of Gymnasium, a task defined in a notebook.
+
+    Raises:
+        ValueError: the module cannot be imported.
+    """
+    task = sppo_envs.task(env_id)
+    if task is not None and task.start is not None:
+        return Path(task.start)
+    if task is not None and task.id in sppo_envs.TASKS:
+        return Path(__file__).parent / "pretrained" / policy_name(env_id)
+    module = env_id.rpartition(":")[0] or ("" if task is None else task.make.__module__)
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return None if file is None else Path(file).parent / "pretrained" / policy_name(env_id)
+
+
+def starting_policy(
+    envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
+) -> Policy:
+    """The policy that training begins with: `start` if given, else the task's own, else random weights.
+
+    Args:
+        envs: whose spaces it must fit.
+        env_id: the task.
+        start: a file written by `save_policy`, or a folder that holds one as policy.safetensors (a checkpoint).
+        from_scratch: random weights even where the task has a starting policy.
+        hidden: hidden widths of random weights.
+
+    Raises:
+        ValueError: the task's own file was made for another task; see `load_policy` and `make_policy` for the rest.
+        FileNotFoundError: see `load_policy`.
+    """
+    path = shipped_policy(env_id) if start is None else Path(start)
+    if path is None or from_scratch or (start is None and not path.is_file()):
+        policy = make_policy(envs, hidden)
+    else:
+        policy = load_policy(path / "policy.safetensors" if path.is_dir() else path, envs)
+        if start is None and not _same_task(policy.env_id, env_id):
+            raise ValueError(
+                f"{path} was made for {policy.env_id}, not for {env_id}; --start {path} takes it all the same, "
+                "--from-scratch starts with random weights"
+            )
+    policy.env_id = env_id  # whatever it was made for, it is trained for this from now on
+    return policy
+
+
+def _same_task(made_for: str, env_id: str) -> bool:
+    """Whether two ids are one task: equal, but that one of them may leave its module out."""
+    return made_for == env_id or made_for.endswith(f":{env_id}") or env_id.endswith(f":{made_for}")
