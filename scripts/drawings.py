@@ -55,7 +55,10 @@ def draw_episode(plt: Any) -> Any:
         if len(v) == 1:
             axes.plot([0, 9.25], [v[0], v[0]], ":", color="#d1495b", linewidth=1)
         for t, low in zip(steps, level, strict=True):
-            axes.text(t, (1 + low) / 2, f"{1 - low:.2f}", ha="center", va="center", fontsize=8)
+            inside = 1 - low > 0.15
+            axes.text(
+                t, (1 + low) / 2 if inside else low - 0.09, f"{1 - low:.2f}", ha="center", va="center", fontsize=8
+            )
         axes.set(title=title, ylim=(0, 1.18), xlim=(-0.6, 9.6), ylabel="probability of success")
         axes.spines[["top", "right"]].set_visible(False)
     rows[0].legend(frameon=False, loc="lower left", ncols=2, fontsize=9)
@@ -96,23 +99,27 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-PLACES = {  # name: x, y of the middle; left to right, from equations to scripts
-    "core": (0.9, 6.6), "errors": (0.9, 5.5), "extras": (0.9, 4.4), "markdown": (0.9, 3.3),
-    "outcomes": (3.0, 6.6), "checkpoints": (3.0, 5.5), "cli": (4.75, 4.4), "runs": (4.75, 6.6),
-    "networks": (3.0, 2.2), "policies": (4.75, 2.2), "rollout": (6.5, 2.9), "starts": (6.5, 1.5),
-    "arguments": (6.5, 4.4), "sppo_envs": (3.0, 0.7),
-    "study": (8.4, 5.0), "llm": (8.4, 6.9),
-    "scripts/*_llm.py": (10.9, 6.9), "scripts/report.py ...": (10.9, 5.0), "scripts/*_cartpole.py": (10.9, 2.6),
+PLACES = {  # name: x, y of the middle; an import goes to the left, from scripts to equations
+    "core": (0.95, 7.0), "errors": (0.95, 6.2), "extras": (0.95, 5.4), "markdown": (0.95, 4.6),
+    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.2), "cli": (5.05, 5.4), "runs": (5.05, 7.0),
+    "networks": (3.0, 3.2), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
+    "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
+    "llm": (7.2, 7.0), "study": (7.2, 4.95),
+    "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
+    "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
-ROOMS = {  # title: colour, corner, width, height, names
-    "trunk: shared by both halves": ("#e8eef7", (0.1, 3.9), 5.6, 3.4),
-    "control half": ("#e9f5ec", (2.15, 1.1), 5.2, 2.5),
-    "tasks": ("#fdf1dd", (2.15, 0.15), 1.7, 0.9),
+ROOMS = {  # title: colour, corner, width, height
+    "trunk": ("#e8eef7", (0.1, 4.2), 5.85, 3.25),
+    "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
+    "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
+    "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.3),
+    "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
 SCRIPTS = {
     "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm"),
-    "scripts/report.py ...": ("report", "benchmark", "plot"),
+    "scripts/report.py, ...": ("report", "benchmark", "plot"),
     "scripts/*_cartpole.py": ("sppo_cartpole", "ppo_cartpole", "grpo_cartpole", "rloo_cartpole", "remax_cartpole"),
+    "scripts/pretrain.py, ...": ("pretrain", "evaluate", "contexts"),
 }
 BATCH = (
     ("s_0, R", "sppo_envs", "B episodes begin\nand end"),
@@ -153,29 +160,33 @@ def draw_rooms(plt: Any) -> Any:
     )
     for title, (color, corner, width, height) in ROOMS.items():
         axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0.02", color=color, zorder=0))
-        axes.text(
-            corner[0] + 0.12, corner[1] + height - 0.12, title, va="top", fontsize=9, color="0.35", style="italic"
-        )
-    found = arrows()
-    for name, (x, y) in PLACES.items():
-        if name not in found and name not in modules():
-            continue
+        axes.text(corner[0] + 0.1, corner[1] + height - 0.03, title, va="top", fontsize=9, color="0.35", style="italic")
+    for name, targets in arrows().items():
+        x, y = PLACES[name]
+        half = 1.2 if "/" in name else 0.76
+        color = "#b07aa1" if "llm" in name else "#4e79a7" if y > 4 else "#59a14f"
         label = name if "/" in name else f"{name}/" if name in ("llm", "study", "sppo_envs") else f"{name}.py"
-        half = 1.0 if "/" in name else 0.72
         box = FancyBboxPatch(
-            (x - half, y - 0.22), 2 * half, 0.44, boxstyle="round,pad=0.04", fc="white", ec="0.3", zorder=3
+            (x - half, y - 0.2), 2 * half, 0.4, boxstyle="round,pad=0.04", fc="white", ec="0.3", zorder=3
         )
         axes.add_patch(box)
         axes.text(x, y, label, ha="center", va="center", fontsize=9, zorder=4, family="monospace")
-        for other in found.get(name, ()):
-            (a, b), (c, d) = (x, y), PLACES[other]
-            far = 1.0 if "/" in other else 0.72
-            start = (a - half - 0.05, b) if c < a - 0.1 else (a, b + (0.27 if d > b else -0.27))
-            end = (c + far + 0.05, d) if c < a - 0.1 else (c, d + (-0.27 if d > b else 0.27))
-            axes.add_patch(
-                FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color="0.45", linewidth=0.9, zorder=2)
-            )
-    axes.set(xlim=(0, 12), ylim=(0, 7.5), title="who imports whom (an arrow that follows from others is left out)")
+        for other in targets:
+            c, d = PLACES[other]
+            if c < x - 0.1:
+                start, end, bend = (x - half - 0.05, y), (c + 0.82, d), 0.06 if abs(y - d) > 0.1 else 0.0
+            else:
+                up = d > y
+                start, end, bend = (x, y + (0.25 if up else -0.25)), (c, d - (0.25 if up else -0.25)), 0.0
+            style: dict[str, Any] = {
+                "arrowstyle": "-|>",
+                "mutation_scale": 9,
+                "linewidth": 1,
+                "alpha": 0.85,
+                "zorder": 2,
+            }
+            axes.add_patch(FancyArrowPatch(start, end, color=color, connectionstyle=f"arc3,rad={bend}", **style))
+    axes.set(xlim=(0, 12), ylim=(0.6, 7.6), title="who imports whom (an arrow that follows from others is left out)")
     axes.axis("off")
     for i, (what, where, words) in enumerate(BATCH):
         box = FancyBboxPatch((i * 1.72 + 0.05, 0.35), 1.3, 0.5, boxstyle="round,pad=0.04", fc="#fbf7e6", ec="0.3")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import drawings
 from drawings import ROOT, imports, modules
 
 TRUNK = {"core", "errors", "extras", "markdown", "outcomes", "checkpoints", "cli", "runs"}
@@ -24,7 +25,7 @@ ALLOWED = {
     "rollout": {"outcomes", "policies"},
     "starts": {"policies", "sppo_envs"},
     "arguments": {"cli"},
-    "demonstrations": {"errors", "extras"},
+    "demonstrations": {"errors", "extras", "policies"},
     # environments
     "sppo_envs": {"extras"},
     # the language-model half and the study
@@ -73,3 +74,12 @@ def test_nothing_of_the_trunk_needs_an_environment_or_a_network():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_drawing_of_the_rooms_shows_every_module():
+    missing = set(modules()) - set(drawings.PLACES) - {"__init__", "pretrained"}
+    assert not missing, f"give {', '.join(missing)} a place in scripts/drawings.py"
+    drawn = drawings.arrows()
+    assert drawn["outcomes"] == {"core"}
+    assert "checkpoints" in drawn["runs"]
+    assert "errors" not in drawn["runs"], "it follows from runs -> checkpoints -> errors"
