@@ -502,6 +502,6 @@ def test_a_run_of_other_defaults_is_not_taken_up(tmp_path, monkeypatch):
     args = make_args(tmp_path, seeds=(1,))
     before = [job.folder for job in jobs_of(args)]
     assert before == [job.folder for job in jobs_of(args)]
-    other = benchmark.task_defaults(POLE) | {"learning_rate": 0.123}
-    monkeypatch.setattr(benchmark, "task_defaults", lambda env_id: other)
+    other = benchmark.sppo_envs.task_defaults(POLE) | {"learning_rate": 0.123}
+    monkeypatch.setattr(benchmark.sppo_envs, "task_defaults", lambda env_id: other)
     assert not set(before) & {job.folder for job in jobs_of(args)}
