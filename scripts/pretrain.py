@@ -90,7 +90,7 @@ class Args:
     expert_num_envs: int = 64
     """episodes per update"""
     expert_learning_rate: float = 1e-3
-    """learning rate of the expert's policy and critic (Adam)"""
+    """learning rate of Adam for the expert's policy and critic"""
     expert_log_std: float = 0.0
     """initial log standard deviation of the expert; only for continuous actions"""
     reward_scale: float = 0.01
@@ -105,7 +105,7 @@ class Args:
     log_std: float = -1.0
     """log standard deviation of the clone, which is not trained; only for continuous actions"""
     clone_learning_rate: float = 3e-4
-    """learning rate of cloning (Adam); it is small, so that success does not jump over the band"""
+    """learning rate of Adam while cloning; it is small, so that success does not jump over the band"""
     clone_batch: int = 1024
     """steps per minibatch"""
     clone_updates: int = 5_000
