@@ -1,4 +1,4 @@
-# `make train` and `make test` are all a newcomer needs; both work from a fresh clone.
+# A newcomer needs only `make train` and `make test`. Both work in a fresh clone.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
@@ -9,43 +9,43 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
 	$(BIN)/python scripts/sppo_cartpole.py
 
-test: .venv/.test  ## format, lint, types, tests
+test: .venv/.test  ## check format, lint, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # tests of training are few and long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # worksteal, because tests of training are few and long
 
-test-verl: .venv-verl/.test  ## the verl plug-in, in an environment of its own: verl and TRL need different transformers
+test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
 
-bench: .venv/.bench  ## training speed against Stable-Baselines3, engines against Gymnasium's
+bench: .venv/.bench  ## compare training speed with Stable-Baselines3, and engines with Gymnasium's
 	$(BIN)/python scripts/speed.py
 	$(BIN)/python scripts/speed.py --what engines
 
-study-small: .venv/.study  ## a small version of the paper's figure 8: three tasks, three seeds, under 15 minutes
+study-small: .venv/.study  ## make a small version of the paper's figure 8: three tasks, three seeds, in less than 15 minutes
 	$(BIN)/python scripts/benchmark.py --grid results/grids/small.toml
 	$(BIN)/python scripts/report.py --results runs/study_small.parquet --out runs/study_small --figures fig8 fig5
 
-study: .venv/.study  ## the whole study of docs/results.md: hours; what is in results/ already is not run again
+study: .venv/.study  ## make the whole study of docs/results.md, which takes hours; runs that are already in results/ are skipped
 	$(BIN)/python scripts/benchmark.py --grid results/grids/study.toml
 	$(MAKE) figures
 
-probes: .venv/.study  ## results/*.json, looks inside the critics: needs checkpoints, so it trains those runs again, half an hour
+probes: .venv/.study  ## make results/*.json, which look into critics; trains their runs again for the checkpoints, half an hour
 	$(BIN)/python scripts/benchmark.py --grid results/grids/probes.toml
 	$(BIN)/python scripts/probe.py --commands results/commands/probes.toml
 
-figures: .venv/.study  ## the figures and tables of the docs, from results/: about a minute
+figures: .venv/.study  ## make the figures and tables of the docs from results/, about a minute
 	$(BIN)/python scripts/report.py --commands results/commands/figures.toml
 	$(BIN)/python scripts/report_rates.py --what table
 
-pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten minutes
+pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes
 	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \
 	  $(BIN)/python scripts/pretrain.py --env-id $$id || exit 1; done
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv
 
-# torch is installed first and pinned, so that no other package can pull in another build of it.
+# torch is installed first, and with a pinned version, so that no other package installs another build of it.
 .venv/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"Python >= 3.11 is needed, {sys.executable} is {v}; name another: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -1,39 +1,39 @@
-"""Run a grid of algorithm x task x seed x setting, and collect all curves in one file.
+"""Run a grid of tasks, algorithms, seeds and settings, and collect all curves in one file.
 
     python scripts/benchmark.py --env-ids sppo/PrecisionCartPole-v0 --algorithms sppo ppo --seeds 1 2 3
     python scripts/benchmark.py --settings learning-rate=3e-4 learning-rate=1e-3 --out results/rates.parquet
-    python scripts/benchmark.py --algorithms sppo path/to/mine.py         # a training script of your own
+    python scripts/benchmark.py --algorithms sppo path/to/mine.py         # your own training script
     python scripts/benchmark.py --grid results/grids/study.toml           # all grids of a file, one after another
 
-A cell of the grid is one run of a training script, in a process with one thread. --jobs of them run at a time, or as
-many as a Ray cluster has CPUs:
+A cell of the grid is one run of a training script, in a process with one thread. --jobs cells run at the same time. On a
+Ray cluster it is as many cells as there are CPUs:
 
-    ray start --head            # a cluster of one machine; `ray start --address HEAD:6379` on others that have this folder
+    ray start --head            # a cluster of one machine; others that have this folder: `ray start --address HEAD:6379`
     python scripts/benchmark.py --ray-address auto ...
 
-The same command goes on where it was stopped. It skips the cells that are in the results file, continues interrupted ones
-from their last checkpoint, and tries failed ones once more. If any failed, it ends with status 1 and names them with
-their logs. It refuses to start if the file has cells that were made otherwise. They may have other --eval-episodes or
---points, other starting policies of the same name, or another version of a script of your own.
+The same command continues where it was stopped. It skips the cells that are in the results file. It continues interrupted
+cells from their last checkpoint, and runs failed ones once more. If any cell fails, the command ends with status 1 and
+names these cells and their logs. It refuses to start if the file has cells that were made with other values. These are
+another --eval-episodes or --points, other starting policies of the same name, or another version of your own script.
 
-With --grid FILE the values come from a TOML file. sppo_control/study/grids.py says how to write one. Flags change every
-grid of the file:
+With --grid FILE the values are from a TOML file. sppo_control/study/grids.py says how to write one. Flags change every grid
+of the file:
 
-    --env-ids, --algorithms        keep those that are named
+    --env-ids, --algorithms        keep only those that are named
     --algorithms path/to/mine.py   add this script to every grid
-    all others                     replace the file's values
+    all other flags                replace the file's values
 
-Grids with nothing left are dropped. Another seed range, for example:
+Grids with nothing left are dropped. For example, the same grids with other seeds:
 
     python scripts/benchmark.py --grid results/grids/study.toml --seeds 21 22 23 --out mine.parquet
 
-A script of your own takes the flags --env-id, --seed, --eval-episodes, --runs-dir, --resume and --start, and writes a run
-folder as sppo_cartpole.py does. A changed copy of any of the training scripts does both. Results files and figures call it
-by its file's name without .py.
+Your own script must take the flags --env-id, --seed, --eval-episodes, --runs-dir, --resume and --start. It must write a run
+folder as sppo_cartpole.py does. A changed copy of any training script does both. Its name in results files and figures is
+its file's name without .py.
 
-The results file has a row for each point of each curve: success over the episodes since the point before. Its x-axes are
-episodes, environment steps and seconds of training. Each row also has the cell, its arguments, commit, versions, and the
-success before and after.
+The results file has one row per point of each curve: success over the episodes since the point before. The x-axes are
+episodes, environment steps and seconds of training. Each row also has the cell, its arguments, commit and versions, and the
+success before and after training.
 """
 
 from __future__ import annotations
@@ -69,40 +69,41 @@ with cli.one_line_errors():
     from sppo_control.study.grids import FIELDS, Grid, change, flags_of, key, read_grids
 
 CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
-"""What is kept of a run besides its x-axes: means over the updates of a point."""
+"""What is kept of a run in addition to its x-axes: means over the updates of each point."""
 
 
 @dataclass
 class Args:
     grid: Path | None = None
-    """TOML file of grids; the values below are then None, and those of the file hold where no flag says otherwise"""
+    """TOML file of grids; its values are then used, except for those that are set by flags"""
     env_ids: tuple[str, ...] | None = None
-    """tasks"""
+    """tasks to run"""
     algorithms: tuple[str, ...] | None = None
-    """sppo, ppo, grpo, rloo, remax; sppo-paper (the paper's critic), ppo-bce (critic trained with BCE), reinforce (batch
-    mean as baseline), sppo-skip and ppo-skip (no update on batches of equal outcomes); or a path of your own script"""
+    """sppo, ppo, grpo, rloo or remax; or the path of your own script; or one of these variants. sppo-paper has the paper's
+    critic. ppo-bce has a critic trained with BCE. reinforce has the batch mean as its baseline. sppo-skip and ppo-skip
+    make no update on batches of equal outcomes."""
     seeds: tuple[int, ...] | None = None
     """seeds of the runs"""
     settings: tuple[str, ...] | None = None
-    """flags that each cell is run with, without their dashes: "learning-rate=3e-4,critic-hidden=16 16" is one setting"""
+    """flags of the training script, without dashes; "learning-rate=3e-4,critic-hidden=16 16" is one setting"""
     starts: Path | None = None
-    """folder of starting policies, named as the shipped ones; None takes the shipped ones"""
+    """folder of starting policies with the same file names as the shipped ones; None means the shipped ones"""
     eval_episodes: int | None = None
     """episodes per evaluation, before and after training"""
     points: int | None = None
-    """most points per curve; each is a mean over as many updates as that takes"""
+    """most points per curve; each point is a mean over equally many updates"""
     out: Path | None = None
-    """results file, written anew after every cell"""
+    """results file, which is rewritten after every cell"""
     work_dir: Path | None = None
-    """run folders and logs of the cells"""
+    """folder for the run folders and logs of the cells"""
     jobs: int | None = None
-    """cells that run at a time on this machine; None is one per core"""
+    """number of cells that run at the same time on this machine; None means one per core"""
     ray_address: str | None = None
-    """run the cells on this Ray cluster; "auto" is the one of this machine"""
+    """run the cells on this Ray cluster; "auto" means the cluster of this machine"""
 
     @staticmethod
     def defaults(grid: Path | None) -> dict[str, Any]:
-        """Without a file the values of one grid, so that --help shows them."""
+        """The values of one grid if there is no grid file, so that --help shows them."""
         return {} if grid else dataclasses.asdict(Grid(sppo_envs.TASKS))
 
     def __post_init__(self) -> None:
@@ -114,11 +115,11 @@ class Args:
         self.grids()
 
     def grids(self) -> list[Grid]:
-        """What is to be run.
+        """The grids to run.
 
         Raises:
-            ValueError: impossible values, with their flags.
-            UserError: impossible values in the file of --grid, with file, grid and key.
+            ValueError: a value is impossible; the message names its flag.
+            UserError: a value in the file of --grid is impossible; the message names the file, the grid and the key.
         """
         given = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
         read = [] if self.grid is None else read_grids(self.grid)
@@ -138,31 +139,31 @@ FLAGS = tuple(key(name) for name in FIELDS)
 
 
 def unknown_task(env_ids: Sequence[str]) -> str:
-    """What is wrong with these tasks; empty if nothing is. Nobody can tell of "module:id" without importing it."""
+    """What is wrong with these tasks; empty if nothing is. An id "module:id" is not checked, as that needs an import."""
     unknown = [env_id for env_id in env_ids if ":" not in env_id and env_id not in gym.registry]
     return f"must be known environments, got {', '.join(unknown)}; there are {', '.join(sppo_envs.TASKS)}" * bool(
         unknown
     )
 
 
-Result = tuple[Job, list[dict[str, Any]], str]  # its rows, what went wrong
+Result = tuple[Job, list[dict[str, Any]], str]  # the job, its rows, and what went wrong
 
 
 def run_cell(job: Job) -> Result:
-    """Run one cell to its end, or go on with it; returns its rows, and an error text if it failed."""
+    """Run or continue one cell to its end. Returns its rows, and an error text if it failed."""
     try:
         return job, rows_of(job.cell, run(job.words, job.folder), job.grid.points), ""
-    except Exception as error:  # whatever is wrong with one cell must not end the others
+    except Exception as error:  # a failure of one cell must not end the others
         text = str(error) if isinstance(error, errors.UserError) else repr(error)
         return job, [], f"{job.cell}: {text} (log: {job.folder / 'log.txt'})"
 
 
 def run(words: list[str], folder: Path) -> Path:
-    """Run a training script, or resume the run that is in `folder` already; returns the run's folder."""
+    """Run a training script, or resume the run that is already in `folder`. Returns the run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("a") as file:
-        # The script inherits the lock. If it outlived a benchmark that was killed, this waits until it has finished.
+        # The script inherits the lock. If it is still running after a killed benchmark, this line waits until it ends.
         fcntl.flock(file, fcntl.LOCK_EX)
         started = sorted(p.parent for p in folder.glob("*/config.json"))
         rest = ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
@@ -175,7 +176,7 @@ def run(words: list[str], folder: Path) -> Path:
 
 
 def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
-    """A finished run's curve, at most `points` of it. Every row has all that identifies the run."""
+    """The curve of a finished run, with at most `points` points. Every row contains all that identifies the run."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
@@ -203,7 +204,7 @@ def rows_of(cell: Cell, run: Path, points: int) -> list[dict[str, Any]]:
 
 
 def jobs_of(grid: Grid) -> Iterator[Job]:
-    """The cells of a grid, seed by seed, so that a study cut short has all algorithms at fewer seeds."""
+    """The cells of a grid, seed by seed, so that an unfinished study has all algorithms at fewer seeds."""
     starts = "shipped" if grid.starts is None else grid.starts.resolve().name
     wanted = variants.find(grid.algorithms)
     for seed, env_id, variant, setting in itertools.product(grid.seeds, grid.env_ids, wanted, grid.settings):
@@ -216,7 +217,7 @@ def jobs_of(grid: Grid) -> Iterator[Job]:
         if grid.starts is not None:
             start = (grid.starts / policy_name(env_id)).resolve()
             words += ["--start", str(start)]
-        # The task's defaults are part of the name. Once one of them has changed, an older folder is of another run.
+        # The task's defaults are part of the folder's name. If one of them changes, an older folder is another run's.
         identity = " ".join([*words[not own :], json.dumps(sppo_envs.task_defaults(env_id))])
         digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
         folder = grid.work_dir.resolve() / f"{task}__{variant.name}__{seed}__{digest}"
@@ -226,12 +227,12 @@ def jobs_of(grid: Grid) -> Iterator[Job]:
 
 
 def sha256(file: Path) -> str:
-    """Of a file's content."""
+    """The SHA-256 digest of a file's content."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def all_jobs(grids: Sequence[Grid]) -> dict[Path, list[Job]]:
-    """The cells of all grids by results file. A cell that several grids have is run once.
+    """The cells of all grids, by results file. A cell that is in several grids is run once.
 
     Raises:
         UserError: a cell is in two grids with different commands.
@@ -252,28 +253,28 @@ def all_jobs(grids: Sequence[Grid]) -> dict[Path, list[Job]]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use. OMP_NUM_THREADS says nothing here: every cell has one thread anyway."""
+    """Number of cores that this process may use. OMP_NUM_THREADS does not matter: every cell has one thread anyway."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def results_of(jobs: list[Job], args: Args) -> Iterator[Result]:
-    """Run all jobs and give each result when it is there."""
+    """Run all jobs, and yield each result as soon as it is there."""
     if args.ray_address is None:
-        with ThreadPool(args.jobs or available_cores()) as threads:  # they only wait for their processes
+        with ThreadPool(args.jobs or available_cores()) as threads:  # the threads only wait for their processes
             yield from threads.imap_unordered(run_cell, jobs)
         return
     import ray
 
-    # Scripts import this package from where this process has it.
+    # Scripts must import this package from the same place as this process.
     ray.init(args.ray_address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
-    task = ray.remote(num_cpus=1, max_retries=0)(run_cell)  # by itself Ray would try again, silently
+    task = ray.remote(num_cpus=1, max_retries=0)(run_cell)  # by default Ray would silently try again
     waiting = {task.remote(job): job for job in jobs}
     while waiting:
         (done,), _ = ray.wait(list(waiting))
         job = waiting.pop(done)
         try:
             yield ray.get(done)
-        except ray.exceptions.RayError as error:  # a worker died, or its machine
+        except ray.exceptions.RayError as error:  # a worker or its machine died
             yield job, [], f"{job.cell}: {error} (log: {job.folder / 'log.txt'})"
 
 
@@ -282,7 +283,7 @@ def main(args: Args) -> None:
         extras.require("ray", "ray", wanted_by="--ray-address")
     by_file = all_jobs(args.grids())
     tables, finished = {}, {}
-    for out, jobs in by_file.items():  # all that can be refused, before anything runs
+    for out, jobs in by_file.items():  # refuse all that can be refused before anything runs
         tables[out] = pd.read_parquet(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
         finished[out] = {Cell(*cell) for cell in tables[out][CELL_COLUMNS].drop_duplicates().itertuples(index=False)}
         refuse_others(tables[out], jobs)
@@ -314,5 +315,5 @@ if __name__ == "__main__":
     try:
         cli.main(main, Args, __doc__)
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on from here.", file=sys.stderr)
+        print("\nStopped; the same command continues from here.", file=sys.stderr)
         sys.exit(130)

@@ -1,9 +1,9 @@
-"""Show how difficult a task's contexts are for a policy: success over many episodes from each of many initial states.
+"""Show how difficult a task's contexts are for a policy: the success rates from many initial states.
 
-A critic that sees the initial state only has something to learn where these rates differ. Each row of the picture is a
-task. On the left is how the rates are spread. On the right is where in the space of initial states success is likely.
+A critic that sees only the initial state has something to learn if these rates differ. Each row of the picture is a task.
+The left side shows how the rates are distributed. The right side shows from which initial states success is likely.
 
-    python scripts/contexts.py --out docs/contexts.png                        # the context tasks, starting policies
+    python scripts/contexts.py --out docs/contexts.png                        # the context tasks, their starting policies
     python scripts/contexts.py --env-ids sppo/PrecisionCartPole-v0 --policy runs/<run>/checkpoints/<update>
 """
 
@@ -30,15 +30,15 @@ class Args:
     env_ids: tuple[str, ...] = ("sppo/ContextCartPole-v0", "sppo/ContextPendulum-v0")
     """tasks of this package or of yours"""
     policy: str | None = None
-    """a policy file or checkpoint that fits all of them; None takes each task's starting policy"""
+    """a policy file or checkpoint that fits all of the tasks; None means each task's starting policy"""
     contexts: int = 300
-    """initial states"""
+    """number of initial states"""
     episodes: int = 64
-    """from each"""
+    """episodes from each initial state"""
     seed: int = 1
-    """of initial states and actions"""
+    """seed of initial states and actions"""
     out: Path = Path("contexts.png")
-    """picture to write; the ending decides the format (.png, .svg, .pdf)"""
+    """picture to write; its ending decides the format (.png, .svg, .pdf)"""
 
     def __post_init__(self) -> None:
         if not self.env_ids:
@@ -53,7 +53,7 @@ class Args:
 
 
 def axes_of(env_id: str, obs_dim: int) -> tuple[sppo_envs.Axis, ...]:
-    """The axes of a task's picture: its own, else the first two observations, or the only one."""
+    """The axes of a task's picture: the task's own, else its first two observations, or its only one."""
     task = sppo_envs.task(env_id)
     if task is not None and task.axes:
         return task.axes
@@ -67,7 +67,7 @@ def main(args: Args) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # ---- all that can be refused, before the long work
+    # ---- refuse all that can be refused, before the long work
     ready = []
     for env_id in args.env_ids:
         envs = sppo_envs.make_task(env_id, args.episodes)

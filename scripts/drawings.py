@@ -1,12 +1,12 @@
-"""Draw the pictures of the docs that explain: they need no results of runs.
+"""Draw the explanatory pictures of the docs, which need no results of runs.
 
     pip install -c constraints.txt -e '.[plots]'
     python scripts/drawings.py                     # all of them, into docs/figures
 
 --what episode: one episode under token-level PPO and under SPPO, with the value and the advantage of each step.
 
---what rooms: the modules of this project and who imports whom, read from the code itself, and the path of one batch from
-its initial states to the checkpoint.
+--what rooms: the modules of this project and their imports, which are read from the code. Below them is the path of one
+batch from its initial states to the checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @dataclass
 class Args:
     what: Literal["all", "episode", "rooms"] = "all"
-    """see above"""
+    """which picture; the text above describes them"""
     out: Path = ROOT / "docs" / "figures"
     """folder to write to"""
 
@@ -38,9 +38,9 @@ class Args:
 
 # ------------------------------------------------------------------------------------------------ one episode
 def draw_episode(plt: Any) -> Any:
-    """A success of ten steps: V and A under PPO (above) and under SPPO (below)."""
+    """A successful episode of ten steps: V and A under PPO (above) and under SPPO (below)."""
     steps = np.arange(10)
-    value = np.array([0.4, 0.4, 0.42, 0.45, 0.44, 0.5, 0.58, 0.72, 0.9, 0.98])  # made up: it knows only near the end
+    value = np.array([0.4, 0.4, 0.42, 0.45, 0.44, 0.5, 0.58, 0.72, 0.9, 0.98])  # invented: it knows only near the end
     figure, rows = plt.subplots(2, 1, figsize=(8, 5.4), dpi=150, layout="constrained", sharex=True)
     for axes, v, title in (
         (rows[0], value, "token-level PPO: one action per step.  A_t = R - V(s_t)"),
@@ -71,7 +71,7 @@ def draw_episode(plt: Any) -> Any:
 
 # ---------------------------------------------------------------------------------------------------- the rooms
 def modules() -> dict[str, list[Path]]:
-    """Each module or package of the project with its files: core, runs, llm, ..., sppo_envs."""
+    """Each module or package of the project (core, runs, llm, ..., sppo_envs), with its files."""
     found: dict[str, list[Path]] = {}
     for path in sorted((ROOT / "sppo_control").rglob("*.py")):
         found.setdefault(path.relative_to(ROOT / "sppo_control").with_suffix("").parts[0], []).append(path)
@@ -79,7 +79,7 @@ def modules() -> dict[str, list[Path]]:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules and packages of this project that a file imports, by the names of `modules`."""
+    """The modules and packages of this project that a file imports, with their names in `modules`."""
     top = ROOT / "envs" if ROOT / "envs" in path.parents else ROOT
     inside = path.relative_to(top).with_suffix("").parts
     found = set()
@@ -99,7 +99,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-PLACES = {  # name: x, y of the middle; an import goes to the left, from scripts to equations
+PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.2), "extras": (0.95, 5.4), "markdown": (0.95, 4.6),
     "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.2), "cli": (5.05, 5.4), "runs": (5.05, 7.0),
     "networks": (3.0, 3.2), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
@@ -130,11 +130,11 @@ BATCH = (
     ("curves", "runs.py", "TensorBoard,\nprogress bar"),
     ("checkpoint", "checkpoints.py", "weights, optimisers,\ncounters"),
 )
-"""The path of one batch: what it is, which file does it, in other words."""
+"""The path of one batch. For each step: its name, its file, and what it does or contains."""
 
 
 def arrows() -> dict[str, set[str]]:
-    """Who imports whom, without those that follow from the others (a to c where a to b and b to c)."""
+    """Which module imports which. An import that follows from others is omitted: a to c, if a to b and b to c."""
     direct = {name: set().union(*(imports(path) for path in paths)) - {name} for name, paths in modules().items()}
     for name, files in SCRIPTS.items():
         direct[name] = set().union(*(imports(ROOT / "scripts" / f"{file}.py") for file in files))
@@ -152,7 +152,7 @@ def arrows() -> dict[str, set[str]]:
 
 
 def draw_rooms(plt: Any) -> Any:
-    """Boxes are files or packages. An arrow goes from what imports to what is imported."""
+    """Boxes are files or packages. An arrow goes from the importing one to the imported one."""
     from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
     figure, (axes, path) = plt.subplots(

@@ -1,7 +1,7 @@
-"""Counts what makes the English of this project hard to read: in its Markdown, its docstrings and its comments.
+"""Count what makes the English of this project hard to read, in Markdown, docstrings and comments.
 
     python scripts/plain_english.py                                # counts per file and in total
-    python scripts/plain_english.py --paths docs/llm.md --list     # each finding with its file and line
+    python scripts/plain_english.py --paths docs/llm.md --list     # prints each finding with its file and line
     python scripts/plain_english.py --json counts.json             # the same numbers for a program
 
 | column  | what is counted                                                                          |
@@ -16,19 +16,19 @@
 A tool for the writer, not a test: a sentence of 26 words may be the clearest one. Only prose is read.
 
 Markdown: paragraphs, headings and list items. Each table cell is a unit, because no sentence crosses its border.
-Code blocks and the rulers of tables are left out. Inline code counts as one word, a link as its text.
+Code blocks and the rulers of tables are skipped. Inline code counts as one word, and a link as its text.
 
 Python: docstrings, the strings below dataclass fields and constants (read like Markdown), and comments. Shell and
 YAML: comments only.
 
-A sentence ends at ".", "!" or "?" before a space, at `<br>`, and at the end of its unit. "et al.", "e.g." and other
-abbreviations do not end one. A word is anything between spaces that has a letter or a digit. An interval such as
+A sentence ends at ".", "!" or "?" before a space, at `<br>`, and at the end of its unit. Abbreviations such as "et al."
+and "e.g." do not end a sentence. A word is anything between spaces that has a letter or a digit. An interval such as
 [0.1, 0.9] is one word.
 
 The heuristic for "per" looks for "a" or "an" between two nouns from fixed lists. The first is something that is
 counted, the second is what it is counted by. The first noun must be a plural (`steps a batch`), or follow a number
 (`one row an episode`), or be "once", "twice" or "times". Some of these plurals are verbs too (`it runs a task`), so
-they do not count behind words such as "it", "which" or "to". The heuristic misses nouns that are not in its lists, and
+they do not count after words such as "it", "which" or "to". The heuristic misses nouns that are not in its lists, and
 it can be wrong.
 """
 
@@ -48,7 +48,7 @@ from sppo_control import checkpoints, cli, errors
 GENERATED = {"docs/figures/tables.md", "docs/figures/rates.md"}
 """Files that scripts write."""
 KINDS = {".md": "Markdown", ".py": "Python", ".sh": "other", ".yaml": "other", ".yml": "other"}
-"""Endings that are read, and the total that they belong to."""
+"""The endings of files that are read, and the total that each belongs to."""
 SECTIONS = {"Args:", "Attributes:", "Raises:", "Returns:", "Yields:"}
 """Headings in docstrings: each entry below one is a unit."""
 ABBREVIATIONS = {"al.", "approx.", "cf.", "e.g.", "eq.", "eqs.", "fig.", "i.e.", "resp.", "sec.", "vs."}
@@ -58,15 +58,15 @@ COUNTED = (
     r"(?:(?:mini|micro-)?batch|chunk|context|core|critic|environment|episode|epoch|gradient|hour|line|minute|number"
     r"|picture|point|problem|process|prompt|response|row|run|sample|second|seed|step|thread|token|update|value)"
 )
-"""What there can be so many of."""
+"""Nouns for what is counted."""
 PER = (
     r"(?:algorithm|(?:mini|micro-)?batch|cell|context|core|day|environment|episode|epoch|figure|group|hour|line|minute"
     r"|model|problem|process|prompt|question|response|row|run|second|seed|sequence|setting|stage|state|step|task|time"
     r"|token|update|worker)"
 )
-"""What it can be counted by."""
+"""Nouns for what it is counted by."""
 VERBS = ("he", "it", "she", "that", "they", "to", "we", "which", "who", "you", "and", "or", "then", "script", "code")
-"""Behind these words "runs", "steps" and "updates" are verbs."""
+"""After these words "runs", "steps" and "updates" are verbs."""
 
 
 _NUMBER = r"(?:\d[\d,.]*|one|two|three|four|five|six|seven|eight|nine|ten|many|most|several|[BGNT])"
@@ -95,7 +95,7 @@ CATEGORIES = ("over 30", "over 25", *WORDS, "a=per")
 @dataclass
 class Args:
     paths: tuple[Path, ...] = tuple(map(Path, ("README.md", "docs", "sppo_control", "envs", "scripts", "recipes")))
-    """files, and folders with all that is in them"""
+    """files, and folders, which are read with all that is in them"""
     list: bool = False
     """print each finding with its file and line"""
     json: Path | None = None
@@ -103,12 +103,12 @@ class Args:
 
 
 class Unit(NamedTuple):
-    """Prose that ends where it ends: no sentence continues in the next unit."""
+    """A piece of prose: no sentence of it continues in the next unit."""
 
     line: int
-    """the line of the file on which it begins"""
+    """the line of the file where it begins"""
     text: str
-    """with the file's line breaks"""
+    """its text, with the file's line breaks"""
 
 
 class Finding(NamedTuple):
@@ -122,7 +122,7 @@ class Finding(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------- what is prose
 def without_markup(text: str) -> str:
-    """Inline code becomes the word `code`, links and images become their text. Line breaks stay."""
+    """Inline code becomes the word `code`; links and images become their text. Line breaks stay."""
 
     def code(match: re.Match[str]) -> str:
         return "code" + "\n" * match[0].count("\n")
@@ -134,7 +134,7 @@ def without_markup(text: str) -> str:
 
 
 def without_code_blocks(text: str) -> str:
-    """Fenced and indented blocks become empty lines. An indented block begins below an empty line, outside of lists."""
+    """Fenced and indented blocks become empty lines. An indented block begins after an empty line, outside of lists."""
     kept: list[str] = []
     fence, block, listed, blank = "", False, False, True
     for line in text.split("\n"):
@@ -154,7 +154,7 @@ def without_code_blocks(text: str) -> str:
 
 
 def markdown_units(text: str, first_line: int = 1) -> Iterator[Unit]:
-    """The prose of a Markdown text, or of a docstring, whose first line is `first_line` of its file."""
+    """The prose of a Markdown text or a docstring. Its first line is the line `first_line` of its file."""
     begun, lines = first_line, list[str]()
     entry = None  # in a section of a docstring: the indent of its entries, -1 until the first one is seen
     plain = without_markup(without_code_blocks(text)).split("\n")
@@ -182,7 +182,7 @@ def markdown_units(text: str, first_line: int = 1) -> Iterator[Unit]:
 
 
 def comment_units(comments: Iterable[tuple[int, int, bool, str]]) -> Iterator[Unit]:
-    """Units of (line, column, whether it is alone on its line, text): comments below one another are one."""
+    """Units of comments (line, column, whether it is alone on its line, text). Successive lines are one unit."""
     begun, lines, place = 0, list[str](), (-1, -1)
     for line, column, alone, text in comments:
         text = re.sub(r"-{4,}", " ", text.lstrip("#!")).strip()
@@ -213,7 +213,7 @@ def python_units(source: str) -> Iterator[Unit]:
 
 
 def shell_units(source: str) -> Iterator[Unit]:
-    """Comments of shell and YAML: from a # at the beginning of a line or behind a space."""
+    """Comments of shell and YAML. They begin with a # at the beginning of a line or after a space."""
     found = ((n, re.search(r"(?:^|\s)(#.*)", line), line) for n, line in enumerate(source.split("\n"), start=1))
     comments = ((n, m.start(1), not line[: m.start(1)].strip(), without_markup(m[1])) for n, m, line in found if m)
     yield from comment_units(comments)
@@ -242,13 +242,13 @@ def sentences(unit: Unit) -> Iterator[Unit]:
 
 
 def num_words(sentence: str) -> int:
-    """Words of a sentence: what has a letter or a digit between spaces; an interval of two numbers is one."""
+    """Number of words: anything between spaces with a letter or a digit. An interval of two numbers is one word."""
     sentence = re.sub(r"\[[+-]?[\d.,]+,\s+[+-]?[\d.,]+\]", "interval", sentence)
     return sum(bool(re.search(r"[^\W_]", word)) for word in sentence.split())
 
 
 def findings(path: Path) -> tuple[int, list[Finding]]:
-    """The number of sentences of a file, and everything found in it."""
+    """The number of sentences of a file, and all findings in it."""
     found, count = list[Finding](), 0
     for unit in units(path):
         for sentence in sentences(unit):
@@ -269,7 +269,7 @@ def files(paths: Iterable[Path]) -> list[Path]:
     """All files to read, each once.
 
     Raises:
-        UserError: a path is not there, or is a file of another kind.
+        UserError: a path does not exist, or is a file of another kind.
     """
     out: dict[Path, None] = {}
     for path in paths:

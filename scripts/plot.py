@@ -1,12 +1,11 @@
-"""Draw logged curves of runs as a picture: one thin line per run, and a thick one for the mean of equal runs.
+"""Draw the logged curves of runs: one thin line per run, and one thick line for the mean of equal runs.
 
     pip install -c constraints.txt -e '.[plots]'
     python scripts/plot.py runs/*PrecisionCartPole* --out curve.png
-    python scripts/plot.py runs/addition* --out addition.png            # of sppo_llm.py, ppo_llm.py, grpo_llm.py
+    python scripts/plot.py runs/addition* --out addition.png            # runs of sppo_llm.py, ppo_llm.py, grpo_llm.py
 
-Runs of one script on one task are equal if they differ in their seeds only. The legend names the other arguments in which
-they differ. Folders without a run, and runs without the curve, are left out with a note. The tags are those of
-docs/metrics.md.
+Runs of one script on one task are equal if they differ only in their seeds. The legend names all other arguments in which
+runs differ. Folders without a run, and runs without the curve, are left out with a note. docs/metrics.md lists the tags.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """run folders"""
     out: Path = Path("curve.png")
-    """picture to write; the ending decides the format (.png, .svg, .pdf)"""
+    """picture to write; its ending decides the format (.png, .svg, .pdf)"""
     tag: str = "charts/success_rate"
-    """see docs/metrics.md"""
+    """TensorBoard tag of the curve; docs/metrics.md lists them"""
     smooth: int = 5
-    """moving average over so many updates, and over at most half of a short run"""
+    """number of updates in the moving average; at most half of the run, if that is short"""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -52,18 +51,18 @@ class Curve(NamedTuple):
     """script and task"""
     arguments: dict[str, Any]
     points: npt.NDArray[np.float64]
-    """(updates, 2): steps and values"""
+    """(updates, 2): the columns are steps and values"""
 
     @property
     def unit(self) -> tuple[str, float]:
-        """What the x-axis counts, and in which multiples."""
+        """What the x-axis counts, and its scale."""
         return ("environment steps, millions", 1e6) if "env_id" in self.arguments else ("responses, thousands", 1e3)
 
 
 def read(folder: Path, tag: str) -> Curve | str:
     """The curve of a run folder, or why there is none."""
     if not (folder / "config.json").is_file():
-        return "no run in it: no config.json there"
+        return "no run in it: there is no config.json"
     config = checkpoints.read_json(folder / "config.json")
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
     tags = events.Tags()["scalars"]
@@ -75,7 +74,7 @@ def read(folder: Path, tag: str) -> Curve | str:
 
 
 def groups(curves: list[Curve]) -> dict[str, list[Curve]]:
-    """Equal runs by script, task and the arguments in which they differ from others of the same script and task."""
+    """Groups of equal runs, named by script, task, and the arguments in which runs of these differ."""
     found: dict[str, list[Curve]] = {}
     for name in sorted({curve.name for curve in curves}, reverse=True):
         same = [curve for curve in curves if curve.name == name]
@@ -96,7 +95,7 @@ def smoothed(points: npt.NDArray[np.float64], window: int) -> tuple[npt.NDArray[
 
 
 def count(curves: list[Curve]) -> str:
-    """How many runs a mean is of."""
+    """How many runs a mean is over, for the legend."""
     seeds = {curve.arguments.get("seed") for curve in curves}
     return "1 run" if len(curves) == 1 else f"{len(curves)} {'seeds' if len(seeds) == len(curves) else 'runs'}, mean"
 
@@ -123,7 +122,7 @@ def main(args: Args) -> None:
     for i, (name, equal) in enumerate(groups(curves).items()):
         lines = [smoothed(curve.points, args.smooth) for curve in equal]
         for steps, values in lines:
-            mark = "." if len(steps) == 1 else ""  # one point alone has no line
+            mark = "." if len(steps) == 1 else ""  # a single point has no line
             axes.plot(steps / scale, values, mark + "-", color=f"C{i}", alpha=0.35, linewidth=0.8)
         first, last = max(steps[0] for steps, _ in lines), min(steps[-1] for steps, _ in lines)
         grid = (

@@ -1,22 +1,24 @@
-"""Make the starting policy of a task: better than chance, far from solved, so that reinforcement learning has work left.
+"""Make the starting policy of a task: better than chance, but far from solving it, so that training has work left.
 
 1. Expert (--stage expert): PPO on the task's dense shaped reward, until its success rate reaches --expert-success.
-2. Demonstrations: successful episodes of the expert; failures are dropped.
-3. Behaviour cloning of a fresh network (--stage sft). It stops early: at the first evaluation that reaches --target, the
-   middle of the band. If success overshoots the band, the last steps are undone and the learning rate is halved.
+2. Demonstrations: successful episodes of the expert. Failed episodes are dropped.
+3. Behaviour cloning (--stage sft): a new network learns the demonstrations. It stops early, at the first evaluation that
+   reaches --target, which is by default the middle of the band. If success overshoots the band, the last steps are undone
+   and the learning rate is halved.
 
-With --demonstrations-from, steps 1 and 2 are left out and the given demonstrations are cloned. A task without a dense
+With --demonstrations-from, stages 1 and 2 are skipped, and the given demonstrations are cloned. A task without a dense
 reward needs them.
 
     python scripts/pretrain.py                                      # rebuilds Precision CartPole's shipped policy
     python scripts/pretrain.py --env-id sppo/SparsePendulum-v0
-    python scripts/pretrain.py --seed 7 --out mine                  # another one; the shipped policy stays
-    python scripts/pretrain.py --env-id mytasks:my/Task-v0          # a task of yours, docs/tasks.md
+    python scripts/pretrain.py --seed 7 --out mine                  # another policy; the shipped one is not changed
+    python scripts/pretrain.py --env-id mytasks:my/Task-v0          # your own task, docs/tasks.md
     python scripts/pretrain.py --env-id mytasks:my/Task-v0 --demonstrations-from demonstrations.npz
 
-Writes <task>.safetensors and its card <task>.json (recipe, versions, success); training with the same --env-id starts from
-it. If it is stopped at any moment and started again, it goes on where it was; the end is the same, bit for bit. These are
-the three stages of Wang et al., arXiv 2604.08865, section 5.3; the paper gives neither hyper-parameters nor success rates.
+The script writes <task>.safetensors and its card <task>.json (recipe, versions, success). Training with the same --env-id
+begins with this policy. The script can be stopped at any moment. The same command then continues, and the result is the
+same, bit for bit. The three stages are those of Wang et al., arXiv 2604.08865, section 5.3. The paper gives neither
+hyper-parameters nor success rates.
 """
 
 from __future__ import annotations
@@ -62,34 +64,35 @@ from sppo_control.starts import policy_name, shipped_policy
 @dataclass
 class Args:
     env_id: str = "sppo/PrecisionCartPole-v0"
-    """the task; its own numbers take the place of those below (python scripts/pretrain.py --env-id ID --help)"""
+    """the task; its own values replace the defaults below (python scripts/pretrain.py --env-id ID --help shows them)"""
     stage: Literal["expert", "sft", "all"] = "all"
-    """expert: stop when the expert is in --work-dir; sft: clone the expert that is there; all: both"""
+    """expert: only train the expert, into --work-dir; sft: clone the expert that is there; all: do both"""
     demonstrations_from: str | None = None
-    """clone these in place of an expert's: a .npz or .safetensors file with observations (N, D) and actions (N,) or
-    (N, A), or minari:<dataset id>"""
+    """demonstrations to clone in place of an expert's: minari:<dataset id>, or a .npz or .safetensors file. The file has
+    observations (N, D) and actions (N,) or (N, A)."""
     success_return: float | None = None
-    """with --demonstrations-from, for environments that do not know success: a return that counts as one"""
+    """with --demonstrations-from, for environments that do not report success: an episode with at least this return
+    succeeds"""
     seed: int = 1
-    """of everything random"""
+    """seed of everything random"""
     out: str | None = None
-    """folder for the policy and its card; None is where training looks: sppo_control/pretrained, or, for a task of yours,
-    the folder pretrained beside its module"""
+    """folder for the policy and its card. None means the folder where training looks: sppo_control/pretrained. For your own
+    task it is the folder pretrained beside its module."""
     work_dir: str = "runs/pretrain"
-    """parent of the folder for what is not finished yet: the expert and its demonstrations"""
+    """parent of the folder for intermediate results: the expert and its demonstrations"""
     engine: sppo_envs.Engine = "auto"
-    """what runs the environments"""
+    """engine that runs the environments"""
 
     expert_success: float = 0.9
     """sampled success rate at which the expert is good enough"""
     expert_timesteps: int = 4_000_000
-    """give up if the expert needs more environment steps"""
+    """give up if the expert needs more environment steps than this"""
     expert_num_envs: int = 64
     """episodes per update"""
     expert_learning_rate: float = 1e-3
-    """of policy and critic (Adam)"""
+    """learning rate of Adam for the expert's policy and critic"""
     expert_log_std: float = 0.0
-    """log standard deviation that the expert starts with; for continuous actions only"""
+    """initial log standard deviation of the expert; only for continuous actions"""
     reward_scale: float = 0.01
     """dense rewards are multiplied by this, so that values are of size 1 to 10"""
     gamma: float = 0.99
@@ -100,25 +103,25 @@ class Args:
     demonstrations: int = 512
     """successful episodes to clone"""
     log_std: float = -1.0
-    """log standard deviation of the clone, not trained while cloning; for continuous actions only"""
+    """log standard deviation of the clone, which is not trained; only for continuous actions"""
     clone_learning_rate: float = 3e-4
-    """Adam; small, so that success rises over many steps and does not jump over the band"""
+    """learning rate of Adam while cloning; it is small, so that success does not jump over the band"""
     clone_batch: int = 1024
     """steps per minibatch"""
     clone_updates: int = 5_000
-    """give up after so many"""
+    """give up after this number of updates"""
     eval_every: int = 10
-    """updates of cloning between evaluations"""
+    """number of updates between evaluations of the clone"""
     eval_episodes: int = 1024
-    """episodes of every evaluation of the clone while it is trained; the last one has 1024"""
+    """episodes per evaluation while the clone is trained; the final evaluation has 1024"""
     min_success: float = 0.05
-    """lower end of the band, sampled actions"""
+    """lower end of the band of success rates, with sampled actions"""
     max_success: float = 0.35
     """upper end of the band"""
     target: float | None = None
-    """cloning stops when success reaches this; None is the middle of the band"""
+    """cloning stops when success reaches this; None means the middle of the band"""
     imitate: str = "success"
-    """measure that is true of the episodes worth imitating: success, or a stricter one; all success rates here count it"""
+    """measure that is true for episodes worth imitating: success, or a stricter one; all success rates here count it"""
 
     @staticmethod
     def defaults(env_id: str) -> dict[str, Any]:
@@ -130,7 +133,9 @@ class Args:
         if self.demonstrations_from is not None and self.stage == "expert":
             raise ValueError("--stage expert and --demonstrations-from exclude each other; leave one out")
         if self.success_return is not None and self.demonstrations_from is None:
-            raise ValueError("--success-return belongs to --demonstrations-from; an expert's task knows its success")
+            raise ValueError(
+                "--success-return is only for --demonstrations-from, because an expert's task reports success itself"
+            )
         if not 0 <= self.min_success < self.max_success <= 1:
             raise ValueError(
                 f"need 0 <= --min-success < --max-success <= 1, got {self.min_success}, {self.max_success}"
@@ -160,7 +165,7 @@ class Args:
 
     @property
     def file(self) -> str:
-        """Name of the file of the policy."""
+        """File name of the policy."""
         return policy_name(self.env_id)
 
 
@@ -168,14 +173,14 @@ EXPERT_ARGS = (
     "env_id", "seed", "engine", "expert_success", "expert_num_envs", "expert_learning_rate", "expert_log_std",
     "reward_scale", "gamma", "gae_lambda", "imitate",
 )  # fmt: skip
-"""What an expert depends on: one made with other values cannot be gone on with."""
+"""The arguments that an expert depends on. Work that was begun with other values cannot be continued."""
 
 
 def worth_imitating(args: Args, info: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.bool_]:
     """Which episodes count as successes here, (B,) bool.
 
     Raises:
-        UserError: the task does not report --imitate, or not as a boolean.
+        UserError: the task does not report --imitate as a boolean.
     """
     value = info.get(args.imitate)
     if value is None or value.dtype != np.bool_:
@@ -185,18 +190,18 @@ def worth_imitating(args: Args, info: dict[str, npt.NDArray[Any]]) -> npt.NDArra
 
 
 def environments(args: Args, num_envs: int, dense: bool = False) -> Any:
-    """B of the task's environments."""
+    """`num_envs` environments of the task."""
     return sppo_envs.make_task(args.env_id, num_envs, args.success_return, engine=args.engine, dense=dense)
 
 
 def generator(args: Args, stage: int, count: int) -> np.random.Generator:
-    """Random numbers of one piece of work, the same whether or not what came before was done in this process."""
+    """The random numbers of one piece of work. They do not depend on what was done before it in this process."""
     return np.random.default_rng([args.seed, stage, count])
 
 
 # ---------------------------------------------------------------------------------------------------- 1. expert
 def train_expert(args: Args, folder: Path) -> Policy:
-    """Token-level PPO on the dense reward; goes on from the newest checkpoint in `folder`."""
+    """Token-level PPO on the dense reward. It continues from the newest checkpoint in `folder`."""
     envs, judged = environments(args, args.expert_num_envs, dense=True), environments(args, args.expert_num_envs)
     torch.manual_seed(args.seed)
     policy = make_policy(envs)
@@ -219,7 +224,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
             if state["steps"] >= args.expert_timesteps:
                 raise errors.UserError(
                     f"the expert's success rate is {state['success']:.2f} after {state['steps']:,} steps, "
-                    f"{args.expert_success} was asked for; raise --expert-timesteps (it goes on from here)"
+                    f"but --expert-success is {args.expert_success}; raise --expert-timesteps (it continues from here)"
                 )
             rng = generator(args, 1, state["update"])
             episodes = rollout(envs, policy, rng)
@@ -229,7 +234,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
             adv, returns = core.generalized_advantage(
                 episodes.reward * args.reward_scale, value, mask, args.gamma, args.gae_lambda
             )
-            # steps of all episodes in one row: N = number of real steps
+            # the real steps of all episodes in one row, N of them
             obs, actions, logp_old, returns = (
                 episodes.obs[mask],
                 episodes.actions[mask],
@@ -293,7 +298,7 @@ def collect(args: Args, expert: Policy) -> tuple[Tensor, Tensor]:
 
 # --------------------------------------------------------------------------------------------------- 3. cloning
 def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
-    """Maximum likelihood on the demonstrations, stopped inside the band. Returns the policy and the number of updates."""
+    """Maximum likelihood on the demonstrations, stopped inside the band. Returns policy and number of updates."""
     envs = environments(args, min(256, args.eval_episodes))
     torch.manual_seed(args.seed)
     policy = make_policy(envs)
@@ -315,7 +320,7 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
             bar.update()
             if update % args.eval_every:
                 continue
-            # The first look is cheap; only a rate near the target is worth all episodes.
+            # A cheap evaluation first. All episodes are used only if the rate is near the target.
             rate = worth_imitating(args, evaluate(envs, policy, min(256, args.eval_episodes), rng).info).mean()
             if rate > args.aim / 2 and args.eval_episodes > 256:
                 rate = worth_imitating(args, evaluate(envs, policy, args.eval_episodes, rng).info).mean()
@@ -334,7 +339,7 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
 
 # -------------------------------------------------------------------------------------------------- all of them
 def work_folder(args: Args) -> Path:
-    """The folder of unfinished work, which must have been begun with the same arguments."""
+    """The folder of intermediate results. They must have been begun with the same arguments."""
     folder = Path(args.work_dir) / f"{Path(args.file).stem}__{args.seed}"
     recipe = {name: getattr(args, name) for name in EXPERT_ARGS}
     if (folder / "recipe.json").is_file():
@@ -352,8 +357,11 @@ def work_folder(args: Args) -> Path:
 
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[None]:
-    """Ctrl-C inside ends the script with status 130 and one line, whatever became of the KeyboardInterrupt: where it meets
-    torch or safetensors reading a file, they make a ValueError of it, which looks like a damaged file."""
+    """Ctrl-C inside this context ends the script with status 130 and a message of one line.
+
+    This is so even if the KeyboardInterrupt becomes another exception. While torch or safetensors read a file, they turn
+    it into a ValueError, which looks like a damaged file.
+    """
     pressed = False
 
     def note(number: int, frame: Any) -> None:
@@ -362,14 +370,14 @@ def ctrl_c() -> Iterator[None]:
         raise KeyboardInterrupt
 
     old = None
-    with contextlib.suppress(ValueError):  # not in the main thread: no signals there
+    with contextlib.suppress(ValueError):  # raised outside the main thread, where signals do not arrive
         old = signal.signal(signal.SIGINT, note)
     try:
         yield
     except BaseException:
         if not pressed:
             raise
-        print("\nStopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        print("\nStopped; the same command continues from the last checkpoint.", file=sys.stderr)
         sys.exit(130)
     finally:
         if old is not None:
@@ -382,7 +390,7 @@ def main(args: Args) -> None:
 
 
 def make(args: Args) -> None:
-    """Do what is wanted and not done yet."""
+    """Do the stages that are wanted and not done yet."""
     task = sppo_envs.task(args.env_id)
     if args.demonstrations_from is None and (task is None or not task.has_dense_reward):
         raise errors.UserError(
@@ -392,13 +400,13 @@ def make(args: Args) -> None:
     home = shipped_policy(args.env_id)
     if args.out is None and home is None:
         raise errors.UserError(
-            f"{args.env_id} is in no file of yours; name a folder for its starting policy with --out"
+            f"{args.env_id} is not in one of your files; name a folder for its starting policy with --out"
         )
     path = home if args.out is None else Path(args.out) / (args.file if home is None else home.name)
     assert path is not None
-    path.parent.mkdir(parents=True, exist_ok=True)  # now, so that a folder that cannot be written costs no work
+    path.parent.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if this fails
     started = time.perf_counter()
-    # One thread, so that the number of cores does not change the sums. These networks gain nothing by more.
+    # One thread, so that the number of cores does not change the sums. More threads would not be faster here.
     torch.set_num_threads(1)
     envs = environments(args, args.expert_num_envs)
     try:
@@ -422,7 +430,7 @@ def make(args: Args) -> None:
 
 
 def expert_demonstrations(args: Args, envs: Any) -> tuple[Tensor, Tensor] | None:
-    """Demonstrations of an expert that is trained if there is none yet; None where only the expert is wanted."""
+    """Demonstrations of the expert, which is trained if there is none yet; None if only the expert is wanted."""
     folder = work_folder(args)
     expert_path = folder / "expert.safetensors"
     demonstrations_path = folder / f"demonstrations_{args.demonstrations}.safetensors"
@@ -433,7 +441,7 @@ def expert_demonstrations(args: Args, envs: Any) -> tuple[Tensor, Tensor] | None
         os.replace(expert_path.with_suffix(".writing"), expert_path)
     expert = load_policy(expert_path, envs)
     if args.stage == "expert":
-        print(f"the expert is in {expert_path}; go on with --stage sft")
+        print(f"the expert is in {expert_path}; continue with --stage sft")
         return None
     if not demonstrations_path.is_file():
         obs, actions = collect(args, expert)
@@ -444,7 +452,7 @@ def expert_demonstrations(args: Args, envs: Any) -> tuple[Tensor, Tensor] | None
 
 
 def finish(args: Args, path: Path, policy: Policy, recipe: str, seconds: float) -> None:
-    """Evaluate on episodes that did not choose when to stop; write the policy and its card."""
+    """Evaluate on new episodes, which did not choose when to stop. Then write the policy and its card."""
     envs = environments(args, 256)
     given = "" if args.demonstrations_from is None else f" --demonstrations-from {args.demonstrations_from}"
     rule = "" if args.success_return is None else f" --success-return {args.success_return:g}"
@@ -468,7 +476,7 @@ def finish(args: Args, path: Path, policy: Policy, recipe: str, seconds: float) 
     card["recipe"] = f"{recipe}, {'inside' if in_band else 'outside'} the band."
     card |= {"in_band": in_band, "seconds": seconds, **runs.versions()}
 
-    if not in_band:  # it never takes the place of a policy that may be inside the band
+    if not in_band:  # it must not replace a policy that may be inside the band
         path = path.with_name(f"{path.stem}.missed{path.suffix}")
     save_policy(policy, path, args.env_id)
     write_json(path.with_suffix(".json"), card)

@@ -1,19 +1,20 @@
-"""Look inside the critics of finished runs: what does V know, and when does it know it?
+"""Look into the critics of finished runs: what does V know, and when does it know it?
 
     python scripts/probe.py --what tail --runs runs/<ppo run> runs/<sppo run> --out results/tail.json
     python scripts/probe.py --what calibration --runs runs/benchmark --updates 10 40 --out results/calibration.json
-    python scripts/probe.py --commands results/commands/probes.toml         # several such commands, of a TOML file
+    python scripts/probe.py --commands results/commands/probes.toml         # several such commands from a TOML file
 
-`tail`: V along whole episodes, successes and failures apart, at 50 points between the first action and the last. PPO's
-critic sees every state s_t. SPPO's critic sees s_0 alone, so its V is one number per episode. `auc` is the probability
-that V of a random success exceeds V of a random failure. Ties count half, so 0.5 means that V cannot tell them apart. The
-paper claims that a critic of every token can do so only near the end (Wang et al., arXiv 2604.08865, figures 1 and 9).
+`tail`: V along whole episodes, at 50 points from the first action to the last, separately for successes and failures.
+PPO's critic sees every state s_t. SPPO's critic sees only s_0, so its V is one number per episode. `auc` is the probability
+that V of a random success is greater than V of a random failure. Ties count half, so 0.5 means that V cannot tell them
+apart. The paper claims that a critic at every token can do so only near the end (Wang et al., arXiv 2604.08865, figures 1
+and 9).
 
-`calibration`: V(s_0) of fresh contexts against the success rate over many episodes from each of them (figure 7).
+`calibration`: V(s_0) of new contexts against the success rate over many episodes from each of them (figure 7).
 
---runs takes run folders, and folders to be searched for them. A search leaves out runs without a critic (GRPO, RLOO,
-ReMax). Policy and critic are from one checkpoint, which is named. Equal arguments give equal episodes. The script needs
-the extra `study`.
+--runs takes run folders, and folders in which to search for runs. A search leaves out runs without a critic (GRPO, RLOO,
+ReMax). Policy and critic are from the same checkpoint, and the output names it. Equal arguments give equal episodes. The
+script needs the extra `study`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ with cli.one_line_errors():
     from sppo_control.study import variants
 
 POINTS = 50
-"""K, points of an episode's progress from 0 (first action) to 1 (last action)."""
+"""K, the number of points of an episode's progress, from 0 (first action) to 1 (last action)."""
 CRITICS = ("sppo_cartpole.py", "ppo_cartpole.py")
 """Scripts whose runs have a critic of states."""
 FloatArray = npt.NDArray[np.float64]
@@ -52,23 +53,23 @@ class Args:
     what: Literal["tail", "calibration"]
     """V along episodes, or V(s_0) against success rates"""
     runs: tuple[Path, ...]
-    """run folders, and folders to be searched for some"""
+    """run folders, and folders in which to search for runs"""
     out: Path
     """JSON file to write"""
     update: int | None = None
-    """tail: take the newest checkpoint of at most so many updates; None is the newest of all"""
+    """tail: take the newest checkpoint of at most this many updates; None means the newest of all"""
     updates: tuple[int, ...] = ()
-    """calibration: the same, one or several; none is the newest of all"""
+    """calibration: the same, for one or several numbers; without any, the newest of all"""
     env_id: str | None = None
     """only runs of this task"""
     seeds: tuple[int, ...] = ()
-    """only runs of these seeds; none is all"""
+    """only runs of these seeds; without any, all runs"""
     episodes: int | None = None
-    """tail: of each run, None is 256; calibration: from each context, None is 64"""
+    """tail: episodes per run, None means 256; calibration: episodes per context, None means 64"""
     contexts: int = 200
-    """calibration: of each checkpoint"""
+    """calibration: contexts per checkpoint"""
     seed: int = 1
-    """of contexts and actions"""
+    """seed of contexts and actions"""
 
     def __post_init__(self) -> None:
         self.episodes = {"tail": 256, "calibration": 64}[self.what] if self.episodes is None else self.episodes
@@ -80,14 +81,14 @@ class Args:
 
     @property
     def num_episodes(self) -> int:
-        """`episodes`, which is a number once the arguments have been checked."""
+        """`episodes`. It is a number as soon as the arguments have been checked."""
         assert self.episodes is not None
         return self.episodes
 
 
 @dataclass
 class Probe:
-    """A checkpoint of a run, ready to act and to judge."""
+    """A loaded checkpoint of a run: its policy, its critic and its environments."""
 
     algorithm: str
     sigmoid: bool
@@ -99,20 +100,20 @@ class Probe:
     critic: Critic
 
     def values(self, obs: Tensor) -> FloatArray:
-        """V of observations, (..., D) -> (...), as in the run's advantage: PPO's plain critic has no sigmoid."""
+        """V of observations, (..., D) -> (...), as in the run's advantage. Not every critic of PPO has a sigmoid."""
         with torch.no_grad():
             output = self.critic(obs)
             return (torch.sigmoid(output) if self.sigmoid else output).double().numpy()
 
 
 def algorithm_of(config: dict[str, Any]) -> str:
-    """A run's algorithm, as scripts/benchmark.py names it; empty if it has no critic that this script knows."""
+    """A run's algorithm, as scripts/benchmark.py names it; empty if the run has no critic that this script knows."""
     variant = variants.of_run(config.get("script", ""), config["args"])
     return variant.name if variant and variant.script in CRITICS else ""
 
 
 def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
-    """The run folders that --runs means, each with its config.json."""
+    """The run folders that --runs selects, each with the content of its config.json."""
     found: dict[Path, dict[str, Any]] = {}
     for path in args.runs:
         configs = {p.parent: checkpoints.read_json(p) for p in sorted(path.rglob("config.json"))}
@@ -136,8 +137,8 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
 
 
 def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
-    """All checkpoints that are asked for; `stack` closes their environments."""
-    probes, made = [], {}  # runs of the same task share their environments
+    """All selected checkpoints; `stack` closes their environments."""
+    probes, made = [], {}  # runs of the same task share environments
     for run, config in find_runs(args).items():
         trained = config["args"]
         task = {k: trained[k] for k in ("env_id", "success_return", "horizon", "engine") if trained.get(k) is not None}
@@ -150,14 +151,15 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
             critic = Critic(made[key].single_observation_space.shape[0], trained.get("critic_hidden", (64, 64)))
             state = checkpoints.read_checkpoint(folder, {"critic": critic}, ("update",))
             about = {"env_id": trained["env_id"], "run": run.name, "seed": trained["seed"], **state}
-            sigmoid = trained.get("critic_loss", "bce") == "bce"  # SPPO has no other loss
+            sigmoid = trained.get("critic_loss", "bce") == "bce"  # SPPO has only this loss
             probes.append(Probe(algorithm_of(config), sigmoid, about, made[key], policy, critic))
     return probes
 
 
 def tail(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
-    """V along the episodes of one checkpoint."""
-    rng, sees = np.random.default_rng(args.seed), None if probe.algorithm.startswith("ppo") else 1  # states per episode
+    """V along episodes of one checkpoint."""
+    # `sees` is how many states of an episode the critic sees; None means all.
+    rng, sees = np.random.default_rng(args.seed), None if probe.algorithm.startswith("ppo") else 1
     curves, outcomes = np.empty((0, POINTS)), np.empty(0, dtype=np.bool_)  # (episodes, K), (episodes,)
     while (missing := args.num_episodes - len(curves)) > 0:
         episodes = rollout(probe.envs, probe.policy, rng)
@@ -172,46 +174,49 @@ def tail(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
 
 
 def resample(values: FloatArray) -> FloatArray:
-    """V at T >= 1 steps -> V at K points of progress, straight lines between steps."""
+    """V at T >= 1 steps -> V at K points of progress, with straight lines between steps."""
     return np.interp(np.linspace(0, 1, POINTS), np.linspace(0, 1, len(values)), values)
 
 
 def spread(curves: FloatArray) -> dict[str, Any]:
-    """Mean, 10th and 90th percentile over episodes, (n, K) -> (K,) each; NaN where there is no episode."""
+    """Mean, 10th and 90th percentile over episodes, (n, K) -> (K,) each; NaN if there is no episode."""
     x, progress = curves if len(curves) else np.full((1, POINTS), np.nan), np.linspace(0, 1, POINTS)
     low, high = np.percentile(x, [10, 90], axis=0)
     return {"progress": progress, "mean": x.mean(0), "low": low, "high": high, "episodes": len(curves)}
 
 
 def auc(successes: FloatArray, failures: FloatArray) -> FloatArray:
-    """Probability that V of a success exceeds V of a failure, ties half, at each point: (n, K) and (m, K) -> (K,)."""
+    """Probability that V of a success is greater than V of a failure at each point; (n, K) and (m, K) -> (K,).
+
+    Ties count half.
+    """
     if (n := len(successes)) == 0 or (m := len(failures)) == 0:
         return np.full(POINTS, np.nan)
-    # Mann and Whitney: the rank of a success among all says how many failures are below it
+    # Mann-Whitney: the rank of a success among all episodes says how many failures are below it.
     rank = np.stack([ranks(column) for column in np.concatenate([successes, failures]).T])  # (K, n + m)
     return (rank[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
 
 
 def ranks(x: FloatArray) -> FloatArray:
-    """1 for the smallest; equal numbers share the mean of their ranks; (n,) -> (n,)."""
+    """Ranks, 1 for the smallest; equal numbers share the mean of their ranks. (n,) -> (n,)."""
     _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     return (counts.cumsum() - (counts - 1) / 2)[index]
 
 
 def correlation(x: FloatArray, y: FloatArray) -> float:
-    """Pearson's; NaN where all of x or all of y is one number."""
+    """Pearson's correlation; NaN if x or y is constant."""
     return np.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
 def calibration(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
-    """V(s_0) against the success rate of the contexts of one checkpoint."""
+    """V(s_0) against success rates, for contexts of one checkpoint."""
     rng, parts = np.random.default_rng(args.seed), []
-    for _ in range(args.contexts):  # singly, for the progress bar
+    for _ in range(args.contexts):  # one at a time, for the progress bar
         parts.append(success_by_context(probe.envs, probe.policy, 1, rng))
         bar.update()
     contexts, rates = (torch.cat(x) for x in zip(*parts, strict=True))
     v0, rate = probe.values(contexts), rates.double().numpy()  # (C,), (C,)
-    # (V - R)^2 of a single outcome is (1 - V)^2 in a success, V^2 in a failure
+    # (V - R)^2 of a single outcome is (1 - V)^2 for a success and V^2 for a failure.
     brier = (rate * (1 - v0) ** 2 + (1 - rate) * v0**2).mean()
     ece = core.expected_calibration_error(torch.from_numpy(v0), torch.from_numpy(rate))
     return {
@@ -222,17 +227,17 @@ def calibration(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
 
 
 def plain(x: Any) -> Any:
-    """JSON-ready: arrays become lists, NaN null."""
+    """The same value for JSON: arrays become lists, and NaN becomes null."""
     if isinstance(x, dict):
         return {key: plain(value) for key, value in x.items()}
     if isinstance(x, np.ndarray):
         return [plain(value) for value in x.tolist()]
-    return None if x != x else x  # NaN alone differs from itself
+    return None if x != x else x  # only NaN differs from itself
 
 
 def main(args: Args) -> None:
     with contextlib.ExitStack() as stack:
-        # all that can be refused, before the long work
+        # Refuse all that can be refused, before the long work.
         probes = load(args, stack)
         with contextlib.suppress(OSError):
             args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,26 +1,26 @@
-"""Figures (PNG and SVG) and Markdown tables from results files, after the paper's (Wang et al., arXiv 2604.08865).
+"""Make figures (PNG and SVG) and Markdown tables from results files, as in the paper (Wang et al., arXiv 2604.08865).
 
-    python scripts/report.py --results results/study.parquet                        # all that this file can feed
+    python scripts/report.py --results results/study.parquet                        # all for which this file is enough
     python scripts/report.py --results results/*.parquet results/*.json --out docs/figures --figures fig8 fig7 tables
-    python scripts/report.py --commands results/commands/figures.toml               # several such commands, of a TOML file
+    python scripts/report.py --commands results/commands/figures.toml               # several such commands from a TOML file
 
-| name     | what                                                                      | made of runs of                  |
+| name     | what                                                                      | needs results of                 |
 | -------- | ------------------------------------------------------------------------- | -------------------------------- |
 | fig1     | tail effect: what a critic at every step knows along an episode           | probe.py (tail.json)             |
-| fig2     | GRPO's advantage against the success rate p, theory and code              | nothing                          |
-| fig4     | PPO with a critic trained with BCE; batches of equal outcomes left out    | benchmark.py                     |
+| fig2     | GRPO's advantage against the success rate p, in theory and in code        | nothing                          |
+| fig4     | PPO with a critic trained with BCE; no update on batches of equal outcomes| benchmark.py                     |
 | fig5     | success against seconds and against environment steps                     | benchmark.py                     |
-| fig6     | memory, seconds per update, and success against the critic's size          | benchmark.py, critic-hidden=...  |
+| fig6     | memory, time per update, and success against the critic's size            | benchmark.py, critic-hidden=...  |
 | fig7     | calibration of V(s_0)                                                     | probe.py (calibration.json)      |
-| fig8     | success against episodes, SPPO and PPO; fig8_all: every algorithm         | benchmark.py                     |
-| critics  | SPPO by how its critic is trained                                         | benchmark.py, critic-steps=...   |
+| fig8     | success against episodes, SPPO and PPO; fig8_all has every algorithm      | benchmark.py                     |
+| critics  | SPPO with critics that are trained in different ways                      | benchmark.py, critic-steps=...   |
 | addition | a tiny transformer learns to add: success against responses and seconds   | speed_llm.py --what addition     |
-| tables   | tables.md: final success, speed, comparisons with SPPO, numbers of fig7   | any of these                     |
-|          | and fig1                                                                  |                                  |
+| tables   | tables.md: final success, speed, comparisons with SPPO, and the numbers   | any of these                     |
+|          | of fig7 and fig1                                                          |                                  |
 
-The statistics are defined in sppo_control/study/statistics.py. All runs of a task, algorithm and setting are pooled over
-the given files. So do not give runs that chose a setting together with runs that test it. A training script of your own
-(scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables, under its file's name.
+sppo_control/study/statistics.py defines the statistics. All runs of the same task, algorithm and setting in the given files
+are taken together. So do not give files with runs that chose a setting together with files that test it. Your own training
+script (scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables, under its file's name.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ NAMES = (*FIGURES, "tables")
 @dataclass
 class Args:
     results: tuple[Path, ...] = ()
-    """files of scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json); fig2 needs none"""
+    """results of scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json); fig2 needs none"""
     out: Path = Path("docs/figures")
     """folder to write to"""
     figures: tuple[str, ...] = ()
-    """names out of the table above; none is all that the results can feed"""
+    """names from the table above; without any, all for which the results are enough"""
     starts: str | None = None
-    """only runs from these starting policies ("shipped", or a folder's name), where the results have several"""
+    """only runs from these starting policies: "shipped" or a folder's name; needed if the results have several"""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.figures if name not in NAMES]:
@@ -66,7 +66,7 @@ class Args:
 
 # ---------------------------------------------------------------------------------------------------------- main
 def command(args: Args, name: str) -> str:
-    """What makes one figure again."""
+    """The command that makes one figure again."""
     suffixes = {
         "fig1": [".json"],
         "fig7": [".json"],
@@ -80,7 +80,7 @@ def command(args: Args, name: str) -> str:
 
 
 def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
-    """Write one figure, with a note below it, as PNG and SVG; the files' metadata has the command that makes it again."""
+    """Write one figure with a note below it, as PNG and SVG. The files' metadata contain the command that makes it."""
     figure, note = FIGURES[name].draw(what, looks), FIGURES[name].note
     if name in ("fig4", "fig5", "fig8", "fig8_all"):  # {task: {algorithm: runs}}
         settings = {run.setting or "defaults" for arms in what.values() for arm in arms.values() for run in arm}
@@ -116,7 +116,7 @@ def main(args: Args) -> None:
                 print(text)
             else:
                 draw(name, found[name], study.looks, command(args, name), Path(temporary))
-        for file in sorted(Path(temporary).iterdir()):  # all or, if one of them failed, none
+        for file in sorted(Path(temporary).iterdir()):  # replace all files, or none if one of them failed
             os.replace(file, args.out / file.name)
             print(f"wrote {args.out / file.name}")
     for name in left_out:

@@ -1,13 +1,13 @@
-"""Each algorithm at its best learning rate: which rate that is, what is still to run, and the table.
+"""Compare algorithms, each at its best learning rate: the choice of the rate, the missing runs, and the table.
 
-    python scripts/report_rates.py --what choose    # the chosen rates, and the commands of what is still to run
+    python scripts/report_rates.py --what choose    # prints the chosen rates, and the commands for missing runs
     python scripts/report_rates.py --what table     # writes docs/figures/rates.md
 
-1. The runs of --tuning on --tuning-seeds choose. Each task and algorithm gets the rate with the highest success averaged
-   over training (area in sppo_control/study/statistics.py; mean over seeds). Among equal rates the task's default is
-   chosen, else the smallest.
-2. The algorithms are compared at their chosen rates on --seeds, which have chosen nothing. If the chosen rate is the
-   task's default, these are the runs of --study without settings, else those of --rates.
+1. The runs of --tuning with --tuning-seeds choose the rates. Each task and algorithm gets the rate with the highest success
+   averaged over training (area in sppo_control/study/statistics.py; mean over seeds). If several rates have the highest
+   number, the task's default is chosen, else the smallest.
+2. The algorithms are compared at their chosen rates with --seeds, which chose nothing. If the chosen rate is the task's
+   default, these are the runs of --study without settings, otherwise those of --rates.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ with cli.one_line_errors():
 @dataclass(kw_only=True)
 class Args(rates.Question):
     what: Literal["choose", "table"]
-    """print the chosen rates and the commands of what is still to run, or write the table"""
+    """print the chosen rates and the commands for missing runs, or write the table"""
     out: Path = Path("docs/figures/rates.md")
     """Markdown file to write"""
 
 
 def command(args: Args) -> str:
-    """What makes the table again: only the arguments that are not the defaults."""
+    """The command that makes the table again; it has only the arguments that differ from the defaults."""
     words = ["--what", "table"]
     for name in ("tuning", "rates", "study", "starts", "env_ids", "algorithms", "tuning_seeds", "seeds", "out"):
         value = getattr(args, name)
@@ -52,7 +52,7 @@ def default_rates(args: Args) -> dict[str, float]:
 def main(args: Args) -> None:
     default = default_rates(args)
     choices, lines = rates.choose(args, default)
-    # A file that is not there yet has no runs; where all chose the default, the file of the other rates is not needed.
+    # A file that is not there yet has no runs. If all chose the default, the file of the other rates is not needed.
     files = [path for path in (args.rates, args.study) if path.is_file()]
     found, more = rates.read(files, args, args.seeds, default) if files else ({}, [])
     arms = rates.compared(choices, default).values()

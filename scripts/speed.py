@@ -1,13 +1,20 @@
-"""How fast: environment steps per second, always beside a peer on the same cores, in turns within each round, so that
-what a busy machine does to one it does to all. Ratios are taken within a round.
+"""Measure speed in environment steps per second, always together with a peer on the same cores.
 
---what training: whole runs of the scripts (rollout, update, TensorBoard, progress bar, checkpoints), each in a process of
-its own, against Stable-Baselines3's PPO with the same task, starting weights, batch, epochs, minibatches and network
-sizes, and no logging.
+All contestants run in turns within each round, so that other load on the machine affects all of them. Ratios are between
+measurements of the same round.
 
---what engines: of each task, (a) its engine alone with random actions, (b) rollouts of the shipped policy through it,
-(c) Gymnasium's SyncVectorEnv with random actions. EnvPool alone is measured as it comes, starting a new episode wherever
-one ends, so that no environment ever waits for the batch; the numpy engines alone run whole batches of episodes.
+--what training: whole runs of the scripts, with rollouts, updates, TensorBoard, progress bar and checkpoints. Each run is a
+separate process. The peer is PPO of Stable-Baselines3, without logging. It has the same task, starting policy, batch,
+epochs, minibatches and network sizes.
+
+--what engines: three measurements for each task.
+
+- (a) its engine alone, with random actions
+- (b) rollouts of the shipped policy in this engine
+- (c) Gymnasium's SyncVectorEnv, with random actions
+
+EnvPool alone is measured as it is by default. It starts a new episode as soon as one ends, so no environment waits for the
+batch. The numpy engines alone run whole batches of episodes.
 
     make bench        # or: pip install -c constraints.txt -e '.[bench,tasks]' && python scripts/speed.py --what engines
 """
@@ -46,25 +53,25 @@ TARGETS = {"sppo": 8.0, "ppo": 5.0}
 @dataclass
 class Args:
     what: Literal["training", "engines"] = "training"
-    """see above"""
+    """what to measure; the text above describes both"""
     rounds: int = 6
-    """how often each is measured"""
+    """number of rounds; each contestant is measured once per round"""
     seconds: float = 2.0
-    """engines: of each measurement"""
+    """engines: seconds per measurement"""
     num_envs: int | None = None
-    """engines: B; None is each task's own"""
+    """engines: B, the number of environments; None means each task's default"""
     total_timesteps: int = 700_000
-    """of each run of ours"""
+    """training: environment steps per run of this project's scripts"""
     sb3_timesteps: int = 128_000
-    """of each run of Stable-Baselines3"""
+    """training: environment steps per run of Stable-Baselines3"""
     out: str | None = None
-    """where the table goes as JSON; None is runs/speed_<what>.json"""
+    """JSON file for the table; None means runs/speed_<what>.json"""
     worker: Literal["sb3"] | None = None
-    """internal: be the measured process"""
+    """internal: run as the measured process"""
 
 
 def measure_sb3(timesteps: int) -> dict[str, float]:
-    """Train Stable-Baselines3's PPO; returns steps, seconds, peak memory (MiB)."""
+    """Train PPO of Stable-Baselines3. Returns steps, seconds and peak memory (MiB)."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -74,7 +81,7 @@ def measure_sb3(timesteps: int) -> dict[str, float]:
         gae_lambda=1.0, normalize_advantage=False, max_grad_norm=1.0, device="cpu",
         policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": torch.nn.Tanh},
     )  # fmt: skip
-    # The shipped starting policy, so that episodes are as long as ours.
+    # It begins with the shipped starting policy, so that its episodes are as long as those of the scripts.
     start = starting_policy(sppo_envs.make_task(ENV_ID, 1), ENV_ID, str(shipped_policy(ENV_ID)), False, ())
     ours = [m for m in start.to_sequential() if isinstance(m, torch.nn.Linear)]
     theirs = [m for m in model.policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)]
@@ -87,7 +94,7 @@ def measure_sb3(timesteps: int) -> dict[str, float]:
 
 
 def measure(name: str, args: Args) -> dict[str, float]:
-    """Run one contestant in a process of its own."""
+    """Run one contestant in a separate process."""
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as folder:
         if name == "sb3":
@@ -108,7 +115,7 @@ def measure(name: str, args: Args) -> dict[str, float]:
 
 # --------------------------------------------------------------------------------------------------------- engines
 def random_actions(space: gym.Space[Any], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Actions (*shape,) of a Discrete space or (*shape, A) of a Box."""
+    """Random actions: (*shape,) for a Discrete space, (*shape, A) for a Box."""
     if isinstance(space, gym.spaces.Discrete):
         return rng.integers(0, int(space.n), shape).astype(np.int32)
     assert isinstance(space, gym.spaces.Box)
@@ -116,7 +123,7 @@ def random_actions(space: gym.Space[Any], shape: tuple[int, ...], rng: np.random
 
 
 def steps_alone(envs: Any, seconds: float) -> float:
-    """Steps/s of whole batches of episodes with random actions; only unfinished episodes count."""
+    """Steps per second of whole batches of episodes with random actions. Only steps of unfinished episodes count."""
     rng, steps, began = np.random.default_rng(0), 0, time.perf_counter()
     actions = random_actions(envs.single_action_space, (envs.horizon, envs.num_envs), rng)
     while time.perf_counter() - began < seconds:
@@ -131,7 +138,7 @@ def steps_alone(envs: Any, seconds: float) -> float:
 
 
 def steps_with_autoreset(envs: Any, space: gym.Space[Any], num_envs: int, seconds: float) -> float:
-    """Steps/s with random actions where every environment goes on with a new episode by itself."""
+    """Steps per second with random actions, if every environment begins a new episode by itself."""
     actions = random_actions(space, (100, num_envs), np.random.default_rng(0))
     envs.reset()
     steps, began = 0, time.perf_counter()
@@ -147,7 +154,7 @@ def measure_engines(args: Args) -> None:
     rows: dict[str, dict[str, Any]] = {}
     for env_id in tqdm(sppo_envs.TASKS, unit="task", desc="engines"):
         task = sppo_envs.task(env_id)
-        assert task is not None and task.peer is not None  # noqa: PT018 - of every task of this package
+        assert task is not None and task.peer is not None  # noqa: PT018 - true for every task of this package
         num_envs = args.num_envs or task.defaults.num_envs
         envs = sppo_envs.make_task(env_id, num_envs)
         policy = starting_policy(envs, env_id, None, False, ())
@@ -158,7 +165,7 @@ def measure_engines(args: Args) -> None:
             pool = envs.bare_pool()
         row: dict[str, Any] = {"num_envs": num_envs, "engine": engine, "bare": [], "rollout": [], "sync": []}
         rng = np.random.default_rng(0)
-        rollout(envs, policy, rng)  # warm
+        rollout(envs, policy, rng)  # warm-up
         for _ in range(args.rounds):
             if pool is None:
                 row["bare"].append(steps_alone(envs, args.seconds))
@@ -187,7 +194,7 @@ def measure_engines(args: Args) -> None:
 
 
 def write_table(args: Args, table: dict[str, Any]) -> None:
-    """Write the JSON file."""
+    """Write the table as a JSON file."""
     out = Path(args.out or f"runs/speed_{args.what}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write_json(out, table)

@@ -2,22 +2,23 @@
 
 | symbol     | shape            | meaning                                                                   |
 | ---------- | ---------------- | ------------------------------------------------------------------------- |
-| B, T       |                  | episodes (or responses) in a batch; steps (or tokens), padded             |
-| R, outcome | (B,)             | verified result of an episode, in [0, 1]; 1 is success                    |
+| B, T       |                  | episodes (or responses) per batch; steps (or tokens) with padding         |
+| R, outcome | (B,)             | verified outcome of an episode, in [0, 1]; 1 is success                   |
 | v          | (B,)             | the critic's logit for the context s_0; V(s_0) = sigmoid(v)               |
 | logp       | (B, T)           | log pi(a_t | s_0, a_<t) under the policy being trained                    |
 | logp_old   | (B, T)           | the same under the policy that acted                                      |
-| A          | (B,) or (B, T)   | advantage; one number an episode (SPPO, GRPO, ...) or one a step (PPO)    |
-| mask       | (B, T), bool     | True on real steps, False on padding, wherever the padding stands         |
+| A          | (B,) or (B, T)   | advantage: one number per episode (SPPO, GRPO, ...) or per step (PPO)     |
+| mask       | (B, T), bool     | True on real steps, False on padding; padding may be anywhere in a row    |
 
-All functions are pure: tensors in, tensors out, on the same device and in the same dtype. Padding is taken out with
-`torch.where` (NaN times 0 is NaN), so what stands in padded places never matters. Nothing here synchronises host and
-device: shapes are checked always; values are checked with a ValueError on the CPU, and with an assertion on the device
-itself on accelerators and under `torch.compile`.
+All functions are pure: tensors in, tensors out, on the same device and in the same dtype. Padding is removed with
+`torch.where`, because NaN times 0 is NaN. So the values in padded places never matter.
+
+Nothing here synchronises host and device. Shapes are always checked. Bad values raise a ValueError on the CPU. On
+accelerators, and under `torch.compile`, an assertion on the device itself checks the values.
 
 Sources: SPPO is Wang et al., "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks", arXiv 2604.08865.
-PPO is Schulman et al., arXiv 1707.06347; GAE is Schulman et al., arXiv 1506.02438; GRPO is Shao et al.,
-arXiv 2402.03300; RLOO is Kool et al., 2019, and Ahmadian et al., arXiv 2402.14740; ReMax is Li et al., arXiv 2310.10505.
+PPO is Schulman et al., arXiv 1707.06347. GAE is Schulman et al., arXiv 1506.02438. GRPO is Shao et al.,
+arXiv 2402.03300. RLOO is Kool et al., 2019, and Ahmadian et al., arXiv 2402.14740. ReMax is Li et al., arXiv 2310.10505.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ Reduction = Literal["token-mean", "sequence-mean", "fixed"]
 
 # ---------------------------------------------------------------------------------------------------- advantages
 def sequence_advantage(outcome: Tensor, value_logit: Tensor) -> Tensor:
-    """SPPO's advantage, one number an episode: A = R - sigmoid(v), detached and not normalised (SPPO, eq. 1).
+    """SPPO's advantage, one number per episode: A = R - V(s_0), detached and not normalised (SPPO, eq. 1).
 
     Args:
         outcome: R, (B,), floating, in [0, 1].
-        value_logit: v, (B,), the critic's logit at the context s_0.
+        value_logit: v, (B,), the critic's logit for the context s_0; V(s_0) = sigmoid(v).
 
     Returns:
         (B,), without gradient.
@@ -57,9 +58,9 @@ def generalized_advantage(
 ) -> tuple[Tensor, Tensor]:
     """GAE(gamma, lambda) over whole episodes, each ending in a terminal state of value 0 (GAE, eq. 16).
 
-    Computed through the lambda-return, G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}) and A_t = G_t - V_t.
-    That is the same quantity as the sum of discounted TD errors, and at gamma = lambda = 1 it gives A_t = R - V_t
-    without rounding.
+    It is computed from the lambda-return: G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), A_t = G_t - V_t.
+    This is the same quantity as the sum of discounted TD errors. At gamma = lambda = 1 it gives A_t = R - V_t without
+    rounding.
 
     Args:
         reward: r, (B, T).
@@ -78,16 +79,16 @@ def generalized_advantage(
     _check_mask(mask)
     for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         if not 0.0 <= number <= 1.0:
-            raise ValueError(f"{name} must lie in [0, 1], got {number}")
+            raise ValueError(f"{name} must be in [0, 1], got {number}")
     reward, value = reward.detach(), value.detach()
     num_steps = mask.shape[1]
-    # V of the next real step, 0 after the last one. Its index is the smallest real index to the right: a running
-    # minimum from the right, shifted by one.
+    # V of the next real step, and 0 after the last one. The index of that step is the smallest index of a real step to
+    # the right: a running minimum from the right, shifted by one.
     index = torch.where(mask, torch.arange(num_steps, device=mask.device), num_steps)  # (B, T)
     from_right = index.flip(1).cummin(dim=1).values.flip(1)
     next_index = F.pad(from_right[:, 1:], (0, 1), value=num_steps)
     next_value = F.pad(torch.where(mask, value, 0.0), (0, 1)).gather(1, next_index)
-    # G_t = c_t + d_t G_{t+1}; padding hands G on unchanged
+    # G_t = c_t + d_t G_{t+1}; padding passes G on unchanged
     c = torch.where(mask, reward + gamma * (1.0 - gae_lambda) * next_value, 0.0)
     d = torch.ones_like(c).masked_fill(mask, gamma * gae_lambda)
     g, backwards = torch.zeros_like(c[:, 0]), []
@@ -101,14 +102,14 @@ def generalized_advantage(
 def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
     """GRPO's advantage: A_i = (R_i - mean) / std over the episodes of the same context (GRPO, section 4.1.2).
 
-    The standard deviation is the population's (divided by N, not N - 1) and no epsilon is added, so that outcomes of
-    rate p give sqrt((1 - p) / p) for a success and -sqrt(p / (1 - p)) for a failure (SPPO, appendix A).
-    A group of equal outcomes gives exactly 0.
+    The standard deviation is that of the population (divided by N, not by N - 1), and no epsilon is added to it. So at
+    success rate p a success gets sqrt((1 - p) / p) and a failure gets -sqrt(p / (1 - p)) (SPPO, appendix A). A group of
+    equal outcomes gives exactly 0.
 
     Args:
         outcome: R, (B,), in [0, 1]; rows 0..N-1 are the first group, N..2N-1 the second, and so on.
         group_size: N, at least 2, a divisor of B.
-        normalize_std: False leaves the division out (Dr. GRPO, Liu et al., arXiv 2503.20783).
+        normalize_std: False omits the division (Dr. GRPO, Liu et al., arXiv 2503.20783).
 
     Returns:
         (B,), without gradient.
@@ -118,8 +119,8 @@ def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bo
     """
     groups = _groups(outcome, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
-    # Compared, not computed: the mean of eight times 0.1 is not 0.1, and dividing that rounding error by its own
-    # standard deviation would make advantages of size 1 out of nothing.
+    # Outcomes are compared, because the standard deviation is not a safe test: the mean of eight times 0.1 is not 0.1.
+    # Division of that rounding error by its standard deviation would make advantages of size 1 out of nothing.
     equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
     if normalize_std:
         centred = centred / torch.where(equal, 1.0, groups.std(dim=1, correction=0, keepdim=True))
@@ -129,7 +130,7 @@ def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bo
 def leave_one_out_advantage(outcome: Tensor, group_size: int) -> Tensor:
     """RLOO's advantage: A_i = R_i - mean of the other outcomes of the group = N / (N - 1) (R_i - mean).
 
-    With `group_size` = B it is REINFORCE with the batch mean as baseline.
+    With `group_size` = B this is REINFORCE with the batch mean as baseline.
 
     Args:
         outcome: R, (B,), in [0, 1]; consecutive rows form a group.
@@ -147,7 +148,7 @@ def leave_one_out_advantage(outcome: Tensor, group_size: int) -> Tensor:
 
 
 def greedy_baseline_advantage(outcome: Tensor, greedy_outcome: Tensor) -> Tensor:
-    """ReMax's advantage: A = R - R of the greedy episode from the same context (ReMax, eq. 7).
+    """ReMax's advantage: A = R - (R of the greedy episode from the same context) (ReMax, eq. 7).
 
     Args:
         outcome: R of the sampled episodes, (B,), in [0, 1].
@@ -167,16 +168,16 @@ def greedy_baseline_advantage(outcome: Tensor, greedy_outcome: Tensor) -> Tensor
 
 # -------------------------------------------------------------------------------------------------------- losses
 class ClippedSurrogate(NamedTuple):
-    """The policy loss, and statistics of the same steps (scalars, detached; means over the real steps)."""
+    """The policy loss, and statistics of the same steps: detached scalars, means over the real steps."""
 
     loss: Tensor
-    """To be minimised: minus the reduced surrogate objective."""
+    """The number to minimise: minus the reduced surrogate objective."""
     num_steps: Tensor
-    """Real steps in this batch: the weight of these statistics when batches are averaged."""
+    """Number of real steps in this batch. It is the weight of these statistics when batches are averaged."""
     old_approx_kl: Tensor
-    """mean(-log r), the plain estimate of KL(old || new); may be negative."""
+    """mean(-log r), the plain estimate of KL(old || new); it may be negative."""
     approx_kl: Tensor
-    """mean(r - 1 - log r), never negative (Schulman, http://joschu.net/blog/kl-approx.html)."""
+    """mean(r - 1 - log r), which is never negative (Schulman, http://joschu.net/blog/kl-approx.html)."""
     clipfrac: Tensor
     """Share of steps with |r - 1| > clip_coef."""
     ratio_min: Tensor
@@ -204,12 +205,12 @@ def clipped_surrogate(
         advantage: (B,), broadcast over the steps, or (B, T); treated as a constant.
         mask: (B, T), bool.
         clip_coef: eps, above 0.
-        reduction: "token-mean" is the sum over real steps / their number;
-            "sequence-mean" the mean over each sequence's real steps, summed over sequences / their number;
-            "fixed" the sum over real steps / (B x T), T being the padded length (Dr. GRPO).
-        denominator: replaces the last divisor, so that the losses of micro-batches add up to that of the whole batch:
-            pass the whole batch's number of real steps ("token-mean"), of sequences ("sequence-mean"),
-            or B x H ("fixed").
+        reduction: "token-mean" is the sum over all real steps, divided by their number.
+            "sequence-mean" is the mean over the real steps of each sequence, then the mean over sequences.
+            "fixed" is the sum over all real steps, divided by B x T, where T is the padded length (Dr. GRPO).
+        denominator: replaces the last divisor. Then the losses of micro-batches add up to the loss of the whole batch.
+            Pass the whole batch's number of real steps ("token-mean") or of sequences ("sequence-mean"). For "fixed" pass
+            B x H, where H is the length to which the whole batch would be padded.
 
     Returns:
         `ClippedSurrogate`: the loss, and statistics of the same steps.
@@ -234,7 +235,8 @@ def clipped_surrogate(
     advantage = advantage.detach()
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
     log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
-    # A ratio that overflows is clipped where A >= 0, and its gradient is 0. But inf x 0 is NaN, in the backward pass too.
+    # Where A >= 0, a ratio that overflows is clipped, and its gradient is 0. But inf x 0 is NaN, also in the backward
+    # pass. So such a ratio is replaced by a finite one, which is clipped too.
     overflows = (log_ratio > math.log(torch.finfo(log_ratio.dtype).max)) & (advantage >= 0)
     ratio = torch.where(overflows, math.log1p(2 * clip_coef), log_ratio).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
@@ -262,19 +264,19 @@ def clipped_surrogate(
 
 
 def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None = None) -> Tensor:
-    """Binary cross-entropy between V = sigmoid(v) and R, averaged (SPPO, eq. 2). Its gradient is d loss / d v = V - R.
+    """Mean binary cross-entropy between V = sigmoid(v) and R (SPPO, eq. 2). Its gradient is d loss / d v = V - R.
 
     Args:
-        value_logit: v, (B,), with gradient.
-        outcome: R, (B,), in [0, 1]; fractions (a success rate over several episodes) are meaningful.
-        denominator: divides the sum instead of B, so that micro-batches add up.
+        value_logit: v, (B,), the critic's logit, with gradient.
+        outcome: R, (B,), in [0, 1]. A fraction is allowed too: the success rate over several episodes.
+        denominator: divides the sum in place of B, so that the losses of micro-batches add up.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: shapes differ or are not (B,); an outcome outside [0, 1] (which `torch` itself would accept);
-            denominator not above 0.
+        ValueError: shapes differ or are not (B,); an outcome is outside [0, 1], which `torch` itself would accept;
+            denominator is not above 0.
     """
     _check_vector(value_logit=value_logit, outcome=outcome)
     _check_outcome(outcome, "outcome")
@@ -286,14 +288,15 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
 def squared_value_loss(
     value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None = None
 ) -> Tensor:
-    """Token-level PPO's value loss, mean over real steps of (V_t - G_t)^2 / 2 (PPO, eq. 9; the half makes
-    d loss / d V_t = V_t - G_t, as for `bernoulli_value_loss`).
+    """Token-level PPO's value loss: the mean over real steps of (V_t - G_t)^2 / 2 (PPO, eq. 9).
+
+    Because of the factor 1/2 the gradient is d loss / d V_t = V_t - G_t, as for `bernoulli_value_loss`.
 
     Args:
         value: V(s_t), (B, T), with gradient.
         returns: G_t, (B, T), treated as a constant.
         mask: (B, T), bool.
-        denominator: divides the sum instead of the number of real steps, so that micro-batches add up.
+        denominator: divides the sum in place of the number of real steps, so that the losses of micro-batches add up.
 
     Returns:
         A scalar.
@@ -328,14 +331,14 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """1 - Var(target - prediction) / Var(target): 1 is perfect, 0 no better than a constant, below 0 worse.
+    """1 - Var(target - prediction) / Var(target). 1 is perfect, 0 is no better than a constant, below 0 is worse.
 
-    NaN where the target does not vary (all episodes failed, say): there is then nothing to explain.
+    It is NaN if the target does not vary, for example because all episodes failed. Then there is nothing to explain.
 
     Args:
         prediction: (B,) or (B, T).
         target: the same shape.
-        mask: the same shape, bool; None means that all count.
+        mask: the same shape, bool; None means that all entries count.
 
     Returns:
         A scalar, without gradient.
@@ -355,14 +358,14 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
 
     target = target.detach()
     low, high = torch.where(mask, target, torch.inf).amin(), torch.where(mask, target, -torch.inf).amax()
-    # Compared, not computed: the variance of eight times 0.1 is a rounding error, not 0.
+    # The extremes are compared, because the variance is not a safe test: for eight times 0.1 it is a rounding error.
     constant = high - low <= 8 * torch.finfo(target.dtype).eps * torch.maximum(low.abs(), high.abs())
     explained = 1 - variance(target - prediction.detach()) / variance(target)
     return torch.where(constant, torch.nan, explained).to(target.dtype)
 
 
 def brier_score(probability: Tensor, outcome: Tensor) -> Tensor:
-    """Brier score, mean (V - R)^2: 0 is perfect, 0.25 is what always saying 1/2 gets (Brier, 1950).
+    """Brier score, mean (V - R)^2. 0 is perfect; a constant V = 1/2 gets 0.25 for outcomes 0 and 1 (Brier, 1950).
 
     Args:
         probability: V, (B,).
@@ -380,8 +383,9 @@ def brier_score(probability: Tensor, outcome: Tensor) -> Tensor:
 
 
 def expected_calibration_error(probability: Tensor, outcome: Tensor, num_bins: int = 10) -> Tensor:
-    """ECE: |mean predicted - mean observed| per bin of predicted probability, weighted by the bin's share
-    (Guo et al., arXiv 1706.04599, eq. 3). Bins have equal width; predictions outside [0, 1] go to the nearest bin.
+    """ECE: |mean predicted - mean observed| in each bin of predicted probability, weighted by the bin's share.
+
+    Source: Guo et al., arXiv 1706.04599, eq. 3. Bins have equal width; predictions outside [0, 1] go to the nearest bin.
 
     Args:
         probability: V, (B,).
@@ -389,7 +393,7 @@ def expected_calibration_error(probability: Tensor, outcome: Tensor, num_bins: i
         num_bins: at least 1.
 
     Returns:
-        A scalar, without gradient. With few episodes it is biased upwards.
+        A scalar, without gradient. If there are few episodes, it is biased upwards.
 
     Raises:
         ValueError: shapes differ or are not (B,); an outcome outside [0, 1]; num_bins below 1.
@@ -400,17 +404,17 @@ def expected_calibration_error(probability: Tensor, outcome: Tensor, num_bins: i
         raise ValueError(f"num_bins must be at least 1, got {num_bins}")
     gap = (probability - outcome).detach()
     bins = (probability.detach() * num_bins).long().clamp(0, num_bins - 1)
-    # The bin's share times its gap of means is the bin's summed gap over B.
+    # (share of the bin) x (gap between its means) = (sum of the gaps in the bin) / B
     return torch.zeros(num_bins, dtype=gap.dtype, device=gap.device).index_add(0, bins, gap).abs().sum() / gap.numel()
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson score interval of a success rate (Wilson, 1927); z = 1.959964 is 95 %.
+    """Wilson score interval of a success rate (Wilson, 1927); z = 1.959964 gives the 95 % interval.
 
     Args:
         successes: how many of the trials succeeded.
         trials: how many there were, at least 1.
-        z: normal quantile.
+        z: quantile of the normal distribution.
 
     Returns:
         Lower and upper end, both in [0, 1].
@@ -423,31 +427,31 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     p, z2 = successes / trials, z * z
     centre = (p + z2 / (2 * trials)) / (1 + z2 / trials)
     half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
-    # at the extremes the ends are 0 and 1 exactly; rounding would leave 1e-17
+    # With no success, or no failure, one end is exactly 0 or 1. Rounding would leave an error of about 1e-17.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
 
 
 def _sum(x: Tensor, dim: int | None = None) -> Tensor:
-    """A sum that float16 and bfloat16 do not overflow or round away: it is then in float32."""
+    """A sum in float32 at least: in float16 or bfloat16 it could overflow, and small terms could be rounded away."""
     return x.sum(dim=dim, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 # -------------------------------------------------------------------------------------------------------- checks
 def require(condition: Tensor, message: str, offender: Tensor | None = None) -> None:
-    """Refuse bad values, without synchronising host and device.
+    """Refuse bad values, without a synchronisation of host and device.
 
     Args:
         condition: one bool; True is good.
-        message: of the error. It may contain {} for the first offending number, which is read on the CPU only.
-        offender: where that number is, (B,); the good values are in [0, 1].
+        message: text of the error. {} in it is replaced by the first bad number, which is read on the CPU only.
+        offender: the tensor with that number, (B,); good values are in [0, 1].
 
     Raises:
-        ValueError: the condition is False, on the CPU. Elsewhere, and under torch.compile, the device itself stops.
+        ValueError: the condition is False, on the CPU. On other devices, and under torch.compile, the device itself stops.
     """
     if condition.device.type == "cpu" and not torch.compiler.is_compiling():
         if not condition:
             raise ValueError(message.format("" if offender is None else _first_outside(offender)))
-    else:  # no host-device synchronisation: the device itself stops at the bad batch
+    else:  # no synchronisation of host and device: the device itself stops at the bad batch
         torch._assert_async(condition, message.format("see the batch"))
 
 
@@ -460,11 +464,11 @@ def _check_outcome(outcome: Tensor, name: str) -> None:
     if not outcome.is_floating_point():
         raise ValueError(f"{name} must be floating, got {outcome.dtype}; pass {name}.float()")
     inside = ((outcome >= 0) & (outcome <= 1)).all()  # a NaN is not inside
-    require(inside, name + " must lie in [0, 1] (0 failure, 1 success), got {}; rescale or threshold it", outcome)
+    require(inside, name + " must be in [0, 1] (0 is failure, 1 is success), got {}; rescale or threshold it", outcome)
 
 
 def _check_vector(**tensors: Tensor) -> None:
-    """All (B,), with the same B of at least 1."""
+    """Check that all are (B,) with the same B, which is at least 1."""
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1 or any(x.ndim != 1 or x.numel() == 0 for x in tensors.values()):
         names = " and ".join(shapes)
@@ -472,7 +476,7 @@ def _check_vector(**tensors: Tensor) -> None:
 
 
 def _check_matrix(**tensors: Tensor) -> None:
-    """All (B, T), with the same B and T."""
+    """Check that all are (B, T) with the same B and T."""
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1 or any(x.ndim != 2 for x in tensors.values()):
         names = " and ".join(shapes)
@@ -483,7 +487,7 @@ def _check_mask(mask: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise ValueError(f"mask must be bool (True on real steps), got {mask.dtype}; pass mask.bool()")
     if mask.numel() == 0:
-        raise ValueError(f"mask has no step, its shape is {tuple(mask.shape)}")
+        raise ValueError(f"mask has no step: its shape is {tuple(mask.shape)}")
     require(mask.any(), "mask has no real step: all its entries are False")
 
 

@@ -1,4 +1,4 @@
-"""Demonstrations that a user gives: observations and actions from a file or a Minari data set, checked before any work."""
+"""Demonstrations from a file or a Minari data set: observations and actions, checked before any work begins."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .policies import CategoricalPolicy, make_policy
 
 
 def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, Tensor]:
-    """Given demonstrations: observations (N, D) float32 and actions (N,) int64 or (N, A) float32.
+    """The user's demonstrations: observations (N, D) float32 and actions (N,) int64 or (N, A) float32.
 
     Args:
         name: value of --demonstrations-from.
-        envs: whose spaces they must fit.
+        envs: the demonstrations must fit their spaces.
 
     Raises:
         ValueError: no policy of this package fits the spaces.
-        UserError: says which array is wrong, and what it must be.
+        UserError: an array is wrong; the message says which one, and what it must be.
         MissingExtra: minari is not installed.
     """
     if name.startswith("minari:"):
@@ -39,11 +39,16 @@ def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, 
         try:
             dataset = minari.load_dataset(name.removeprefix("minari:"), download=True)
             episodes = [(e.observations, e.actions) for e in dataset.iterate_episodes()]
-            # An episode has one observation more than actions: the last one, after which nothing was done.
+            # An episode has one observation more than actions: no action follows the last one.
             pairs = [(np.asarray(obs)[: len(actions)], np.asarray(actions)) for obs, actions in episodes]
             arrays = {"observations": np.concatenate([p[0] for p in pairs])}
             arrays["actions"] = np.concatenate([p[1] for p in pairs])
-        except (ValueError, LookupError, TypeError, OSError) as error:  # dictionaries and tuples of observations too
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            OSError,
+        ) as error:  # also for observations in dictionaries or tuples
             raise UserError(f"cannot read {name}: {error}") from error
     else:
         arrays = read_arrays(Path(name))
@@ -52,7 +57,7 @@ def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, 
         raise UserError(f"{name} has no {' and no '.join(sorted(missing))}; it has {', '.join(sorted(arrays))}")
 
     obs, actions = arrays["observations"], arrays["actions"]
-    like = make_policy(envs)  # refuses spaces that no policy of this package fits
+    like = make_policy(envs)  # it refuses spaces that no policy of this package fits
     discrete = isinstance(like, CategoricalPolicy)
     wanted = {
         "observations": ("fiu", like.sizes[0]),
@@ -67,21 +72,21 @@ def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, 
             raise UserError(f"{key} of {name} must be {kind} of shape {shape}, got {x.dtype} of shape {x.shape}")
         if not np.isfinite(x).all():
             row = int(np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(axis=1))[0])
-            raise UserError(f"{key} of {name} must be finite, row {row} is {x[row]}")
+            raise UserError(f"{key} of {name} must be finite, but row {row} is {x[row]}")
     if not len(obs) == len(actions) > 0:
         raise UserError(f"{name} must have one action per observation, got {len(obs)} and {len(actions)}")
     if discrete and not (actions.min() >= 0 and actions.max() < like.num_outputs):
         row = int(np.flatnonzero((actions < 0) | (actions >= like.num_outputs))[0])
-        raise UserError(f"actions of {name} must be 0 to {like.num_outputs - 1}, row {row} is {actions[row]}")
+        raise UserError(f"actions of {name} must be 0 to {like.num_outputs - 1}, but row {row} is {actions[row]}")
     actions = actions.astype(np.int64 if discrete else np.float32)
     return torch.from_numpy(obs.astype(np.float32)), torch.from_numpy(actions)
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of a .npz or .safetensors file; reading never executes code.
+    """Arrays of a .npz or .safetensors file. Reading it never executes code.
 
     Raises:
-        UserError: another kind of file, or one that cannot be read.
+        UserError: the file is of another kind, or cannot be read.
     """
     try:
         if path.suffix == ".safetensors":

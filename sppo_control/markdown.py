@@ -1,4 +1,4 @@
-"""Markdown tables: one function for everything that prints one."""
+"""Markdown tables: everything that prints one uses this function."""
 
 from __future__ import annotations
 

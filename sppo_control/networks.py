@@ -1,4 +1,7 @@
-"""Small tanh networks, as in CleanRL: one flat parameter vector, a torch forward pass to train, a numpy one to act."""
+"""Small tanh networks, as in CleanRL.
+
+Each has one flat parameter vector. A forward pass in torch serves training, one in numpy serves acting.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Network(nn.Module):
-    """A tanh network, observations (..., D) -> (..., outputs); observations are first multiplied by the fixed
-    `obs_scale` (D,). `to_sequential` gives the same function in plain torch layers.
+    """A tanh network, observations (..., D) -> (..., outputs).
 
-    All weights live in one vector, `flat`, so that zeroing, clipping and stepping each handle one tensor; `layers`
-    gives views of it. They start orthogonal (gain sqrt 2, the last layer `last_gain`) with zero biases, as CleanRL's.
+    Observations are first multiplied by the fixed `obs_scale` (D,). `to_sequential` gives the same function in plain
+    torch layers. All weights are in one vector, `flat`, so that zeroing, clipping and the optimiser each handle one
+    tensor. `layers` gives views of it. As in CleanRL, weights are orthogonal at first (gain sqrt 2, in the last layer
+    `last_gain`), and biases are 0.
     """
 
     obs_scale: Tensor
@@ -31,7 +35,7 @@ class Network(nn.Module):
         super().__init__()
         scale = torch.ones(obs_dim) if obs_scale is None else torch.tensor(list(obs_scale), dtype=torch.float32)
         if scale.shape != (obs_dim,):
-            raise ValueError(f"obs_scale must have {obs_dim} numbers, one an observation, got {len(scale)}")
+            raise ValueError(f"obs_scale must have {obs_dim} numbers, one per observation, got {len(scale)}")
         self.register_buffer("obs_scale", scale)
         self.sizes = (obs_dim, *hidden, outputs)
         self.flat = nn.Parameter(
@@ -50,18 +54,21 @@ class Network(nn.Module):
         return _split(self.flat.detach(), self.sizes)
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All that a file must hold, under conventional names: layers.<i>.weight (out, in), layers.<i>.bias (out,),
-        obs_scale (D,), and log_std (A,) of a Gaussian policy. Views without gradient: writing to them loads weights."""
+        """All that a file must contain, under conventional names.
+
+        These are layers.<i>.weight (out, in), layers.<i>.bias (out,), obs_scale (D,), and log_std (A,) of a Gaussian
+        policy. They are views without gradient, so writing to them loads weights.
+        """
         weights = {"obs_scale": self.obs_scale}
         for i, (weight, bias) in enumerate(self.layers()):
             weights |= {f"layers.{i}.weight": weight, f"layers.{i}.bias": bias}
         return weights | {name: p.detach() for name, p in self.named_parameters() if name != "flat"}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy tensors of `named_tensors`' names and shapes into this network.
+        """Copy tensors into this network; they must have the names and shapes that `named_tensors` gives.
 
         Raises:
-            ValueError: another set of names or shapes.
+            ValueError: the names or shapes are different.
         """
         targets = self.named_tensors()
         expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, tensors))
@@ -71,7 +78,7 @@ class Network(nn.Module):
             target.copy_(tensors[name])
 
     def file_metadata(self) -> dict[str, str]:
-        """What a file of these tensors says of itself: nothing."""
+        """Metadata for a file of these tensors: none."""
         return {}
 
     def to_sequential(self) -> nn.Sequential:
@@ -86,7 +93,7 @@ class Network(nn.Module):
         return nn.Sequential(*modules[:-1])
 
     def numpy_forward(self) -> Callable[[FloatArray], FloatArray]:
-        """The network as a numpy function (N, D) -> (N, outputs), with the weights of now; same algebra as `forward`."""
+        """The network as a numpy function (N, D) -> (N, outputs), with its present weights; same algebra as `forward`."""
         folded = []
         for i, (weight, bias) in enumerate(self.layers()):
             last = i == len(self.sizes) - 2
@@ -112,7 +119,7 @@ class Network(nn.Module):
 class Critic(Network):
     """A value network: observations (..., D) -> (...,), a logit or a value.
 
-    SPPO gives it the initial state only, (B, D) -> (B,); token-level PPO every step, (B, T, D) -> (B, T).
+    SPPO gives it only the initial state, (B, D) -> (B,). Token-level PPO gives it every step, (B, T, D) -> (B, T).
     """
 
     def __init__(
@@ -129,17 +136,19 @@ class Critic(Network):
 class _TanhMLP(torch.autograd.Function):
     """A whole tanh network as one autograd node over one flat parameter vector.
 
-    Half of the time of a small network goes into elementwise passes over activations and into the bookkeeping of six
-    parameters and a dozen nodes. tanh(z) = 2 s - 1 with s = sigmoid(2z), which torch computes twice as fast; the factors
-    2 and the -1 are folded into the matrix products, W tanh(z) + b = (2 W) s + (b - W 1), so that a layer is one product
-    and one sigmoid, in place. `Network.to_sequential` is the plain version, and the tests hold the two equal.
+    A small network spends half of its time on elementwise passes over activations, and on the bookkeeping of six
+    parameters and a dozen nodes. This version needs less of both.
+
+    It uses tanh(z) = 2 s - 1 with s = sigmoid(2z), because torch computes the sigmoid twice as fast. The factors 2 and
+    the -1 become part of the matrix products: W tanh(z) + b = (2 W) s + (b - W 1). So a layer is one product and one
+    sigmoid, in place. `Network.to_sequential` is the plain version, and tests check that the two are equal.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
         """x (N, sizes[0]), flat (parameters,) -> (N, sizes[-1])."""
         layers = _split(flat, sizes)
-        inputs = []  # of every layer: x, then the s of each hidden layer
+        inputs = []  # the input of each layer: x, then the s of each hidden layer
         for i, (weight, bias) in enumerate(layers):
             inputs.append(x)
             if i > 0:
@@ -156,17 +165,17 @@ class _TanhMLP(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None]:
-        """Gradients of x (None if not asked for) and of flat."""
+        """Gradients of x (None if it is not needed) and of flat."""
         flat, *inputs = ctx.saved_tensors
         layers = _split(flat, ctx.sizes)
         grad_flat = torch.empty_like(flat)
         grad_layers = _split(grad_flat, ctx.sizes)
-        (grad,) = grads  # of the layer's output, (N, out)
+        (grad,) = grads  # gradient of the layer's output, (N, out)
         for i in reversed(range(len(layers))):
             weight, s = layers[i][0], inputs[i]
             grad_weight, grad_bias = grad_layers[i]
             torch.sum(grad, dim=0, out=grad_bias)
-            if s.shape[1] < grad.shape[1]:  # the long dimension last: MKL takes a fifth of the time at 4 x 64
+            if s.shape[1] < grad.shape[1]:  # With the long dimension last, MKL takes a fifth of the time at 4 x 64.
                 grad_weight.copy_((s.t() @ grad).t())
             else:
                 torch.mm(grad.t(), s, out=grad_weight)

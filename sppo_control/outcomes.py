@@ -1,4 +1,4 @@
-"""Batches of outcomes: sequences of different length, success of a number of episodes, what was measured beside it."""
+"""Batches of episodes and responses: padded sequences, success over many episodes, and other measures of them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from .core import brier_score, expected_calibration_error, explained_variance, w
 
 
 class Padded:
-    """A batch of sequences of different length, padded on the right: `mask` (B, T) bool is True on what is real."""
+    """A batch of sequences of different length, padded on the right; `mask` (B, T) bool is True on real steps."""
 
     mask: Tensor
 
     @property
     def lengths(self) -> Tensor:
-        """Steps of each sequence, (B,) int64."""
+        """Number of real steps of each sequence, (B,) int64."""
         return self.mask.sum(dim=1)
 
     @property
     def num_steps(self) -> int:
-        """Steps of all of them, padding not counted."""
+        """Number of real steps of the whole batch."""
         return int(self.mask.sum())
 
 
 def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """What an environment reports at its episodes' ends beside the outcome, return and length: numbers and booleans,
-    one an episode, each (B,)."""
+    """Further measures that an environment reports at the end of each episode: numbers and booleans, (B,) each.
+
+    Outcome, return and length are not among them.
+    """
     known = ("success", "episode_return", "episode_length")
     return {
         name: value
@@ -41,15 +43,15 @@ def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray
 
 
 def advantage_scalars(adv: Tensor, v0: Tensor, outcome: Tensor) -> dict[str, float]:
-    """What every algorithm logs of its advantages and of V(s_0), or of the baseline in V's place.
+    """What every algorithm logs of its advantages and of V(s_0), or of its baseline in place of V(s_0).
 
     Args:
         adv: A, one per episode (B,), or one per real step (N,).
-        v0: V(s_0) before its update, or the baseline, (B,), in [0, 1].
+        v0: V(s_0) before the critic's update, or the baseline, (B,), in [0, 1].
         outcome: R, (B,), in [0, 1].
 
     Returns:
-        TensorBoard tag to value; docs/metrics.md has the formulas.
+        TensorBoard tag -> value; docs/metrics.md has the formulas.
     """
     return {
         "losses/explained_variance": float(explained_variance(v0, outcome)),
@@ -63,12 +65,12 @@ def advantage_scalars(adv: Tensor, v0: Tensor, outcome: Tensor) -> dict[str, flo
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Success of a policy over a number of episodes."""
+    """Success of a policy over several episodes."""
 
     outcome: npt.NDArray[np.bool_]
-    """(episodes,)"""
+    """Whether each episode succeeded, (episodes,)."""
     info: dict[str, npt.NDArray[Any]]
-    """What the environment reported at each episode's end; each (episodes,)."""
+    """What the environment reported at the end of each episode; (episodes,) each."""
 
     @property
     def rate(self) -> float:
@@ -81,7 +83,7 @@ class Evaluation:
         return wilson_interval(int(self.outcome.sum()), len(self.outcome))
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: rate, its interval, number of episodes, and the mean of each side measure."""
+        """Values for JSON: rate, its interval, number of episodes, and the mean of each further measure."""
         measures = {name: float(value.mean()) for name, value in side_measures(self.info).items()}
         return {"rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures}
 

@@ -1,11 +1,11 @@
 """Policies and critics for vectors of observations: small tanh networks, as in CleanRL.
 
-A policy exists twice over the same weights: as a torch module, which computes log-probabilities for training, and as
-`Policy.behaviour`, a plain numpy forward pass that acts during rollouts (a step of 64 environments costs half of
-what it costs through torch, most of which is call overhead).
+A policy has two forms with the same weights. The torch module computes log-probabilities for training.
+`Policy.behaviour` is a plain numpy forward pass that acts during rollouts. A step of 64 environments costs half as much
+with it as with torch, where most of the time is call overhead.
 
-Sampling is written as a deterministic function of the network's output and of noise drawn beforehand (Gumbel noise for
-discrete actions, normal noise for continuous ones); no noise gives the greedy action.
+A sampled action is a deterministic function of the network's output and of noise that is drawn before. Discrete actions
+use Gumbel noise, continuous ones normal noise. Without noise the action is the greedy one.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from .checkpoints import write_tensors
 from .networks import FloatArray, Network
 
 Behaviour = Callable[[FloatArray, FloatArray | None], tuple[npt.NDArray[Any], FloatArray]]
-"""(observations (B, D), noise (B, A) or None for greedy) -> actions (B,) int64 or (B, A) float32, and the network's
-outputs (B, A): logits or means"""
+"""(observations (B, D), noise (B, A)) -> actions (B,) int64 or (B, A) float32, and the network's outputs (B, A).
+
+The outputs are logits or means. Noise None gives greedy actions."""
 
 
 class Policy(Network):
-    """What `CategoricalPolicy` and `GaussianPolicy` share; see `make_policy`."""
+    """What `CategoricalPolicy` and `GaussianPolicy` have in common; see `make_policy`."""
 
     num_outputs: int
     env_id = ""
-    """The task that it was made for, which its file names."""
+    """The task that the policy was made for; its file names it."""
 
     def file_metadata(self) -> dict[str, str]:
         """Kind of policy, task and format."""
-        # One entry: safetensors writes several in random order, and equal policies are to be equal files.
+        # One entry only: safetensors writes several in random order, and equal policies must give equal files.
         about = {"policy": type(self).__name__, "env_id": self.env_id, "format": 1}
         return {"sppo_control": json.dumps(about)}
 
@@ -57,7 +58,7 @@ class Policy(Network):
         return self.log_prob_given(self(obs), actions)
 
     def log_prob_given(self, output: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
-        """As `log_prob`, from the network's outputs (..., A) (logits or means) in place of observations."""
+        """The same as `log_prob`, but from the network's outputs (..., A), logits or means, in place of observations."""
         raise TypeError("use CategoricalPolicy or GaussianPolicy")
 
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
@@ -65,7 +66,7 @@ class Policy(Network):
         raise TypeError("use CategoricalPolicy or GaussianPolicy")
 
     def behaviour(self) -> Behaviour:
-        """The policy as a numpy function, with the weights of now."""
+        """The policy as a numpy function, with its present weights."""
         raise TypeError("use CategoricalPolicy or GaussianPolicy")
 
 
@@ -87,7 +88,7 @@ class CategoricalPolicy(Policy):
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
         """Gumbel noise: argmax(logits + noise) is a sample of the softmax."""
         exponential = rng.standard_exponential((*shape, self.num_outputs), dtype=np.float32)
-        return -np.log(exponential + np.float32(1e-30))  # a float32 draw may be exactly 0
+        return -np.log(exponential + np.float32(1e-30))  # a float32 sample may be exactly 0
 
     def behaviour(self) -> Behaviour:
         """See `Policy.behaviour`; actions (B,) int64."""
@@ -101,9 +102,10 @@ class CategoricalPolicy(Policy):
 
 
 class GaussianPolicy(Policy):
-    """Continuous actions: independent normals, the mean from the network, the log standard deviation a parameter.
+    """Continuous actions: independent normal distributions.
 
-    Actions are stored as sampled; environments receive them clipped to their bounds (as CleanRL does).
+    The mean is the network's output. The log standard deviation is a parameter. Actions are stored as they were sampled,
+    but clipped to the bounds for the environment, as in CleanRL.
     """
 
     def __init__(
@@ -136,14 +138,14 @@ class GaussianPolicy(Policy):
 
 
 def make_policy(envs: gym.vector.VectorEnv, hidden: Sequence[int] = (64, 64)) -> Policy:
-    """A policy with random weights for the spaces of `envs`, drawn from torch's global generator.
+    """A policy for the spaces of `envs`, with random weights from torch's global generator.
 
     Args:
-        envs: observations Box (D,); actions Discrete or Box (A,). An attribute `obs_scale` is used where it has one.
+        envs: observations Box (D,); actions Discrete or Box (A,). Its attribute `obs_scale` is used, if it has one.
         hidden: widths of the hidden layers.
 
     Raises:
-        ValueError: another kind of space.
+        ValueError: a space of another kind.
     """
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
     if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
@@ -169,11 +171,11 @@ def save_policy(policy: Policy, path: Path, env_id: str) -> None:
 
 
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
-    """Read a policy written by `save_policy`; hidden widths and `env_id` are taken from the file.
+    """Read a policy that `save_policy` wrote; the file says its hidden widths and its `env_id`.
 
     Raises:
-        ValueError: not a policy file, or one for other spaces than those of `envs`.
-        FileNotFoundError: no such file.
+        ValueError: the file is not a policy, or the policy does not fit the spaces of `envs`.
+        FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():
@@ -185,7 +187,9 @@ def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
     if about.get("format") != 1:
-        raise ValueError(f"{path} holds no policy of this package (metadata {about}); scripts/pretrain.py writes them")
+        raise ValueError(
+            f"{path} contains no policy of this package (metadata {about}); scripts/pretrain.py writes such files"
+        )
     depth = sum(name.endswith(".weight") for name in weights)
     policy = make_policy(envs, hidden=[weights[f"layers.{i}.weight"].shape[0] for i in range(depth - 1)])
     try:

@@ -1,4 +1,4 @@
-"""Whole episodes in lockstep: B environments start together, and the batch is complete when the last one has finished."""
+"""Whole episodes in lockstep: B environments start together, and the batch is complete when the last one is finished."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .policies import Policy
 
 @dataclass(frozen=True)
 class Episodes(Padded):
-    """B whole episodes, padded on the right to the longest one, T steps; tensors on the CPU.
+    """B whole episodes, padded on the right to the length of the longest one, T steps. All tensors are on the CPU.
 
     | field    | shape, dtype                          | meaning                                                    |
     | -------- | ------------------------------------- | ---------------------------------------------------------- |
     | obs      | (B, T, D) float32                     | observation before each action                             |
     | actions  | (B, T) int64 or (B, T, A) float32     | as sampled (continuous ones before clipping to the bounds) |
     | logp     | (B, T) float32                        | log-probability of each action under the policy that acted |
-    | reward   | (B, T) float32                        | the environment's                                          |
+    | reward   | (B, T) float32                        | the environment's reward                                   |
     | mask     | (B, T) bool                           | True on real steps                                         |
     | outcome  | (B,) float32                          | R: 1 for success, 0 for failure                            |
     | info     | name -> (B,) array                    | what the environment reported at each episode's end        |
@@ -41,12 +41,16 @@ class Episodes(Padded):
 
     @property
     def context(self) -> Tensor:
-        """s_0, (B, D) float32: all that SPPO's critic sees."""
+        """The initial state s_0, (B, D) float32. SPPO's critic sees nothing else."""
         return self.obs[:, 0]
 
     @property
     def episode_return(self) -> Tensor:
-        """Sum of the environment's own rewards, (B,) float32; equal to the outcome in a task of sppo_envs."""
+        """Return of each episode, (B,) float32.
+
+        It is `info["episode_return"]` if there is one: the sum of the environment's own rewards. Otherwise it is the sum
+        of `reward`, which equals the outcome in a task of sppo_envs.
+        """
         if "episode_return" in self.info:
             return torch.from_numpy(self.info["episode_return"].astype(np.float32))
         return self.reward.sum(dim=1)
@@ -63,17 +67,17 @@ def rollout(
     """Reset all environments and run each to the end of its episode.
 
     Args:
-        envs: B environments with autoreset off which leave finished episodes alone and report `success` in `info`, such
-            as `sppo_envs.make_task` makes.
+        envs: B environments with autoreset off, such as `sppo_envs.make_task` makes. They must leave finished episodes
+            alone, and report `success` in `info`.
         policy: acts through `policy.behaviour()`.
-        rng: initial states and sampled actions are drawn from it and from nothing else.
+        rng: the only source of randomness, for initial states and sampled actions.
         greedy: take the most probable action (the mean, for continuous actions).
-        horizon: longest episode in steps; None takes the attribute `envs.horizon`.
-        group_size: N; each N consecutive episodes are reset with one seed, so that they share their context s_0 (and
-            whatever else of the environment that seed decides).
+        horizon: most steps per episode; None means `envs.horizon`.
+        group_size: N. N consecutive episodes at a time are reset with one seed, so that they share their context s_0.
+            They also share everything else in the environment that depends on the seed.
 
     Returns:
-        `Episodes`, T being the longest episode's length.
+        `Episodes`, where T is the length of the longest episode.
 
     Raises:
         ValueError: group_size does not divide B.
@@ -85,8 +89,8 @@ def rollout(
     bounds = (box.low, box.high) if isinstance(box, gym.spaces.Box) else None
     if group_size < 1 or num_envs % group_size:
         raise ValueError(f"group_size must divide the number of environments, got {group_size} for {num_envs}")
-    # Seeds drawn here make the environments' randomness a function of rng alone: they hold no state that a resumed run
-    # would have to restore.
+    # The seeds come from rng, so the environments' randomness depends on rng alone. A resumed run has no state of the
+    # environments to restore.
     seed: Any = int(rng.integers(2**31 - num_envs))
     if group_size > 1:
         seed = np.repeat(rng.integers(2**31, size=num_envs // group_size), group_size).tolist()
@@ -126,12 +130,12 @@ def rollout(
 
 
 def _batch_first(steps: list[npt.NDArray[Any]]) -> Tensor:
-    """T arrays (B, ...) -> tensor (B, T, ...), contiguous"""
+    """T arrays (B, ...) -> one contiguous tensor (B, T, ...)."""
     return torch.from_numpy(np.stack(steps, axis=1))
 
 
 class ContextWindow:
-    """(s_0, R) pairs of the last W batches, for training SPPO's critic on more than the newest one.
+    """(s_0, R) pairs of the last W batches, so that SPPO's critic is trained on more than the newest batch.
 
     Args:
         window: W, at least 1.
@@ -142,10 +146,10 @@ class ContextWindow:
     def __init__(self, window: int, num_envs: int, obs_dim: int) -> None:
         self._contexts = torch.zeros(window, num_envs, obs_dim)
         self._outcomes = torch.zeros(window, num_envs)
-        self._batches = torch.zeros((), dtype=torch.int64)  # seen so far
+        self._batches = torch.zeros((), dtype=torch.int64)  # number of batches so far
 
     def add(self, episodes: Episodes) -> None:
-        """Take in a batch, in place of the oldest one when there are W."""
+        """Add a batch. If there are W already, it replaces the oldest one."""
         slot = int(self._batches) % len(self._contexts)
         self._contexts[slot], self._outcomes[slot] = episodes.context, episodes.outcome
         self._batches += 1
@@ -157,14 +161,14 @@ class ContextWindow:
         return self._contexts.flatten(0, 1)[rows], self._outcomes.flatten()[rows]
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold."""
+        """All that a checkpoint must contain."""
         return {"contexts": self._contexts, "outcomes": self._outcomes, "batches": self._batches}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take on what `named_tensors` gave.
+        """Restore what `named_tensors` returned.
 
         Raises:
-            ValueError: another set of names or shapes.
+            ValueError: the names or shapes are different.
         """
         own = self.named_tensors()
         expected, found = ({k: tuple(x.shape) for k, x in sorted(y.items())} for y in (own, tensors))
@@ -174,14 +178,14 @@ class ContextWindow:
             x.copy_(tensors[name])
 
     def file_metadata(self) -> dict[str, str]:
-        """Nothing."""
+        """Metadata for a file of these tensors: none."""
         return {}
 
 
 def evaluate(
     envs: gym.vector.VectorEnv, policy: Policy, episodes: int, rng: np.random.Generator, greedy: bool = False
 ) -> Evaluation:
-    """Success over the first `episodes` episodes of as many batches as that takes.
+    """Success over `episodes` episodes, the first of as many batches as are needed.
 
     Args:
         envs: see `rollout`.
@@ -204,12 +208,12 @@ def evaluate(
 def success_by_context(
     envs: gym.vector.VectorEnv, policy: Policy, contexts: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """How likely success is from each of a number of contexts, by running B episodes from each.
+    """Success rates of several contexts, each measured with B episodes from it.
 
     Args:
-        envs: see `rollout`; B episodes start in each context.
+        envs: see `rollout`; B episodes begin in each context.
         policy: see `rollout`.
-        contexts: C, how many contexts are drawn.
+        contexts: C, the number of contexts to draw.
         rng: see `rollout`.
 
     Returns:

@@ -14,7 +14,7 @@ from .policies import Policy, load_policy, make_policy
 
 
 def policy_name(env_id: str) -> str:
-    """Name of the file of a starting policy: PrecisionCartPole-v0.safetensors, my-Task-v0.safetensors."""
+    """File name of a task's starting policy: PrecisionCartPole-v0.safetensors, my-Task-v0.safetensors."""
     name = env_id.rpartition(":")[2]
     if name in sppo_envs.TASKS:
         name = name.removeprefix("sppo/")
@@ -22,16 +22,17 @@ def policy_name(env_id: str) -> str:
 
 
 def shipped_policy(env_id: str) -> Path | None:
-    """Where the starting policy of a task is kept; the file may not exist.
+    """The path of a task's starting policy; the file may not exist yet.
 
-    That is this package's folder `pretrained` for its own tasks, and for a task of yours the folder `pretrained` beside
-    the module that env_id names, or else beside the one that defines `Task.make`. `Task.start` overrides both.
+    For tasks of this package it is in the package's folder `pretrained`. For a task of yours it is in a folder
+    `pretrained` beside the module that `env_id` names. If `env_id` names none, that folder is beside the module that
+    defines `Task.make`. `Task.start` overrides all of this.
 
     Args:
         env_id: "id", or "module:id", which imports the module.
 
     Returns:
-        None for an environment that belongs to no file: any other id of Gymnasium, a task defined in a notebook.
+        The path. None if the environment belongs to no file: another id of Gymnasium, or a task defined in a notebook.
 
     Raises:
         ValueError: the module cannot be imported.
@@ -49,14 +50,14 @@ def shipped_policy(env_id: str) -> Path | None:
 def starting_policy(
     envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
 ) -> Policy:
-    """The policy that training begins with: `start` if given, else the task's own, else random weights.
+    """The policy that training begins with: `start` if it is given, else the task's own, else random weights.
 
     Args:
-        envs: whose spaces it must fit.
+        envs: the policy must fit their spaces.
         env_id: the task.
-        start: a file written by `save_policy`, or a folder that holds one as policy.safetensors (a checkpoint).
-        from_scratch: random weights even where the task has a starting policy.
-        hidden: hidden widths of random weights.
+        start: a file that `save_policy` wrote, or a folder that contains one as policy.safetensors (a checkpoint).
+        from_scratch: begin with random weights, even if the task has a starting policy.
+        hidden: widths of the hidden layers of a policy with random weights.
 
     Raises:
         ValueError: the task's own file was made for another task; see `load_policy` and `make_policy` for the rest.
@@ -69,13 +70,13 @@ def starting_policy(
         policy = load_policy(path / "policy.safetensors" if path.is_dir() else path, envs)
         if start is None and not _same_task(policy.env_id, env_id):
             raise ValueError(
-                f"{path} was made for {policy.env_id}, not for {env_id}; --start {path} takes it all the same, "
+                f"{path} was made for {policy.env_id}, not for {env_id}; --start {path} takes it anyway, "
                 "--from-scratch starts with random weights"
             )
-    policy.env_id = env_id  # whatever it was made for, it is trained for this from now on
+    policy.env_id = env_id  # from now on it is trained for this task
     return policy
 
 
 def _same_task(made_for: str, env_id: str) -> bool:
-    """Whether two ids are one task: equal, but that one of them may leave its module out."""
+    """Whether two ids mean one task: they are equal, or differ only in that one does not name the module."""
     return made_for == env_id or made_for.endswith(f":{env_id}") or env_id.endswith(f":{made_for}")

@@ -1,7 +1,8 @@
-"""One batch of prompts, responses and outcomes, a policy and a critic, and SPPO's losses and gradients on it, written down
-once more without `sppo_control`: what the control scripts, sppo_llm.py, SPPOTrainer and the verl plug-in must all give.
+"""One batch of prompts, responses and outcomes, with a policy, a critic, and SPPO's losses and gradients on it.
 
-Needs torch, transformers and tokenizers alone, so that both environments (TRL's and verl's) can import it.
+The losses are written here a second time, without `sppo_control`. The control scripts, sppo_llm.py, SPPOTrainer and the
+verl plug-in must all give the same numbers. This file needs only torch, transformers and tokenizers, so that both
+environments (TRL's and verl's) can import it.
 """
 
 import torch
@@ -80,7 +81,7 @@ def row_values(backbone, head):
 
 
 def old_log_probs():
-    """(B, T), 0 on padding: the policy's own, moved, so that ratios lie on both sides of the clip range and inside."""
+    """(B, T), 0 on padding: the policy's own, moved, so that ratios are below, inside and above the clip range."""
     generator = torch.Generator().manual_seed(2)
     mask = padded()[3]
     logp = torch.zeros(mask.shape)
@@ -91,9 +92,11 @@ def old_log_probs():
 
 
 def reference():
-    """policy_loss, value_loss (floats) and the gradients of both, name -> tensor, by the equations as they stand in the
-    paper: A = R - sigmoid(v); mean over all tokens of -min(r A, clip(r, 1 - eps, 1 + eps) A); mean over responses of
-    -R log V - (1 - R) log(1 - V)."""
+    """policy_loss, value_loss (floats) and the gradients of both, name -> tensor, by the equations of the paper.
+
+    A = R - sigmoid(v). policy_loss is the mean over all tokens of -min(r A, clip(r, 1 - eps, 1 + eps) A). value_loss is the
+    mean over responses of -R log V - (1 - R) log(1 - V).
+    """
     model, (backbone, head) = policy(), critic_parts()
     v = row_values(backbone, head)
     terms, old, clipped = [], old_log_probs(), 0

@@ -182,7 +182,9 @@ def test_finished_cells_that_were_made_otherwise_are_refused(grid, tmp_path, mon
     _, args, _ = grid
     out, content = shutil.copy(args.out, tmp_path / "out.parquet"), args.out.read_bytes()
     monkeypatch.setattr(benchmark, "results_of", lambda *_: pytest.fail("a run began"))
-    with pytest.raises(errors.UserError, match=rf"--out {out} was made otherwise: {message}.*; or another --out"):
+    with pytest.raises(
+        errors.UserError, match=rf"--out {out} was made with other values: {message}.*; or another --out"
+    ):
         benchmark.main(dataclasses.replace(args, out=out, **changes))
     assert out.read_bytes() == content
 
@@ -461,7 +463,7 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
         (["--algorithms", "folder.py"], "there is no file folder.py"),
         (
             ["--algorithms", "ppo.py"],
-            "--algorithms must not have ppo.py: results files would call it ppo, a name of the",
+            "--algorithms must not contain ppo.py: results files would call it ppo, which is a name in the table",
         ),
         (["--algorithms", "mine.py", "other/mine.py"], "--algorithms must have different names, .*; got two mine"),
     ],

@@ -12,7 +12,7 @@ F64 = torch.float64
 
 
 def random_batch(B=6, T=5, seed=0, spread=0.05):
-    """Ratios well inside the clip range, so that every function is smooth around them; at least one step an episode."""
+    """Ratios well inside the clip range, so that every function is smooth around them; at least one step per episode."""
     g = torch.Generator().manual_seed(seed)
     logp_old = -torch.rand(B, T, generator=g, dtype=F64) - 0.1
     logp = logp_old + spread * torch.randn(B, T, generator=g, dtype=F64)
@@ -82,7 +82,7 @@ def test_undiscounted_advantage_is_outcome_minus_value_without_rounding():
 
 
 def test_sppo_and_ppo_agree_bitwise_at_horizon_one():
-    """With one step an episode V(s_0) is V(s_t), and the two algorithms are one."""
+    """With one step per episode V(s_0) is V(s_t), and the two algorithms are one."""
     g = torch.Generator().manual_seed(3)
     outcome, logit = torch.randint(0, 2, (64,), generator=g).float(), torch.randn(64, generator=g)
     logp_old = -torch.rand(64, 1, generator=g)
@@ -480,7 +480,7 @@ def test_compiles_without_graph_breaks_and_gives_the_same_numbers():
     torch.testing.assert_close(compiled(logp, logit), step(logp, logit))
     # the range of outcomes is still checked, by an assertion in the graph
     check = torch.compile(lambda r: core.sequence_advantage(r, logit), fullgraph=True, backend="aot_eager")
-    with pytest.raises(RuntimeError, match=r"outcome must lie in \[0, 1\]"):
+    with pytest.raises(RuntimeError, match=r"outcome must be in \[0, 1\]"):
         check(outcome + 2)
 
 
@@ -506,17 +506,17 @@ TRUE = torch.ones(5, 3, dtype=torch.bool)
         (lambda: core.sequence_advantage(B5, torch.zeros(4)), r"\(5,\), \(4,\)"),
         (lambda: core.sequence_advantage(M, M), r"must be \(B,\)"),
         (lambda: core.sequence_advantage(torch.zeros(0), torch.zeros(0)), "B >= 1"),
-        (lambda: core.sequence_advantage(B5 + 1.5, B5), r"outcome must lie in \[0, 1\].*got 1.5 at index 0"),
+        (lambda: core.sequence_advantage(B5 + 1.5, B5), r"outcome must be in \[0, 1\].*got 1.5 at index 0"),
         (lambda: core.sequence_advantage(torch.tensor([0.0, math.nan]), B5[:2]), "got nan at index 1"),
         (lambda: core.sequence_advantage(torch.tensor([0, 1]), B5[:2]), "floating, got torch.int64"),
         (lambda: core.bernoulli_value_loss(B5, B5 - 0.5), "got -0.5 at index 0"),
         (lambda: core.bernoulli_value_loss(B5, B5[:4]), r"\(5,\), \(4,\)"),
-        (lambda: core.greedy_baseline_advantage(B5, B5 + 2), r"greedy_outcome must lie in \[0, 1\]"),
+        (lambda: core.greedy_baseline_advantage(B5, B5 + 2), r"greedy_outcome must be in \[0, 1\]"),
         (lambda: core.group_relative_advantage(B5, 2), "divide the number of outcomes, got 2 for 5"),
         (lambda: core.group_relative_advantage(B5, 1), "at least 2"),
         (lambda: core.leave_one_out_advantage(B5, 0), "at least 2"),
         (lambda: core.leave_one_out_advantage(B5 + 3, 5), "got 3.0 at index 0"),
-        (lambda: core.generalized_advantage(M, M, TRUE, gamma=1.5), r"gamma must lie in \[0, 1\], got 1.5"),
+        (lambda: core.generalized_advantage(M, M, TRUE, gamma=1.5), r"gamma must be in \[0, 1\], got 1.5"),
         (lambda: core.generalized_advantage(M, M, TRUE, gae_lambda=-1), "gae_lambda"),
         (lambda: core.generalized_advantage(M, M[:, :2], TRUE), r"\(5, 3\), \(5, 2\), \(5, 3\)"),
         (lambda: core.generalized_advantage(M, M, ~TRUE), "no real step"),

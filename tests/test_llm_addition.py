@@ -1,5 +1,5 @@
-"""The tiny task: demonstrations are right but for mistakes at the stated rates, the tokenizer gives back what it was given,
-and the shipped model adds as well as its card says."""
+"""The tiny task: demonstrations are right except for mistakes at the stated rates. The tokenizer gives back what it was
+given, and the shipped model adds as well as its card says."""
 
 import json
 import math

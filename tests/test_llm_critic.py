@@ -499,5 +499,5 @@ def test_micro_batches_of_nothing_are_refused():
 def test_outcomes_outside_0_and_1_are_refused():
     critic = make_critic()
     ids, mask, outcome = data()
-    with pytest.raises(ValueError, match=r"outcome must lie in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"outcome must be in \[0, 1\]"):
         train_critic(critic, torch.optim.SGD(critic.parameters()), ids, mask, outcome * 2, whole(10))

@@ -45,7 +45,7 @@ class Done(Exception):
 
 
 class OneUpdate:
-    """Stands for runs.Run: no folder, and an end after the first update."""
+    """In place of runs.Run: it has no folder, and ends after the first update."""
 
     steps = episodes = update = progress = 0
     writer = SimpleNamespace(add_text=lambda *args: None)

@@ -133,7 +133,7 @@ def test_policy_file_refusals(envs, tmp_path):
     from safetensors.torch import save_file
 
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(ValueError, match="holds no policy of this package"):
+    with pytest.raises(ValueError, match="contains no policy of this package"):
         load_policy(tmp_path / "foreign.safetensors", envs)
 
 

@@ -28,7 +28,7 @@ TWO_CHECKPOINTS = {"expert_success": 0.6}
 # ------------------------------------------------------------------------------------------------- shipped policies
 @pytest.mark.parametrize("env_id", sppo_envs.TASKS)
 def test_shipped_policy_matches_its_card(env_id):
-    """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate lies in the task's band."""
+    """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate is in the task's band."""
     card = json.loads(shipped_policy(env_id).with_suffix(".json").read_text())
     args = cli.make_args(pretrain.Args, env_id=env_id)
     assert card["env_id"] == env_id
@@ -124,7 +124,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
     second = launch(tmp_path, "cut", "--stage", "expert")
     out, err = second.communicate(timeout=120)
     assert second.returncode == 0, err
-    assert "go on with --stage sft" in out
+    assert "continue with --stage sft" in out
     assert not (tmp_path / "cut" / "PrecisionCartPole-v0.safetensors").exists()
     shutil.copytree(tmp_path / "work-cut", tmp_path / "kept")
     for _ in range(10):
@@ -141,7 +141,7 @@ def test_killed_and_started_again_ends_the_same(tmp_path):
         shutil.rmtree(tmp_path / "work-cut", ignore_errors=True)
         shutil.copytree(tmp_path / "kept", tmp_path / "work-cut")
     assert third.returncode == 130, err
-    assert "goes on from the last checkpoint" in err
+    assert "continues from the last checkpoint" in err
     assert launch(tmp_path, "cut").wait(timeout=120) == 0
     policies = [(tmp_path / n / "PrecisionCartPole-v0.safetensors").read_bytes() for n in ("whole", "cut")]
     assert policies[0] == policies[1]
@@ -186,7 +186,7 @@ def test_ctrl_c_is_ctrl_c_whatever_it_meets(tmp_path, monkeypatch, capsys, funct
         cli.main(pretrain.main, pretrain.Args, pretrain.__doc__)
     assert stop.value.code == 130
     err = capsys.readouterr().err
-    assert err.endswith("\nStopped; the same command goes on from the last checkpoint.\n")
+    assert err.endswith("\nStopped; the same command continues from the last checkpoint.\n")
     assert "error" not in err
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -236,7 +236,7 @@ def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
         ({"clone_learning_rate": -1.0}, "--clone-learning-rate must be a number above 0, got -1.0"),
         ({"log_std": float("nan")}, "--log-std must be a number between -20 and 20, got nan"),
         ({"gamma": 1.5}, r"--gamma must be in \[0, 1\], got 1.5"),
-        ({"success_return": 1.0}, "--success-return belongs to --demonstrations-from"),
+        ({"success_return": 1.0}, "--success-return is only for --demonstrations-from"),
         ({"stage": "expert", "demonstrations_from": "x.npz"}, "--demonstrations-from exclude each other"),
     ],
 )
@@ -251,5 +251,7 @@ def test_a_clone_needs_an_expert(tmp_path):
 
 
 def test_an_expert_that_does_not_get_there_says_so(tmp_path):
-    with pytest.raises(errors.UserError, match=r"after .* steps, 0\.99 was asked for; raise --expert-timesteps"):
+    with pytest.raises(
+        errors.UserError, match=r"after .* steps, but --expert-success is 0\.99; raise --expert-timesteps"
+    ):
         make(tmp_path, "a", expert_success=0.99, expert_timesteps=20_000)

@@ -1,5 +1,8 @@
-"""scripts/probe.py: its statistics against scipy and numbers known beforehand, what it writes against the weights and
-episodes it stands for, which runs and checkpoints it takes, refusals before the long work."""
+"""scripts/probe.py.
+
+Its statistics are compared with scipy and with known numbers, and its output with the weights and episodes of the runs.
+Other tests are about which runs and checkpoints it takes, and what it refuses before the long work.
+"""
 
 import json
 import re

@@ -1,5 +1,5 @@
-"""scripts/report.py: statistics against numbers known beforehand, what the figures draw (numbers, not pixels), tables,
-files, refusals before the long work."""
+"""scripts/report.py: its statistics against known numbers, the numbers that the figures draw (not their pixels), its tables
+and files, and what it refuses before the long work."""
 
 import dataclasses
 import json
@@ -321,8 +321,8 @@ def test_the_command_in_a_pictures_metadata_makes_it_again(made, inputs, tmp_pat
 
 
 def test_spearman_ceiling():
-    """Distinct rates over many rollouts: 1. Half of the contexts at 0 and half at 1: two groups whose ranks inside V are
-    chance; with n large Spearman is the correlation of U(0, 1) with its upper half, sqrt(3) / 2."""
+    """Distinct rates over many rollouts: 1. Half of the contexts at 0 and half at 1 are two groups, inside which
+    the ranks of V are random. For large n, Spearman is the correlation of U(0, 1) with its upper half, sqrt(3) / 2."""
     assert spearman_ceiling(np.linspace(0.02, 0.98, 49), 10**6) == pytest.approx(1, abs=1e-3)
     assert spearman_ceiling([0.0] * 500 + [1.0] * 500, 64) == pytest.approx(math.sqrt(3) / 2, abs=2e-3)
     assert spearman_ceiling(np.linspace(0.4, 0.6, 100), 4) < 0.4  # four rollouts tell little
@@ -504,7 +504,7 @@ def test_table_against_sppo(tmp_path):
     assert pooled["seeds: its, SPPO's"] == "8, 8"
     expected = difference(*([c + d for d in (-0.03, -0.01, 0.01, 0.03)] for c in (0.5, 0.7, 0.8, 0.6)))
     assert pooled["area: difference"].startswith(f"{expected:+.3f} [")
-    assert "Not compared with SPPO, since their budgets of steps differ: SparseMountainCar grpo." in text
+    assert "Not compared with SPPO, because their budgets of steps differ: SparseMountainCar grpo." in text
     assert ("all 2 tasks", "grpo") not in main
     rest = {(row["algorithm"], row["setting"]): row for row in cells(text, "Other settings")}
     assert rest["sppo", "learning-rate=1"]["SPPO's setting"] == "-"
@@ -555,7 +555,7 @@ def test_refusals_of_results_files(tmp_path, capsys):
     good = write(tmp_path / "good.parquet", rows())
     for words, message in {
         (tmp_path / "none.parquet",): "no results file",
-        (tmp_path / "text.parquet",): "is damaged, or no Parquet file",
+        (tmp_path / "text.parquet",): "is damaged, or is not a Parquet file",
         (broken(tmp_path, "b", lambda t: t.drop(columns=["steps", "seed"])),): "no column seed, steps",
         (broken(tmp_path, "c", lambda t: t.assign(steps=np.nan)),): "missing or impossible values in steps",
         (
@@ -567,7 +567,7 @@ def test_refusals_of_results_files(tmp_path, capsys):
         (
             good,
             write(tmp_path / "o.parquet", rows(seed=2, starts="shipped")),
-        ): "starting policies: fresh, shipped; name",
+        ): "starting policies: fresh, shipped; choose",
         (good, "--starts", "shipped"): "no runs from the starting policies 'shipped'; there are fresh",
         (tmp_path / "table.csv",): "must end in .parquet or .json",
         (): "--results is empty",
@@ -578,7 +578,10 @@ def test_refusals_of_results_files(tmp_path, capsys):
         assert message in refused(capsys, out, *(["--results", *words] if words else [])), message
     hashed = [write(tmp_path / f"h{i}.parquet", rows(seed=i, start_sha256=h)) for i, h in enumerate("aba")]
     error = refused(capsys, out, "--results", good, *hashed)
-    assert f"runs of {POLE} from different starting policies, all named fresh; give their files apart" in error
+    assert (
+        f"runs of {POLE} from different starting policies, all named fresh; give their files in separate commands"
+        in error
+    )
     scratch = write(tmp_path / "scratch.parquet", rows(seed=5, start_sha256=""))
     assert len(read_runs([good, hashed[0], hashed[2], scratch])[0]) == 4
     report.main(report.Args((good, tmp_path / "o.parquet"), out, ("tables",), starts="fresh"))
@@ -594,7 +597,10 @@ def test_refusals_of_probe_files(tmp_path, capsys):
         (json.dumps({"rows": [calibration("sppo", 1, 1, 0.5, v0=[0.5])]}), "was not written by scripts/probe.py"),
         (json.dumps({"rows": [calibration("sppo", 3, 1, 0.5, v0=[0.5, 0.5, None])]}), "missing in sppo seed 3"),
         (json.dumps({"runs": [tail("ppo", 1, 1)]}), "'env_id' is missing"),
-        (json.dumps({"rows": [{**learnt("x", 1, 2), "curve": [[1, 2]]}]}), "the curve of x seed 1 is no list of three"),
+        (
+            json.dumps({"rows": [{**learnt("x", 1, 2), "curve": [[1, 2]]}]}),
+            "the curve of x seed 1 is not a list of three",
+        ),
         (json.dumps({"rows": [{"curve": []}]}), "'variant' is missing"),
         (
             json.dumps({"env_id": POLE, "runs": [{**tail("ppo", 1, 1), "auc": [1.0]}]}),

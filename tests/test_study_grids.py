@@ -125,7 +125,7 @@ def test_a_refusal_names_file_grid_and_key(tmp_path, monkeypatch, capsys, old, n
 
 def test_files_that_are_no_grid_files(tmp_path, capsys):
     assert "cannot read the grid file" in refused(["--grid", tmp_path / "none.toml"], capsys)
-    assert "is no TOML file: " in refused(["--grid", write(tmp_path, "[[grid]")], capsys)
+    assert "is not a TOML file: " in refused(["--grid", write(tmp_path, "[[grid]")], capsys)
     for text in ("seeds = [1]", "grid = 3", "[grid]\nseeds = [1]"):
         assert "grids.toml has no grid: each one begins with a line [[grid]]" in refused(
             ["--grid", write(tmp_path, text)], capsys
@@ -139,7 +139,7 @@ def test_results_of_any_grid_that_were_made_otherwise_are_refused_before_anythin
     cell = benchmark.all_jobs(read_grids(file))[Path("rates.parquet")][0].cell
     row = {**dataclasses.asdict(cell), "eval_episodes": 9, "updates": 1}
     pd.DataFrame([row]).to_parquet("rates.parquet")
-    assert "--out rates.parquet was made otherwise: --eval-episodes 9, not 5 (1 cells" in refused(
+    assert "--out rates.parquet was made with other values: --eval-episodes 9, not 5 (1 cells" in refused(
         ["--grid", file], capsys
     )
     assert {p.name for p in tmp_path.iterdir()} == {"grids.toml", "rates.parquet"}

@@ -322,7 +322,7 @@ def test_the_least_limit_is_where_the_outcome_is_decided(folder):
 
 
 class Batched:
-    """Stands for a user's batched simulator."""
+    """In place of a user's batched simulator."""
 
     def __init__(self, num_envs, horizon, dense=False):
         self.num_envs, self.horizon, self.dense = num_envs, horizon, dense
@@ -474,11 +474,14 @@ def test_an_environment_that_does_not_know_success_is_cloned_with_a_return(folde
             {"observations": np.zeros((5, 4), dtype=bool)},
             "observations of d.npz must be numbers of shape (N, 4), got bool",
         ),
-        ({"observations": np.full((5, 4), [0, 0, 0, np.nan])}, "observations of d.npz must be finite, row 0 is [ 0."),
+        (
+            {"observations": np.full((5, 4), [0, 0, 0, np.nan])},
+            "observations of d.npz must be finite, but row 0 is [ 0.",
+        ),
         ({"actions": np.zeros(5)}, "actions of d.npz must be whole numbers of shape (N,), got float64 of shape (5,)"),
         ({"actions": np.zeros((5, 1), dtype=int)}, "actions of d.npz must be whole numbers of shape (N,), got int64"),
-        ({"actions": np.array([0, 1, 0, 2, 0])}, "actions of d.npz must be 0 to 1, row 3 is 2"),
-        ({"actions": np.array([0, 1, 0, -1, 0])}, "actions of d.npz must be 0 to 1, row 3 is -1"),
+        ({"actions": np.array([0, 1, 0, 2, 0])}, "actions of d.npz must be 0 to 1, but row 3 is 2"),
+        ({"actions": np.array([0, 1, 0, -1, 0])}, "actions of d.npz must be 0 to 1, but row 3 is -1"),
         ({"actions": np.zeros(4, dtype=int)}, "d.npz must have one action per observation, got 5 and 4"),
         ({"observations": np.zeros((0, 4)), "actions": np.zeros(0, dtype=int)}, "per observation, got 0 and 0"),
         ({"actions": np.array([None] * 5)}, "cannot read --demonstrations-from d.npz: Object arrays cannot be loaded"),
@@ -559,7 +562,7 @@ def test_a_task_in_no_file_needs_a_folder_for_its_start(folder, monkeypatch, cap
     write_demonstrations("d.npz")
     words = ["--env-id", "CartPole-v1", "--success-return", 50, "--demonstrations-from", "d.npz"]
     error = refusal(monkeypatch, capsys, pretrain, *words)
-    assert "CartPole-v1 is in no file of yours; name a folder for its starting policy with --out" in error
+    assert "CartPole-v1 is not in one of your files; name a folder for its starting policy with --out" in error
 
 
 def test_outcome_rewards_alone_are_not_wrapped_twice():

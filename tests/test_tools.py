@@ -82,7 +82,7 @@ def test_plot_leaves_out_what_is_no_run(tmp_path, monkeypatch, capsys):
     axes = drawn(monkeypatch, plot.Args(tuple(sorted(tmp_path.iterdir()))))
     assert axes.get_legend_handles_labels()[1] == ["PPO, Pole-v0 (1 run)"]
     assert capsys.readouterr().err.splitlines() == [
-        f"note: {tmp_path / name} has no run in it: no config.json there; it is left out"
+        f"note: {tmp_path / name} has no run in it: there is no config.json; it is left out"
         for name in ("folder", "study.parquet")
     ]
     with pytest.raises(errors.UserError, match=r"folder has no run in it: .*; .*study.parquet has no run in it"):
@@ -135,7 +135,7 @@ class Clock:
 
 
 def test_speed_counts_unfinished_episodes_only(monkeypatch):
-    """Three episodes of 1, 2 and 4 steps: 7 steps a batch, whatever the batch waits for."""
+    """Three episodes of 1, 2 and 4 steps: 7 steps per batch, whatever the batch waits for."""
     clock = Clock(monkeypatch)
 
     class Envs:

@@ -1,10 +1,10 @@
-"""Sparse Hopper: a one-legged robot; stay up for 1000 steps and get more than a metre ahead.
+"""Sparse Hopper: a one-legged robot must not fall for 1000 steps, and must move forward by more than one metre.
 
-Dynamics, observations, actions (3 torques in [-1, 1]) and initial states are Gymnasium's Hopper-v5 (MuJoCo). The reward
-is 0 until the episode ends, at a fall or after 1000 steps, then 1 for success.
+Dynamics, observations, actions (3 torques in [-1, 1]) and initial states are those of Gymnasium's Hopper-v5 (MuJoCo). An
+episode ends at a fall or after 1000 steps. The reward is 0 until then, and 1 for success at the end.
 
-EnvPool runs it where it is installed, else Gymnasium in worker processes. Both are MuJoCo: from equal states they move
-equally; the initial states of one seed differ.
+EnvPool runs the task if it is installed, otherwise Gymnasium in worker processes. Both use MuJoCo, so from equal states
+they move equally. But the initial states of one seed are different.
 
 Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, survived and x > 1.0 m).
 """
@@ -26,15 +26,15 @@ HORIZON = 1000
 MIN_DISTANCE = 1.0
 """metres"""
 OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 0.3, 0.3, 0.3, 0.3, 0.3, 0.2)
-"""Brings height (m), angles (rad), velocities (m/s, rad/s; Gymnasium clips them at 10) to about unit size."""
+"""Scales height (m), angles (rad) and velocities (m/s, rad/s; Gymnasium clips them at 10) to about unit size."""
 MAX_DENSE = 2.0
-"""most that a step of the dense reward pays"""
+"""largest dense reward per step"""
 ACTION_SPACE = spaces.Box(-1.0, 1.0, (3,), np.float32)
-"""Gymnasium's; EnvPool states float64."""
+"""The space of Gymnasium; EnvPool declares float64."""
 
 
 def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
-    """Not fallen, and x > 1 m: obs (11,) -> bool, or (B, 11) -> (B,) bool."""
+    """No fall, and x > 1 m: obs (11,) -> bool, or (B, 11) -> (B,) bool."""
     return ~np.asarray(info["terminated"]) & (np.asarray(info["x_position"]) > MIN_DISTANCE)
 
 
@@ -44,14 +44,17 @@ def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
 
 
 def dense_reward(own: Any) -> Any:
-    """Shaped reward of one step for training an expert: Gymnasium's own (1 for staying up, + speed in m/s, - effort), with
-    speed worth nothing beyond about 1 m/s: the task asks to last, not to race."""
+    """Shaped reward per step, to train an expert: Gymnasium's own reward, but at most `MAX_DENSE`.
+
+    Gymnasium's reward is 1 for not falling, plus the speed in m/s, minus a cost of effort. With the limit, speed beyond
+    about 1 m/s has no value, because the task is to last and not to race.
+    """
     return np.minimum(own, MAX_DENSE)
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:
-    """One environment; the last step's `info` holds `success`, `fell` (bool), `distance` (m) and `episode_return`,
-    Gymnasium's own return.
+    """One environment; the last step's `info` contains `success`, `fell` (bool), `distance` (m) and `episode_return`,
+    which is the sum of Gymnasium's own rewards.
 
     Raises:
         MissingExtra: MuJoCo or imageio is not installed.
@@ -64,7 +67,7 @@ def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, eng
     """B environments in lockstep, autoreset off; see `make` and `sppo_envs.engines.Engine`.
 
     Raises:
-        MissingExtra: what the engine needs is not installed.
+        MissingExtra: a package that the engine needs is not installed.
         ValueError: horizon or num_envs below 1.
     """
     if engine == "envpool" or (engine == "auto" and has_envpool()):

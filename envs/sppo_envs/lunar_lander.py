@@ -1,11 +1,12 @@
-"""Sparse LunarLander: stand on both legs near the middle of the pad, |x| < 0.4, within 1000 steps, without a crash.
+"""Sparse LunarLander: touch the ground with both legs near the middle of the pad, |x| < 0.4, and do not crash.
 
-Dynamics, observations, actions (4 engines' choices) and initial states are Gymnasium's LunarLander-v3. The reward is 0
-until the episode ends, then 1 for success. An episode ends when the lander has come to rest, when it crashes or leaves
-the screen, or after 1000 steps. The engines' scatter is drawn from the environment's seed: seed and actions decide all.
+Dynamics, observations, actions (a choice of 4) and initial states are those of Gymnasium's LunarLander-v3. The reward is 0
+until the episode ends, then it is 1 for success. An episode ends when the lander is at rest, when it crashes or leaves the
+screen, or after 1000 steps. The random part of the engines' thrust depends on the environment's seed. So the seed and the
+actions determine everything.
 
-EnvPool runs it where it is installed, else Gymnasium in worker processes. The two are ports of one simulation with
-random numbers of their own: success rates agree, trajectories of one seed do not.
+EnvPool runs the task if it is installed, otherwise Gymnasium in worker processes. Both are ports of one simulation, but
+with different random numbers. So their success rates agree, but the trajectories of one seed do not.
 
 Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, leg contact > 0.5, |x| < 0.4).
 """
@@ -25,35 +26,38 @@ from .task import Axis, Defaults, Recipe, Task
 HORIZON = 1000
 """steps"""
 MAX_X = 0.4
-"""half width of the landing zone; 1 is the edge of the screen"""
+"""half the width of the landing zone; x = 1 is the edge of the screen"""
 OBS_SCALE = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-"""Gymnasium scales the observations itself."""
+"""All 1, because Gymnasium already scales the observations."""
 _HIGH = np.array([2.5, 2.5, 10.0, 10.0, 2 * np.pi, 10.0, 1.0, 1.0], dtype=np.float32)
 OBSERVATION_SPACE = spaces.Box(np.where(np.arange(8) < 6, -_HIGH, 0).astype(np.float32), _HIGH)
-"""Gymnasium's, for EnvPool states bounds that its own observations break."""
+"""The space of Gymnasium, because EnvPool declares bounds that its observations exceed."""
 
 
 def success(obs: npt.NDArray[Any], info: dict[str, Any]) -> Any:
-    """Both legs in contact, |x| < 0.4, not crashed: obs (8,) -> bool, or (B, 8) -> (B,) bool."""
+    """Both legs touch the ground, |x| < 0.4, and no crash: obs (8,) -> bool, or (B, 8) -> (B,) bool."""
     legs = (obs[..., 6] > 0.5) & (obs[..., 7] > 0.5)
     return legs & (np.abs(obs[..., 0]) < MAX_X) & ~measures(obs, info)["crashed"]
 
 
 def measures(obs: npt.NDArray[Any], info: dict[str, Any]) -> dict[str, Any]:
-    """`crashed`: the body touched the ground or left the screen (own reward -100); `landed`: at rest (own reward +100);
-    `final_x`."""
+    """`crashed`, `landed` and `final_x`.
+
+    `crashed`: the body touched the ground or left the screen (Gymnasium's reward is -100). `landed`: the lander is at rest
+    (Gymnasium's reward is +100).
+    """
     over, last = np.asarray(info["terminated"]), np.asarray(info["last_reward"])
     return {"crashed": over & (last <= -100), "landed": over & (last >= 100), "final_x": obs[..., 0]}
 
 
 def dense_reward(own: Any) -> Any:
-    """Shaped reward of one step for training an expert: Gymnasium's own."""
+    """Shaped reward per step, to train an expert: Gymnasium's own reward."""
     return own
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON, dense: bool = False) -> OutcomeReward:
-    """One environment; the last step's `info` holds `success`, `crashed`, `landed` (bool), `final_x` and
-    `episode_return`, Gymnasium's own return.
+    """One environment; the last step's `info` contains `success`, `crashed`, `landed` (bool), `final_x` and
+    `episode_return`, which is the sum of Gymnasium's own rewards.
 
     Raises:
         MissingExtra: Box2D or pygame is not installed.
@@ -66,7 +70,7 @@ def make_vec(num_envs: int = 1, horizon: int = HORIZON, dense: bool = False, eng
     """B environments in lockstep, autoreset off; see `make` and `sppo_envs.engines.Engine`.
 
     Raises:
-        MissingExtra: what the engine needs is not installed.
+        MissingExtra: a package that the engine needs is not installed.
         ValueError: horizon or num_envs below 1.
     """
     if engine == "envpool" or (engine == "auto" and has_envpool()):

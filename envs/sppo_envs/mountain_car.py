@@ -1,9 +1,9 @@
-"""Sparse MountainCar: an engine too weak for the slope; reach the flag, x >= 0.45, within 1000 steps.
+"""Sparse MountainCar: reach the flag, x >= 0.45, within 1000 steps. The engine is too weak to climb the slope directly.
 
-Dynamics, observations, actions (one force in [-1, 1]) and initial states are Gymnasium's MountainCarContinuous. The
-reward is 0 until the episode ends, at the flag or at the horizon, then 1 for success; the force costs nothing.
+Dynamics, observations, actions (one force in [-1, 1]) and initial states are those of Gymnasium's MountainCarContinuous.
+The episode ends at the flag or at the horizon. The reward is 0 until then, and 1 for success at the end. Force has no cost.
 
-Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, x >= 0.45). Gymnasium's own limit is 999 steps.
+Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, x >= 0.45). Gymnasium's limit is 999 steps.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ from .task import Axis, Defaults, Recipe, Task
 HORIZON = 1000
 """steps"""
 OBS_SCALE = (1.0, 20.0)
-"""Brings position (m) and velocity (m/step) to about unit size for a network."""
+"""Scales position (m) and velocity (m/step) to about unit size for a network."""
 
 
 def dense_reward(velocity: FloatArray, at_goal: BoolArray) -> FloatArray:
-    """Shaped reward of one step for training an expert: a velocity bonus, 10 |v|, and 50 at the flag; both (B,)."""
+    """Shaped reward per step, to train an expert: a velocity bonus, 10 |v|, and 50 at the flag. Inputs are (B,)."""
     return 10.0 * np.abs(velocity) + 50.0 * at_goal
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
-    """One environment; the last step's `info` holds `success` (bool) and `final_position` (m)."""
+    """One environment; the last step's `info` contains `success` (bool) and `final_position` (m)."""
     env = Continuous_MountainCarEnv(render_mode=render_mode)
     return OutcomeReward(
         env,
-        success=lambda obs, info: info["terminated"],  # which Gymnasium reports at the flag and nowhere else
+        success=lambda obs, info: info["terminated"],  # Gymnasium reports it only at the flag
         measures=lambda obs, info: {"final_position": float(obs[0])},
         horizon=horizon,
     )
 
 
 class SparseMountainCarVectorEnv(NumpyVectorEnv):
-    """B environments in lockstep as one batch of numpy arrays; equal to Gymnasium's within float32 rounding.
+    """B environments in lockstep, as one batch of numpy arrays. They equal Gymnasium's up to float32 rounding.
 
-    `options["low"]` and `options["high"]` of `reset` bound the initial position, as in Gymnasium's.
+    `options["low"]` and `options["high"]` of `reset` are bounds of the initial position, as in Gymnasium.
 
     Args:
         num_envs: B.
-        horizon: longest episode in steps, at least 1.
-        dense: give `dense_reward` each step in place of the sparse one (for training an expert).
+        horizon: most steps per episode, at least 1.
+        dense: return `dense_reward` at each step in place of the sparse reward, to train an expert.
 
     Raises:
         ValueError: horizon or num_envs below 1.
@@ -59,7 +59,7 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
     state_names = ("position (m)", "velocity (m/step)")
 
     def __init__(self, num_envs: int = 1, horizon: int = HORIZON, dense: bool = False) -> None:
-        c = self._physics = Continuous_MountainCarEnv()  # its constants and spaces are the one source of them
+        c = self._physics = Continuous_MountainCarEnv()  # the only source of constants and spaces
         super().__init__(num_envs, horizon, dense, c.observation_space, c.action_space)
 
     def _draw(self, rng: np.random.Generator, n: int, options: dict[str, Any]) -> FloatArray:
@@ -82,7 +82,7 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
         return new.astype(np.float32).astype(np.float64)  # Gymnasium keeps its state in float32
 
     def _over(self) -> BoolArray:
-        # compared in float32, as Gymnasium's state is: 0.45 in float32 lies a little below 0.45 in float64
+        # The comparison is in float32, as in Gymnasium: 0.45 in float32 is slightly less than 0.45 in float64.
         self._at_goal = (self._state[0] >= np.float32(self._physics.goal_position)) & (self._state[1] >= 0)
         return self._at_goal
 

@@ -1,14 +1,14 @@
-"""Sparse Pendulum: a torque too weak to lift the pendulum at once; after 1000 steps it must stand, cos(theta) > 0.8.
-Context Pendulum: starts anywhere between upright and hanging; it must stand during all of the last 50 of 100 steps.
+"""Sparse Pendulum: after 1000 steps the pendulum must be upright, cos(theta) > 0.8. The torque cannot lift it directly.
+Context Pendulum: begins at any angle, and must be upright during all of the last 50 of 100 steps.
 
-Dynamics, observations (cos, sin, angular velocity) and actions (one torque in [-2, 2]) are Gymnasium's Pendulum; Sparse
-Pendulum's initial states too. The reward is 0 until the last step, then 1 for success.
+Dynamics, observations (cos, sin, angular velocity) and actions (one torque in [-2, 2]) are those of Gymnasium's Pendulum.
+So are the initial states of Sparse Pendulum. The reward is 0 until the last step, where it is 1 for success.
 
-Sparse Pendulum looks at one moment only, so a pendulum that spins through the top meets the criterion 20-50 % of the
-time. `upright_share` and `balanced` tell standing from passing by: report them beside the success rate.
+Sparse Pendulum looks only at the last step. So a pendulum that spins through the top meets the criterion 20-50 % of the
+time. `upright_share` and `balanced` tell balance from spinning: report them beside the success rate.
 
-Source of Sparse Pendulum: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, cos(theta) > 0.8 at the end); Gymnasium's
-own limit is 200 steps. Context Pendulum is this project's.
+Source of Sparse Pendulum: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, cos(theta) > 0.8 at the end). Gymnasium's
+limit is 200 steps. Context Pendulum is a task of this project.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from .task import Axis, Defaults, Recipe, Task
 HORIZON = 1000
 """steps"""
 UPRIGHT = 0.8
-"""cos(theta) above this counts as upright (37 degrees)"""
+"""cos(theta) above this counts as upright (within 37 degrees)"""
 WINDOW = 100
-"""steps at the end over which `upright_share` and `balanced` look"""
+"""number of last steps that `upright_share` and `balanced` look at"""
 CONTEXT_HORIZON = 100
 """steps"""
 CONTEXT_WINDOW = 50
-"""steps at the end during which Context Pendulum must be upright"""
+"""number of last steps during which Context Pendulum must be upright"""
 CONTEXT_MAX_SPEED = 2.0
-"""Context Pendulum starts at any angle, with an angular velocity uniform in +- this, rad/s."""
+"""Context Pendulum begins at any angle, with an angular velocity uniform in +- this, rad/s."""
 OBS_SCALE = (1.0, 1.0, 0.25)
-"""Brings cos, sin and angular velocity (rad/s) to about unit size for a network."""
+"""Scales cos, sin and angular velocity (rad/s) to about unit size for a network."""
 
 
 def dense_reward(cos_theta: FloatArray, omega: FloatArray) -> FloatArray:
-    """Shaped reward of one step for training an expert: an upright incentive less a little speed, (B,)."""
+    """Shaped reward per step, to train an expert: a bonus for being upright minus a small cost of speed, (B,)."""
     return 0.5 * (cos_theta - 0.01 * np.square(omega))
 
 
 # ------------------------------------------------------------------------------------------------ one environment
 class UprightPendulumEnv(PendulumEnv):
-    """Gymnasium's pendulum, which also counts how long it stands.
+    """Gymnasium's pendulum, which also reports for how long it is upright.
 
-    `info` of each step holds `upright_share`, the share of the last `window` steps (of all so far, if those are fewer)
-    that ended upright, and `balanced`, whether all did.
+    At each step `info` contains `upright_share`, the share of the last `window` steps that ended upright, and `balanced`,
+    whether all of them did. At the beginning of an episode the share is over all steps so far.
 
     Args:
-        render_mode: as Gymnasium's.
-        window: steps.
-        anywhere: start at any angle, as Context Pendulum does.
+        render_mode: as in Gymnasium.
+        window: number of steps.
+        anywhere: begin at any angle, as Context Pendulum does.
     """
 
     def __init__(self, render_mode: str | None = None, window: int = WINDOW, anywhere: bool = False) -> None:
@@ -66,7 +66,7 @@ class UprightPendulumEnv(PendulumEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """As Gymnasium's."""
+        """The same as Gymnasium's."""
         self._recent.clear()
         if self._anywhere:
             options = {"x_init": np.pi, "y_init": CONTEXT_MAX_SPEED, **(options or {})}
@@ -81,25 +81,25 @@ class UprightPendulumEnv(PendulumEnv):
 
 
 def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
-    """Sparse Pendulum; the last step's `info` holds `success`, `balanced` (bool) and `upright_share`."""
+    """Sparse Pendulum; the last step's `info` contains `success`, `balanced` (bool) and `upright_share`."""
     env = UprightPendulumEnv(render_mode)
     return OutcomeReward(env, success=lambda obs, info: bool(np.cos(env.state[0]) > UPRIGHT), horizon=horizon)
 
 
 def make_context(render_mode: str | None = None, horizon: int = CONTEXT_HORIZON) -> OutcomeReward:
-    """Context Pendulum; the last step's `info` holds `success`, `balanced` (bool) and `upright_share`."""
+    """Context Pendulum; the last step's `info` contains `success`, `balanced` (bool) and `upright_share`."""
     env = UprightPendulumEnv(render_mode, window=CONTEXT_WINDOW, anywhere=True)
     return OutcomeReward(env, success=lambda obs, info: info["balanced"], horizon=horizon)
 
 
 # ------------------------------------------------------------------------------------------- B of them, as a batch
 class SparsePendulumVectorEnv(NumpyVectorEnv):
-    """B environments in lockstep as one batch of numpy arrays, equal to Gymnasium's.
+    """B environments in lockstep, as one batch of numpy arrays. They equal Gymnasium's.
 
     Args:
         num_envs: B.
-        horizon: steps an episode, at least 1.
-        dense: give `dense_reward` each step in place of the sparse one (for training an expert).
+        horizon: steps per episode, at least 1.
+        dense: return `dense_reward` at each step in place of the sparse reward, to train an expert.
 
     Raises:
         ValueError: horizon or num_envs below 1.
@@ -111,7 +111,7 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
     start = (np.pi, 1.0)  # bounds of Gymnasium's initial states
 
     def __init__(self, num_envs: int = 1, horizon: int = HORIZON, dense: bool = False) -> None:
-        c = self._physics = PendulumEnv()  # its constants and spaces are the one source of them
+        c = self._physics = PendulumEnv()  # the only source of constants and spaces
         super().__init__(num_envs, horizon, dense, c.observation_space, c.action_space)
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
@@ -132,8 +132,8 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
         c = self._physics
         theta, omega = self._state
         torque = np.minimum(np.maximum(actions[:, 0], -c.max_torque), c.max_torque)
-        # The torque's share stays in the actions' own precision, float32, as in Gymnasium: near the top the motion is
-        # unstable, and rounding errors grow a thousandfold in an episode.
+        # The torque's term keeps the precision of the actions, float32, as in Gymnasium. Near the top the motion is
+        # unstable, so rounding errors grow a thousandfold during an episode.
         new = np.empty_like(self._state)
         new[1] = omega + (3 * c.g / (2 * c.l) * np.sin(theta) + 3.0 / (c.m * c.l**2) * torque) * c.dt
         np.clip(new[1], -c.max_speed, c.max_speed, out=new[1])
@@ -181,7 +181,7 @@ TASK = Task(
     horizon=HORIZON,
     obs_scale=OBS_SCALE,
     defaults=Defaults(num_envs=16, learning_rate=3e-4, total_timesteps=3_000_000),
-    # 0.3 of the episodes succeed by spinning. Those are not worth imitating, and few balanced ones are wanted beside them.
+    # 30 % of the episodes succeed by spinning, which is not worth imitating. The clone should balance only rarely.
     recipe=Recipe(
         imitate="balanced",
         expert_num_envs=16,

@@ -1,12 +1,13 @@
-"""Precision CartPole: keep the pole up for 200 steps and hold it within half a degree of upright at the last one.
-Context CartPole: the same pole from starts that reach from harmless to hopeless, and three degrees.
+"""Precision CartPole: keep the pole up for 200 steps. At the last one it must be within half a degree of upright.
+Context CartPole: the same pole within three degrees, but its initial states are from harmless to hopeless.
 
-Dynamics, observations and actions are Gymnasium's CartPole, and so are Precision CartPole's initial states. The reward
-is 0 until the episode ends, then 1 for success. The horizon is part of the task (the outcome is judged there), so
-episodes end as terminated, never as truncated: there is nothing to bootstrap from.
+Dynamics, observations and actions are those of Gymnasium's CartPole. So are the initial states of Precision CartPole. The
+reward is 0 until the episode ends, then it is 1 for success. The outcome is decided at the horizon, so the horizon is part
+of the task. Therefore episodes end as terminated, never as truncated, and there is nothing to bootstrap from.
 
-Source of Precision CartPole: SPPO, arXiv 2604.08865, section 5.3 (horizon 200, final angle within 0.5 degrees).
-Context CartPole is this project's: the paper's tasks start in nearly equal states, so that V(s_0) has nothing to know.
+Source of Precision CartPole: SPPO, arXiv 2604.08865, section 5.3 (horizon 200, final angle within 0.5 degrees). Context
+CartPole is a task of this project. In the paper's tasks the initial states are nearly equal, so that V(s_0) has nothing to
+learn.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ HORIZON = 200
 MAX_FINAL_ANGLE = math.radians(0.5)
 """radians"""
 CONTEXT_SPREAD = (1.6, 1.2, 0.18, 1.2)
-"""Context CartPole starts uniformly in +- these: position (m), velocity (m/s), angle (rad), angular velocity (rad/s)."""
+"""Initial states of Context CartPole are uniform in +- these: position (m), velocity (m/s), angle (rad), angular velocity
+(rad/s)."""
 CONTEXT_MAX_FINAL_ANGLE = math.radians(3)
 """radians"""
 OBS_SCALE = (1.0, 0.5, 10.0, 0.5)
-"""Brings position (m), velocity (m/s), angle (rad) and angular velocity (rad/s) to about unit size for a network."""
+"""Scales position (m), velocity (m/s), angle (rad) and angular velocity (rad/s) to about unit size for a network."""
 
 
 def dense_reward(theta: FloatArray, fell: BoolArray) -> FloatArray:
-    """Shaped reward of one step for training an expert: 1 upright, 0.1 from 0.05 rad on, -5 on a fall; both (B,)."""
+    """Shaped reward per step, to train an expert: 1 if upright, 0.1 from 0.05 rad on, -5 for a fall. Inputs are (B,)."""
     return np.where(fell, -5.0, 1.0 - 0.9 * np.minimum(np.abs(theta) / 0.05, 1.0))
 
 
 # ------------------------------------------------------------------------------------------------ one environment
 def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
-    """Precision CartPole as one environment; the last step's `info` holds `success` (bool) and `final_angle` (rad)."""
+    """Precision CartPole as one environment; the last `info` contains `success` (bool) and `final_angle` (rad)."""
     return _outcome(CartPoleEnv(render_mode=render_mode), MAX_FINAL_ANGLE, horizon)
 
 
@@ -52,7 +54,7 @@ def make_context(render_mode: str | None = None, horizon: int = HORIZON) -> Outc
 
 
 def _outcome(env: CartPoleEnv, max_final_angle: float, horizon: int) -> OutcomeReward:
-    def final_angle() -> float:  # of the float64 state; observations are rounded to float32
+    def final_angle() -> float:  # angle of the float64 state, because observations are rounded to float32
         assert env.state is not None
         return float(env.state[2])
 
@@ -65,12 +67,12 @@ def _outcome(env: CartPoleEnv, max_final_angle: float, horizon: int) -> OutcomeR
 
 
 class ContextCartPoleEnv(CartPoleEnv):
-    """Gymnasium's CartPole, started uniformly in +- `CONTEXT_SPREAD`."""
+    """Gymnasium's CartPole, but initial states are uniform in +- `CONTEXT_SPREAD`."""
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """As Gymnasium's, but for the bounds, which `options` cannot change."""
+        """The same as Gymnasium's, except for the bounds; `options` cannot change them."""
         super().reset(seed=seed)
         self.state = self.np_random.uniform(-np.array(CONTEXT_SPREAD), CONTEXT_SPREAD)
         return np.array(self.state, dtype=np.float32), {}
@@ -78,14 +80,14 @@ class ContextCartPoleEnv(CartPoleEnv):
 
 # ------------------------------------------------------------------------------------------- B of them, as a batch
 class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
-    """B environments in lockstep as one batch of numpy arrays; trajectories equal those of B scalar ones bit for bit.
+    """B environments in lockstep, as one batch of numpy arrays. Trajectories equal those of B single ones bit for bit.
 
-    `options["low"]` and `options["high"]` of `reset` bound the initial states, as in Gymnasium's CartPole.
+    `options["low"]` and `options["high"]` of `reset` are bounds of the initial states, as in Gymnasium's CartPole.
 
     Args:
         num_envs: B.
-        horizon: steps an episode, at least 1.
-        dense: give `dense_reward` each step in place of the sparse one (for training an expert).
+        horizon: most steps per episode, at least 1.
+        dense: return `dense_reward` at each step in place of the sparse reward, to train an expert.
 
     Raises:
         ValueError: horizon or num_envs below 1.
@@ -96,7 +98,7 @@ class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
     state_names = ("position (m)", "velocity (m/s)", "angle (rad)", "angular velocity (rad/s)")
 
     def __init__(self, num_envs: int = 1, horizon: int = HORIZON, dense: bool = False) -> None:
-        c = self._physics = CartPoleEnv()  # its constants and spaces are the one source of them
+        c = self._physics = CartPoleEnv()  # the only source of constants and spaces
         super().__init__(num_envs, horizon, dense, c.observation_space, c.action_space)
         self._forces = np.array([-c.force_mag, c.force_mag])
 
@@ -110,8 +112,8 @@ class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
     def _move(self, actions: npt.NDArray[Any]) -> FloatArray:
         c, state = self._physics, self._state
         theta, theta_dot = state[2], state[3]
-        # The order of operations is that of gymnasium/envs/classic_control/cartpole.py: floating-point addition is not
-        # associative, and the trajectories are to be equal bit for bit.
+        # The order of operations is that of gymnasium/envs/classic_control/cartpole.py. Floating-point addition is not
+        # associative, and the trajectories must be equal bit for bit.
         force = self._forces[actions]
         cos, sin = np.cos(theta), np.sin(theta)
         temp = (force + c.polemass_length * np.square(theta_dot) * sin) / c.total_mass
@@ -148,7 +150,7 @@ class ContextCartPoleVectorEnv(PrecisionCartPoleVectorEnv):
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks
-# Of all pairs of observations, this one tells most of whether Context CartPole's starting policy succeeds.
+# Of all pairs of observations, this pair tells most about whether Context CartPole's starting policy succeeds.
 AXES = (Axis("velocity (m/s)", 1), Axis("angular velocity (rad/s)", 3))
 TASK = Task(
     id="sppo/PrecisionCartPole-v0",

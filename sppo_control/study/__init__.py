@@ -1,17 +1,17 @@
-"""The study: which algorithm variants there are, grids of runs, what results files contain, statistics, figures, tables.
+"""The study: algorithm variants, grids of runs, results files, statistics, figures and tables.
 
 | file          | what                                                                                 |
 | ------------- | ------------------------------------------------------------------------------------ |
 | variants.py   | one table of algorithm variants: script, flags, label, colour; scripts of your own   |
 | grids.py      | grids of runs as TOML files (results/grids/)                                         |
-| cells.py      | what identifies a run of a grid, and whether a results file has it                   |
+| cells.py      | what identifies a run of a grid, and whether a results file contains it              |
 | results.py    | reads results files                                                                  |
 | statistics.py | interquartile means, intervals, tests                                                |
 | figures.py    | the figures of scripts/report.py                                                     |
 | tables.py     | the tables of scripts/report.py                                                      |
 | rates.py      | each algorithm at its best learning rate, for scripts/report_rates.py                |
 
-It needs the extra `study`. Importing it without that raises `extras.MissingExtra`, whose message is the command.
+It needs the extra `study`. If that is not installed, the import raises `extras.MissingExtra`. Its message is the command.
 """
 
 from sppo_control import extras

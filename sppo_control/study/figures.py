@@ -1,4 +1,4 @@
-"""The figures of scripts/report.py: what each one shows, which results it needs, how it is drawn."""
+"""The figures of scripts/report.py: what each one shows, which results it needs, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ Looks = dict[str, Look]
 METHODS = ("sppo", "ppo", "grpo", "rloo", "reinforce", "remax")
 LABELS = {"episodes": "episodes", "steps": "environment steps", "seconds": "seconds of training"}
 LINES = (
-    "Line: interquartile mean over seeds (n in the titles). Band: its 95 % percentile bootstrap interval, seeds resampled. "
-    "Curves: moving mean of 5 points, up to where the shortest run ends. Baselines' rollouts count."
+    "Line: interquartile mean over seeds (n is in the titles). Band: its 95 % percentile bootstrap interval over seeds. "
+    "Curves are moving means of 5 points, up to the end of the shortest run. Rollouts for baselines are counted too."
 )
-BARS = "Marks: interquartile mean over seeds (n at the left), with 95 % percentile bootstrap interval, seeds resampled."
+BARS = (
+    "Marks: interquartile mean over seeds (n is at the left), with its 95 % percentile bootstrap interval over seeds."
+)
 
 
 # ------------------------------------------------------------------------------------------------------- panels
 def count(arms: Iterable[Sequence[Any]]) -> str:
-    """How many runs the arms have: "n = 3", "n = 3 to 10"."""
+    """How many runs the arms have: "n = 3", or "n = 3 to 10"."""
     return f"n = {span(map(len, arms))}"
 
 
@@ -55,7 +57,7 @@ def draw_curves(axes: Any, arms: dict[str, Sequence[StudyRun]], axis: str, looks
 
 
 def finish(figure: Any, columns: int = 4, free: Any = None) -> Any:
-    """Grids, and one legend: above all panels, or where a panel is free."""
+    """Add grids and one legend, above all panels or in a free panel."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         axes.grid(alpha=0.25)
@@ -65,7 +67,7 @@ def finish(figure: Any, columns: int = 4, free: Any = None) -> Any:
         }
     if free is not None:
         free.set_axis_off()
-        labels = [textwrap.fill(label, 30) for label in handles]  # what is wider than the panel would be cut off
+        labels = [textwrap.fill(label, 30) for label in handles]  # a text wider than the panel would be cut off
         free.legend(handles.values(), labels, loc="center left", frameon=False).set_in_layout(False)
     elif handles:
         figure.legend(handles.values(), handles, loc="outside upper center", ncols=columns, frameon=False)
@@ -88,24 +90,29 @@ def panel_per_task(tasks: dict[str, dict[str, Sequence[StudyRun]]], axis: str, l
 
 
 def fig8(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Success against episodes. Paper: SPPO matches or beats PPO on five tasks; on Hopper and MountainCar PPO stays near
-    zero. Here: the same two algorithms with one set of hyper-parameters a task; panels with a context task are new."""
+    """Success against episodes.
+
+    Paper: SPPO matches or beats PPO on five tasks; on Hopper and MountainCar PPO stays near zero. Here: the same two
+    algorithms with one set of hyper-parameters per task. Panels of context tasks are not in the paper.
+    """
     return panel_per_task(tasks, "episodes", looks, 2)
 
 
 def fig8_all(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Success against episodes, every algorithm. The paper has no such figure for control. GRPO's groups count as N
-    episodes, ReMax's greedy episode counts too."""
+    """Success against episodes, for every algorithm.
+
+    The paper has no such figure for control. A group of GRPO counts as N episodes. ReMax's greedy episodes count too.
+    """
     return panel_per_task(tasks, "episodes", looks, 3)
 
 
 def context_pendulum(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Success against episodes where V(s_0) has something to know: the first picture of the README."""
+    """Success against episodes on a task where V(s_0) has something to learn: the first picture of the README."""
     (arms,) = tasks.values()
     figure, ((axes,),) = plt.subplots(1, 1, figsize=(8, 3.9), squeeze=False, layout="constrained")
     draw_curves(axes, arms, "episodes", looks)
     axes.set(ylabel="success rate", title=f"Context Pendulum, {count(arms.values())}")
-    for name, arm in arms.items():  # each name at the end of its line
+    for name, arm in arms.items():  # write each name at the end of its line
         grid, middle, *_ = band(arm, "episodes")
         axes.annotate(looks[name].label, (grid[-1], middle[-1]), (6, 0), textcoords="offset points", va="center",
                       color=looks[name].colour)  # fmt: skip
@@ -115,8 +122,11 @@ def context_pendulum(tasks: dict[str, Any], looks: Looks) -> Any:
 
 
 def fig5(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Success against seconds of training and against environment steps. Paper: SPPO reaches GRPO's peak 5.9 times sooner
-    in wall-clock, on language models. Here: control; seconds are those of the machine as loaded during the study."""
+    """Success against seconds of training, and against environment steps.
+
+    Paper: on language models, SPPO reaches GRPO's peak 5.9 times sooner in wall-clock time. Here: control tasks. The
+    seconds depend on the load of the machine during the study.
+    """
     figure, axes = panels(len(tasks), 2)
     for row, (task, arms) in zip(axes, tasks.items(), strict=True):
         for at, axis in zip(row, ("seconds", "steps"), strict=True):
@@ -127,9 +137,11 @@ def fig5(tasks: dict[str, Any], looks: Looks) -> Any:
 
 
 def fig4(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Left: PPO whose critic is trained with BCE. Paper: it collapses like PPO, so the gain comes from the sequence-level
-    formulation and not from the loss. Right, not in the paper: batches of equal outcomes left out of the update, the
-    suspected cause of PPO's flat lines."""
+    """Left: PPO with a critic trained with BCE. Right: no update on batches of equal outcomes.
+
+    Paper, left: this PPO collapses as PPO does, so the gain comes from the sequence-level formulation and not from the
+    loss. The right column is not in the paper. It omits what is suspected to cause PPO's flat lines.
+    """
     figure, axes = panels(len(tasks), 2)
     for row, (task, arms) in zip(axes, tasks.items(), strict=True):
         for at, variants in zip(row, (("ppo-bce",), ("sppo-skip", "ppo-skip")), strict=True):
@@ -144,7 +156,7 @@ def fig4(tasks: dict[str, Any], looks: Looks) -> Any:
 
 
 def grpo_points(size: int) -> tuple[Any, Any, Any]:
-    """p = k / N for k of N successes, and the advantages of a success and of a failure that core gives them."""
+    """p = k / N for k successes of N, and the advantages that core gives a success and a failure there."""
     points = []
     for k in range(1, size):
         advantage = core.group_relative_advantage((torch.arange(size) < k).double(), size)
@@ -154,9 +166,12 @@ def grpo_points(size: int) -> tuple[Any, Any, Any]:
 
 
 def fig2(sizes: Sequence[int], looks: Looks) -> Any:
-    """GRPO's advantage against the success rate p. Paper (and appendix A): sqrt((1 - p) / p) for a success and
-    -sqrt(p / (1 - p)) for a failure, without bound towards rare outcomes. Here: dots are core.group_relative_advantage on
-    k successes out of N; SPPO's R - V with V = p for comparison."""
+    """GRPO's advantage against the success rate p.
+
+    Paper (and appendix A): sqrt((1 - p) / p) for a success and -sqrt(p / (1 - p)) for a failure. Both are unbounded as
+    the outcome becomes rare. Here: dots are core.group_relative_advantage for k successes out of N. SPPO's R - V with
+    V = p is there for comparison.
+    """
     figure, axes = panels(1, 1, 3.2)
     at, p = axes[0, 0], np.linspace(0.005, 0.995, 400)
     green, blue = VARIANTS["grpo"].colour, VARIANTS["sppo"].colour
@@ -178,9 +193,12 @@ def fig2(sizes: Sequence[int], looks: Looks) -> Any:
 
 
 def fig1(tails: list[Any], looks: Looks) -> Any:
-    """Tail effect: V along successful and failed episodes. Paper (figures 1 and 9, language models): a critic at every
-    token tells right from wrong only near the end, so earlier steps get no signal. Here: PPO's V(s_t), and on the right how
-    well it separates (0.5: not at all); SPPO's V(s_0) is one number per episode."""
+    """Tail effect: V along successful and failed episodes.
+
+    Paper (figures 1 and 9, language models): a critic at every token tells right from wrong only near the end. So earlier
+    steps get no signal. Here: PPO's V(s_t), and on the right how well it separates the two (0.5 means not at all). SPPO's
+    V(s_0) is one number per episode.
+    """
     rows = [(task, chosen) for task, found in tails for chosen in stages(found)]
     figure, axes = panels(len(rows), 2, 2.2)
     for (left, right), (task, chosen) in zip(axes, rows, strict=True):
@@ -212,8 +230,8 @@ def fig1(tails: list[Any], looks: Looks) -> Any:
 
 
 def reliability(v0: Any, rate: Any, bins: int = 10) -> tuple[Any, Any, Any]:
-    """Mean V, mean success and number of contexts of each bin of V that has any (those of the ECE)."""
-    member = np.clip((v0 * bins).astype(int), 0, bins - 1)  # a plain critic may leave [0, 1]
+    """Mean V, mean success and number of contexts in each bin of V that has any; the bins are those of the ECE."""
+    member = np.clip((v0 * bins).astype(int), 0, bins - 1)  # V of a critic with squared loss may be outside [0, 1]
     number = np.bincount(member, minlength=bins)
     v_sum, rate_sum = (np.bincount(member, weights=x, minlength=bins)[number > 0] for x in (v0, rate))
     number = number[number > 0]
@@ -221,9 +239,12 @@ def reliability(v0: Any, rate: Any, bins: int = 10) -> tuple[Any, Any, Any]:
 
 
 def fig7(rows: list[Any], looks: Looks) -> Any:
-    """Calibration: V(s_0) against success over 64 rollouts of each context, all seeds' contexts; reliability diagram, dots
-    by number of contexts. Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664, predictions bunch at 0.6 to
-    0.7. Here: the last update in the file."""
+    """Calibration: V(s_0) against success over 64 rollouts of each context, for the contexts of all seeds.
+
+    The last panel is a reliability diagram; the area of a dot shows the number of contexts. Paper (language model, 200
+    prompts): Pearson 0.642, Spearman 0.664, and most predictions are between 0.6 and 0.7. Here: the last update in the
+    file.
+    """
     tasks = list(dict.fromkeys(row["env_id"] for row in rows))
     last = {task: stages([row for row in rows if row["env_id"] == task], last=True)[0] for task in tasks}
     algorithms = in_order(row["algorithm"] for row in rows)
@@ -254,8 +275,11 @@ def fig7(rows: list[Any], looks: Looks) -> Any:
 
 
 def fig6(tasks: dict[str, Any], looks: Looks) -> Any:
-    """Critic size. Paper (7B): a 1.5B critic saves 12.8 points of the device's memory, and SPPO is no worse with it. Here:
-    peak memory of the process (PyTorch alone takes some 300 MiB), milliseconds an update (rollouts included), success."""
+    """Critic size: memory, time and success.
+
+    Paper (7B policy): a 1.5B critic saves 12.8 points of the device's memory, and SPPO is no worse with it. Here: peak
+    memory of the process (about 300 MiB of it are PyTorch alone), milliseconds per update (with rollouts), and success.
+    """
     figure, axes = panels(len(tasks), 3, 2.4)
     for row, (task, arms) in zip(axes, tasks.items(), strict=True):
         widths = {name: arm[0].arguments["critic_hidden"] for sizes in arms.values() for name, arm in sizes.items()}
@@ -279,14 +303,17 @@ def fig6(tasks: dict[str, Any], looks: Looks) -> Any:
 
 SIZE_PANELS: dict[str, Callable[[StudyRun], float]] = {
     "peak memory, MiB": lambda run: run.peak_memory_mib,
-    "ms an update": lambda run: 1000 * run.x["seconds"][-1] / run.updates,
+    "ms per update": lambda run: 1000 * run.x["seconds"][-1] / run.updates,
     "final success": lambda run: run.after,
 }
 
 
 def critics(tasks: dict[str, Any], looks: Looks) -> Any:
-    """SPPO by how its critic is trained: updates of the critic per batch, how many recent batches they draw from, learning
-    rate. The paper trains it on the policy's minibatches and has no such figure."""
+    """SPPO with critics that are trained in different ways.
+
+    They differ in the number of critic updates per batch, in how many recent batches these draw from, and in the learning
+    rate. The paper trains the critic on the policy's minibatches. It has no such figure.
+    """
     merged = {
         task: {k: v for sizes in reversed(arms.values()) for k, v in sizes.items()} for task, arms in tasks.items()
     }
@@ -303,12 +330,15 @@ ADDITION = {
     "GRPO 16 x 8": Look("GRPO, 16 x 8", "#009E73"),
     "GRPO 128 x 8": Look("GRPO, 128 x 8", "#004D38", "--"),
 }
-"""Variants of scripts/speed_llm.py that are drawn; the others differ from the first in the critic's steps alone."""
+"""Variants of scripts/speed_llm.py that are drawn. The others differ from the first only in the critic's steps."""
 
 
 def addition(rows: list[Any], looks: Looks) -> Any:
-    """A tiny transformer learns additions: mean outcome of the last 1,024 training responses against responses and against
-    CPU seconds of one thread. Paper (1.5B and 7B models): SPPO reaches GRPO's peak 5.9 times sooner."""
+    """A tiny transformer learns to add: mean outcome of the last 1,024 training responses.
+
+    Its x-axes are responses and CPU seconds of one thread. Paper (1.5B and 7B models): SPPO reaches GRPO's peak 5.9 times
+    sooner.
+    """
     figure, axes = panels(1, 2, 2.8)
     for name, look in ADDITION.items():
         curves = [np.array(row["curve"], float) for row in rows if row["variant"] == name]
@@ -322,23 +352,24 @@ def addition(rows: list[Any], looks: Looks) -> Any:
         at.axhline(0.9, color="black", linewidth=0.8, linestyle=":")
         at.set(xlabel=label, xlim=(0, None), ylim=(0.3, 0.95))
     axes[0, 0].xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[0, 0].set_ylabel("right, last 1,024 responses")
+    axes[0, 0].set_ylabel("right among the last 1,024 responses")
     return finish(figure, 2)
 
 
 # ----------------------------------------------------------------------------------------------------- registry
 class Figure(NamedTuple):
     draw: Callable[[Any, Looks], Any]
-    """from what `what` found in the results, and how each algorithm is drawn"""
+    """draws the figure, from the result of `what` and the look of each algorithm"""
     what: Callable[[Study], Any]
+    """finds what the figure shows; empty if the results do not contain it"""
     needs: str
-    """where `what` finds nothing"""
+    """what the message names if `what` finds nothing"""
     note: str = LINES
-    """below the picture"""
+    """the note below the picture"""
 
 
 def own(study: Study) -> list[str]:
-    """Algorithms in the files that are not in the table of variants: training scripts of the user's."""
+    """Algorithms in the files that are not in the table of variants: the user's own training scripts."""
     return [name for name in study.looks if name not in VARIANTS]
 
 
@@ -350,14 +381,15 @@ def ablated(study: Study) -> dict[str, Any]:
 
 FIGURES = {
     "fig1": Figure(fig1, lambda s: s.tails, "tail.json of scripts/probe.py",
-                   "Line: interquartile mean over seeds (n in the titles). Bands, left: 10th to 90th percentile of "
-                   "episodes (PPO; coloured: successes, grey: failures), right: 95 % bootstrap interval, seeds resampled."),
-    "fig2": Figure(fig2, lambda s: (8, 64), "nothing", "No runs: equations and sppo_control/core.py."),
+                   "Line: interquartile mean over seeds (n is in the titles). Bands on the left: 10th to 90th percentile "
+                   "of PPO's episodes; coloured for successes, grey for failures. Bands on the right: 95 % bootstrap "
+                   "interval over seeds."),
+    "fig2": Figure(fig2, lambda s: (8, 64), "nothing", "No runs are needed: equations and sppo_control/core.py."),
     "fig4": Figure(fig4, ablated, "runs of ppo-bce, ppo-skip or sppo-skip beside ppo or sppo on one task"),
     "fig5": Figure(fig5, lambda s: s.with_algorithms(in_order({*METHODS, *own(s)})), "runs of two algorithms on one task"),
     "fig6": Figure(fig6, lambda s: s.varied(("critic-hidden",), ("sppo", "ppo")), "settings critic-hidden=...", BARS),
     "fig7": Figure(fig7, lambda s: s.calibration, "calibration.json of scripts/probe.py",
-                   "Numbers: interquartile mean over seeds, with 95 % bootstrap interval, seeds resampled. "
+                   "Numbers: interquartile mean over seeds, with its 95 % bootstrap interval over seeds. "
                    "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664."),
     "fig8": Figure(fig8, lambda s: s.with_algorithms(("sppo", "ppo")), "runs of sppo and ppo on one task"),
     "fig8_all": Figure(fig8_all, lambda s: s.with_algorithms(dict.fromkeys(a for _, a, _ in s.arms)),
@@ -371,5 +403,5 @@ FIGURES = {
                       "SPPO with settings critic-steps=..., critic-window=... or critic-learning-rate=..."),
     "addition": Figure(addition, lambda s: [row for row in s.additions if row["variant"] in ADDITION],
                        "speed_llm_addition.json of scripts/speed_llm.py",
-                       "One line a seed; a run ends when it has reached 0.92, or at its budget."),
+                       "One line per seed. A run ends when it reaches 0.92, or at the end of its budget."),
 }  # fmt: skip

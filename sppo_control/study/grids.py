@@ -1,8 +1,8 @@
-"""Grids of runs as data: every combination of tasks, algorithms, seeds and settings.
+"""Grids of runs: every combination of some tasks, algorithms, seeds and settings.
 
 A grid file is TOML. Its keys are the flags of scripts/benchmark.py without their dashes:
 
-    starts = "results/starts"              # above the first [[grid]]: for every grid that does not say otherwise
+    starts = "results/starts"              # above the first [[grid]]: the value of every grid that does not set it
 
     [[grid]]
     out = "results/study.parquet"
@@ -12,7 +12,7 @@ A grid file is TOML. Its keys are the flags of scripts/benchmark.py without thei
     seeds = [11, 12, 13]
     settings = ["", "learning-rate=1e-3"]  # optional: flags of the training script
 
-Paths are relative to the folder that the command is started in.
+Paths are relative to the folder in which the command is started.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from sppo_control.errors import UserError
 from sppo_control.study import variants
 
-OF_THE_GRID = {  # flag of the training scripts: what sets it in a grid
+OF_THE_GRID = {  # flag of the training scripts: what sets it in place of a setting
     "--env-id": "--env-ids", "--seed": "--seeds", "--start": "--starts", "--eval-episodes": "--eval-episodes",
     "--runs-dir": "--work-dir", "--resume": "a second start of the same command",
 }  # fmt: skip
@@ -35,7 +35,7 @@ OF_THE_GRID = {  # flag of the training scripts: what sets it in a grid
 
 @dataclass(frozen=True)
 class Grid:
-    """Every combination of these tasks, algorithms, seeds and settings is one run, a cell of the grid."""
+    """Every combination of these tasks, algorithms, seeds and settings is one run, which is called a cell."""
 
     env_ids: tuple[str, ...]
     algorithms: tuple[str, ...] = ("sppo", "ppo")
@@ -51,7 +51,7 @@ class Grid:
         """Refuse impossible values.
 
         Raises:
-            ValueError: begins with the key, as the command line and grid files spell it, but without dashes before it.
+            ValueError: a value is impossible. The message begins with the key as the flag spells it, but without dashes.
         """
         try:
             variants.find(self.algorithms)
@@ -73,7 +73,7 @@ class Grid:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Grid))
-_TYPES: dict[str, tuple[type, bool, str]] = {  # type, whether it is a list of them, in words
+_TYPES: dict[str, tuple[type, bool, str]] = {  # its type, whether it is a list of them, and how messages name it
     "env_ids": (str, True, "a list of texts"),
     "algorithms": (str, True, "a list of texts"),
     "seeds": (int, True, "a list of whole numbers"),
@@ -88,7 +88,7 @@ _NEEDED = ("env_ids", "algorithms", "seeds", "out", "work_dir")
 
 
 def key(name: str) -> str:
-    """A field's name in grid files: env_ids -> env-ids."""
+    """The key of a field in grid files: env_ids -> env-ids."""
     return name.replace("_", "-")
 
 
@@ -102,15 +102,15 @@ def read_grids(file: Path) -> list[Grid]:
     """The grids of a file, in order.
 
     Raises:
-        UserError: there is no such file, it is no TOML, it has no grid; or a grid has an unknown, missing or impossible
-            key. The message names file, grid (from 1) and key.
+        UserError: there is no such file, it is not TOML, or it has no grid. Or a grid has an unknown or missing key, or
+            an impossible value. The message names the file, the grid (counted from 1) and the key.
     """
     try:
         content = tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"cannot read the grid file {file}: {error.strerror}") from error
     except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise UserError(f"{file} is no TOML file: {error}") from error
+        raise UserError(f"{file} is not a TOML file: {error}") from error
     grids = content.pop("grid", [])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise UserError(f"{file} has no grid: each one begins with a line [[grid]]")
@@ -119,7 +119,7 @@ def read_grids(file: Path) -> list[Grid]:
 
 
 def _grid(content: Mapping[str, Any], common: Mapping[str, Any], where: str) -> Grid:
-    """One [[grid]] with what it takes over from the top of its file."""
+    """One [[grid]], together with the values above the first grid of its file."""
     values = {**common, **_values(content, where)}
     if missing := [key(name) for name in _NEEDED if name not in values]:
         raise UserError(f"{where}: {', '.join(missing)} must be given, here or above the first grid")
@@ -130,10 +130,10 @@ def _grid(content: Mapping[str, Any], common: Mapping[str, Any], where: str) -> 
 
 
 def _values(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Keys as field names and values with their types.
+    """Field names and values of these keys, with the types of the fields.
 
     Raises:
-        UserError: an unknown key, a value of a wrong type.
+        UserError: a key is unknown, or a value has the wrong type.
     """
     names = {key(name): name for name in FIELDS}
     if unknown := [word for word in content if word not in names]:
@@ -142,7 +142,8 @@ def _values(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     for word, value in content.items():
         kind, many, in_words = _TYPES[names[word]]
         items = value if isinstance(value, list) else [value]
-        if isinstance(value, list) != many or not all(type(item) is kind for item in items):  # True is no number here
+        # `type(item) is kind`, because isinstance would count True as a number.
+        if isinstance(value, list) != many or not all(type(item) is kind for item in items):
             raise UserError(f"{where}: {word} must be {in_words}, got {value!r}")
         if names[word] in ("starts", "out", "work_dir"):
             values[names[word]] = Path(value)
@@ -152,16 +153,15 @@ def _values(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def change(grids: Sequence[Grid], given: Mapping[str, Any]) -> list[Grid]:
-    """The grids of a file with what the command line says.
+    """The grids of a file, changed by the command line.
 
     Args:
         grids: from a file.
-        given: values by field name. `env_ids` and names in `algorithms` choose among those of each grid, and grids with
-            nothing left are dropped. Paths in `algorithms` are added to each grid. Every other value takes the place of
-            the grid's.
+        given: values by field name. `env_ids` and names in `algorithms` choose from those of each grid. Grids with nothing
+            left are dropped. Paths in `algorithms` are added to each grid. Every other value replaces the grid's.
 
     Raises:
-        ValueError: nothing is left; impossible values.
+        ValueError: no grid has one of the tasks or algorithms, or a value is impossible.
     """
     rest = {name: value for name, value in given.items() if name not in ("env_ids", "algorithms")}
     chosen = given.get("algorithms")

@@ -1,4 +1,4 @@
-"""Each algorithm at its best learning rate: which rate that is, which runs are missing, and the table.
+"""Each algorithm at its best learning rate: the choice of the rate, the missing runs, and the table.
 
 scripts/report_rates.py says how a rate is chosen.
 """
@@ -23,20 +23,20 @@ from sppo_control.study.statistics import holm, p_value, summary
 
 @dataclass(kw_only=True)
 class Question:
-    """Which runs choose the rates and which are compared."""
+    """Which runs choose the rates, and which runs are compared."""
 
     tuning: Path = Path("results/rates_tuning.parquet")
-    """results file: runs that choose, with settings learning-rate=..."""
+    """results file of the runs that choose, with settings learning-rate=..."""
     rates: Path = Path("results/rates.parquet")
-    """results file: runs that are compared, with settings learning-rate=..."""
+    """results file of the runs that are compared, with settings learning-rate=..."""
     study: Path = Path("results/study.parquet")
-    """results file: runs that are compared, without settings"""
+    """results file of the runs that are compared, without settings"""
     starts: Path = Path("results/starts")
-    """folder of the starting policies that all runs begin with"""
+    """folder of the starting policies with which all runs begin"""
     env_ids: tuple[str, ...] = ("sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0", "sppo/SparsePendulum-v0")
-    """tasks"""
+    """tasks to compare the algorithms on"""
     algorithms: tuple[str, ...] = ("sppo", "ppo", "grpo", "rloo", "remax")
-    """algorithms, which are compared with sppo: names as for scripts/benchmark.py, or paths of scripts of your own"""
+    """algorithms to compare with sppo: names as for scripts/benchmark.py, or paths of your own scripts"""
     tuning_seeds: tuple[int, ...] = (201, 202, 203)
     """seeds of the runs that choose"""
     seeds: tuple[int, ...] = tuple(range(11, 21))
@@ -48,7 +48,9 @@ class Question:
         except ValueError as error:
             raise ValueError(f"--algorithms {error}") from error
         if "sppo" not in names:
-            raise ValueError(f"--algorithms must have sppo, which the others are compared with, got {self.algorithms}")
+            raise ValueError(
+                f"--algorithms must contain sppo, because the others are compared with it, got {self.algorithms}"
+            )
         for name in ("env_ids", "algorithms", "tuning_seeds", "seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
                 raise ValueError(
@@ -56,7 +58,7 @@ class Question:
                 )
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
             raise ValueError(
-                f"--seeds must not be among --tuning-seeds: seeds that chose a rate flatter it, got {both}"
+                f"--seeds must not be among --tuning-seeds: a rate looks too good on seeds that chose it, got {both}"
             )
 
     @property
@@ -66,12 +68,12 @@ class Question:
 
 
 class Choice(NamedTuple):
-    """The rate of one task and algorithm."""
+    """The choice of the rate for one task and algorithm."""
 
     setting: str
-    """the chosen one, "learning-rate=..." """
+    """the chosen setting, "learning-rate=..." """
     scores: dict[str, float]
-    """success averaged over training, mean over the tuning seeds, by setting; from the smallest rate to the largest"""
+    """setting -> success averaged over training, mean over the tuning seeds; from the smallest rate to the largest"""
 
     @property
     def rate(self) -> float:
@@ -79,13 +81,13 @@ class Choice(NamedTuple):
 
 
 Found = dict[Arm, dict[int, StudyRun]]
-"""Runs by seed."""
+"""The runs of each arm, by seed."""
 Choices = dict[tuple[str, str], Choice]
-"""By task and algorithm."""
+"""The choice for each task and algorithm."""
 
 
 def rate_of(setting: str) -> float:
-    """3e-4 of "learning-rate=3e-4"; NaN if anything else is set."""
+    """The rate in a setting: 3e-4 for "learning-rate=3e-4"; NaN if the setting contains anything else."""
     match = re.fullmatch(r"learning[-_]rate\s*=\s*([-+.\deE]+)", setting.strip())
     return float(match[1]) if match else np.nan
 
@@ -98,12 +100,12 @@ def read(
     Args:
         paths: results files.
         question: names the tasks, the algorithms and the starting policies.
-        seeds: of the runs that are wanted.
+        seeds: the seeds of the runs that are wanted.
         default: each task's default learning rate.
 
     Raises:
-        UserError: what `read_runs` raises; a run whose learning rate is not what its setting (or the task's default)
-            says; unequal budgets in a task.
+        UserError: what `read_runs` raises. Or a run's learning rate is not that of its setting (or the task's default). Or
+            the runs of a task have unequal budgets.
     """
     found: Found = {}
     names = question.names
@@ -128,13 +130,13 @@ def read(
 
 
 def lacking(arms: Iterable[Arm], found: Found, seeds: tuple[int, ...]) -> dict[Arm, list[int]]:
-    """Arms of which runs are missing, and their seeds."""
+    """Arms with missing runs, and the seeds of these runs."""
     gaps = {arm: [seed for seed in seeds if seed not in found.get(arm, {})] for arm in arms}
     return {arm: missing for arm, missing in gaps.items() if missing}
 
 
 def in_words(gaps: dict[Arm, list[int]]) -> str:
-    """Missing runs by task and seeds."""
+    """The missing runs as text, by task and seeds."""
     together: dict[str, list[str]] = {}
     for arm, seeds in gaps.items():
         name = f"{arm.algorithm} {arm.setting}".strip()
@@ -153,8 +155,8 @@ def choose(question: Question, default: Mapping[str, float]) -> tuple[Choices, l
     """The choice of each task and algorithm, and a line about the file.
 
     Raises:
-        UserError: what `read` raises; an algorithm lacks runs at a rate that another one has; a task's default is not
-            among the rates.
+        UserError: what `read` raises. Or an algorithm has no runs at a rate at which another one has some. Or a task's
+            default is not among the rates.
     """
     found, lines = read([question.tuning], question, question.tuning_seeds, default)
     settings = {
@@ -168,7 +170,7 @@ def choose(question: Question, default: Mapping[str, float]) -> tuple[Choices, l
         if default[task] not in rates or len(rates) < 2:
             names = ", ".join(tried) or "nothing"
             raise errors.UserError(
-                f"{question.tuning} must have the default {default[task]:g} of {task} and another, it has {names}"
+                f"{question.tuning} must have the default rate {default[task]:g} of {task} and another one, it has {names}"
             )
     arms = [Arm(task, a, setting) for task in question.env_ids for a in question.names for setting in settings[task]]
     if gaps := lacking(arms, found, question.tuning_seeds):
@@ -192,7 +194,7 @@ def choose(question: Question, default: Mapping[str, float]) -> tuple[Choices, l
 
 
 def compared(choices: Choices, default: Mapping[str, float]) -> dict[tuple[str, str], Arm]:
-    """The arm whose runs are compared, of each task and algorithm: without a setting where the default was chosen."""
+    """The arm to compare, for each task and algorithm. It has no setting if the default rate was chosen."""
     return {
         (task, algorithm): Arm(task, algorithm, "" if choice.rate == default[task] else choice.setting)
         for (task, algorithm), choice in choices.items()
@@ -200,9 +202,9 @@ def compared(choices: Choices, default: Mapping[str, float]) -> dict[tuple[str, 
 
 
 def commands(gaps: dict[Arm, list[int]], question: Question) -> list[str]:
-    """What makes the missing runs: one command per task and rate. It skips the seeds that are there."""
+    """The commands that make the missing runs, one per task and rate. They skip the seeds that are there."""
     together: dict[tuple[str, str], list[str]] = {}
-    words_of = dict(zip(question.names, question.algorithms, strict=True))  # a script of one's own is run by its path
+    words_of = dict(zip(question.names, question.algorithms, strict=True))  # a user's own script is named by its path
     for arm in gaps:
         together.setdefault((arm.env_id, arm.setting), []).append(words_of[arm.algorithm])
     lines = []
@@ -226,24 +228,24 @@ def commands(gaps: dict[Arm, list[int]], question: Question) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------------- table
 def scores_of(choice: Choice) -> list[str]:
-    """Cells of the tuning scores, the chosen one in bold."""
+    """Table cells of the tuning scores; the chosen one is bold."""
     return [f"**{score:.3f}**" if name == choice.setting else f"{score:.3f}" for name, score in choice.scores.items()]
 
 
 def rates_of(task: str, choices: Choices, default: Mapping[str, float]) -> list[str]:
-    """Heads of their columns."""
+    """The heads of the columns of these scores."""
     names = next(choice.scores for (t, _), choice in choices.items() if t == task)
     return [name.partition("=")[2].strip() + " (default)" * (rate_of(name) == default[task]) for name in names]
 
 
 def at_the_ends(task: str, choices: Choices) -> str:
-    """What to know of choices beyond which nothing was tried; empty if there are none."""
+    """A warning about choices at an end of the rates, beyond which nothing was tried; empty if there are none."""
     names = []
     for (t, algorithm), choice in choices.items():
         smallest, *_, largest = choice.scores
         if t == task and choice.setting in (smallest, largest):
             names.append(algorithm)
-    text = f"At an end of the rates that were tried, beyond which there may be a better one: {', '.join(names)}."
+    text = f"The chosen rate is the first or last one tried, so beyond it may be a better one: {', '.join(names)}."
     return text if names else ""
 
 
@@ -275,7 +277,7 @@ def table(question: Question, choices: Choices, found: Found, default: Mapping[s
         tried = [f"tuning: {name}" for name in rates_of(task, choices, default)]
         measured = ["final success", "p (Holm)", "average over training", "p (Holm)", "solved"]
         text = markdown_table(["algorithm", "chosen rate", *tried, *measured], rows)
-        budget = f"{runs[task, 'sppo'][0].budget:,} environment steps a run."
+        budget = f"{runs[task, 'sppo'][0].budget:,} environment steps per run."
         parts += [f"## {short(task)}", budget, text, at_the_ends(task, choices)]
     return "\n\n".join(filter(None, parts))
 
@@ -286,13 +288,14 @@ Made by `{command}` from
 
 {files}
 
-- tuning: success averaged over the environment steps of training, mean over seeds {tuning}; the rate with the highest is
-  chosen (bold), of equal ones the task's default
-- all other columns: seeds {seeds}, which chose nothing, at the chosen rate
-- final success: of the evaluation after training, interquartile mean (IQM) over seeds with its 95 % bootstrap interval
+- tuning: success averaged over the environment steps of training, mean over seeds {tuning}; the rate with the highest
+  number is chosen (bold); among equal numbers the task's default is chosen
+- all other columns: runs at the chosen rate with seeds {seeds}, which chose nothing
+- final success: success rate of the evaluation after training, interquartile mean (IQM) over seeds with its 95 % bootstrap
+  interval
 - average over training: mean success over all environment steps of the budget, IQM over seeds with its interval
-- solved: seeds with final success of at least 0.9
-- p: against SPPO at its own best rate, two-sided permutation test of the ranks (Mann-Whitney); in brackets Holm's
-  correction over all tests of this page
+- solved: number of seeds with final success of at least 0.9
+- p: comparison with SPPO at its own best rate, two-sided permutation test of the ranks (Mann-Whitney); in brackets is p
+  after Holm's correction over all tests of this page
 
 Definitions: `sppo_control/study/statistics.py`."""

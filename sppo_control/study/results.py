@@ -17,10 +17,10 @@ from sppo_control.study import variants
 
 AXES = ("episodes", "steps", "seconds")
 RUN_COLUMNS = ["env_id", "algorithm", "setting", "seed"]
-"""Which run a row is of."""
+"""The columns that say which run a row belongs to."""
 NUMBERS = [*AXES, "updates", "success_rate", "success_before", "success_after", "eval_episodes", "peak_memory_mib"]
 COLUMNS = [*RUN_COLUMNS, "starts", *NUMBERS, "commit", "arguments", "measures_after"]
-"""What is read of a results file; it may have more columns."""
+"""The columns that are read; a results file may have more."""
 TAIL = ("progress", "mean", "low", "high")
 MEASURES = ("pearson", "spearman", "brier", "ece")
 JSON_WRITERS = "scripts/probe.py or scripts/speed_llm.py --what addition"
@@ -31,7 +31,7 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class StudyRun:
-    """A finished run as results files contain it: its curve, its evaluations and what identifies it."""
+    """A finished run as results files contain it: what identifies it, its curve and its evaluations."""
 
     env_id: str
     algorithm: str
@@ -40,10 +40,10 @@ class StudyRun:
     x: dict[str, Array]
     """episodes, steps and seconds at the points of the curve, (points,) each"""
     success: Array
-    """(points,), each over the episodes since the point before"""
+    """(points,); each number is over the episodes since the point before"""
     before: float
     after: float
-    """success, of evaluations"""
+    """success of the evaluations before and after training"""
     updates: int
     peak_memory_mib: float
     arguments: dict[str, Any]
@@ -55,19 +55,19 @@ class StudyRun:
 
     @property
     def area(self) -> float:
-        ends = np.minimum(self.x["steps"], self.budget)  # the last update may go past the budget
+        ends = np.minimum(self.x["steps"], self.budget)  # the last update may exceed the budget
         return float(np.sum(self.success * np.diff(ends, prepend=0)) / ends[-1])
 
 
 def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[StudyRun], list[str]]:
-    """All runs of some results files, and a line on each file.
+    """All runs of some results files, and a line about each file.
 
     Args:
         paths: Parquet files that scripts/benchmark.py wrote.
-        starts: only runs from these starting policies; needed where there are several.
+        starts: only runs from these starting policies; needed if there are several.
 
     Raises:
-        UserError: a file is missing, damaged or of another schema, a cell is in two of them, starts are mixed.
+        UserError: a file is missing, damaged or has another schema; a cell is in two files; starting policies are mixed.
     """
     tables, lines = [], []
     for path in paths:
@@ -76,7 +76,7 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[St
         try:
             table = pd.read_parquet(path)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise UserError(f"{path} is damaged, or no Parquet file ({error})") from error
+            raise UserError(f"{path} is damaged, or is not a Parquet file ({error})") from error
         if missing := [c for c in COLUMNS if c not in table]:
             raise UserError(f"{path} was not written by scripts/benchmark.py: no column {', '.join(missing)}")
         numbers = {c: pd.to_numeric(table[c], errors="coerce") for c in NUMBERS}
@@ -99,16 +99,16 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[St
     table = pd.concat(tables, ignore_index=True)
     kinds = sorted(table["starts"].unique())
     if starts is None and len(kinds) > 1:
-        raise UserError(f"runs from different starting policies: {', '.join(kinds)}; name those wanted with --starts")
+        raise UserError(f"runs from different starting policies: {', '.join(kinds)}; choose one with --starts")
     if starts is not None and starts not in kinds:
         raise UserError(f"no runs from the starting policies {starts!r}; there are {', '.join(kinds)}")
     table = table[table["starts"] == (starts or kinds[0])]
-    if "start_sha256" in table:  # older files have the folder's name only
+    if "start_sha256" in table:  # older files have only the folder's name
         known = table[table["start_sha256"] != ""].groupby("env_id")["start_sha256"].nunique()
         if mixed := [task for task, number in known.items() if number > 1]:
             raise UserError(
                 f"runs of {', '.join(mixed)} from different starting policies, all named {starts or kinds[0]}; give their "
-                "files apart"
+                "files in separate commands"
             )
     runs = []
     for (env_id, algorithm, setting, seed), rows in table.groupby(RUN_COLUMNS, sort=False):
@@ -127,7 +127,7 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[St
 
 
 class Arm(NamedTuple):
-    """What the runs of one comparison have in common; they differ in their seeds only."""
+    """What the runs on one side of a comparison have in common; they differ only in their seeds."""
 
     env_id: str
     algorithm: str
@@ -138,11 +138,11 @@ class Study:
     """What the given files contain."""
 
     tails: list[tuple[str, list[dict[str, Any]]]]
-    """(task, runs) of each tail.json"""
+    """(task, runs) for each tail.json"""
     calibration: list[dict[str, Any]]
-    """rows of all calibration.json"""
+    """rows of all files calibration.json"""
     additions: list[dict[str, Any]]
-    """runs of all speed_llm_addition.json"""
+    """runs of all files speed_llm_addition.json"""
     arms: dict[Arm, list[StudyRun]]
     """in the order of the tables"""
     looks: dict[str, variants.Look]
@@ -152,12 +152,12 @@ class Study:
         """Read the files.
 
         Args:
-            paths: what scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json) wrote.
+            paths: files that scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json) wrote.
             starts: only runs from these starting policies; needed if there are several.
-            tasks: the order of the tasks; others come after them by name.
+            tasks: the order of the tasks; all others follow by name.
 
         Raises:
-            UserError: what `read_runs` raises; a JSON file is damaged or of something else.
+            UserError: what `read_runs` raises; or a JSON file is damaged or contains something else.
         """
         self.tails, self.calibration, self.additions, self.arms = [], [], [], {}
         self.runs, self.lines = read_runs([p for p in paths if p.suffix == ".parquet"], starts)
@@ -180,7 +180,7 @@ class Study:
                     curve = np.array(row["curve"], float)
                     if curve.ndim != 2 or curve.shape[1] != 3 or not np.isfinite(curve).all():
                         raise ValueError(
-                            f"the curve of {row['variant']} seed {row['seed']} is no list of three numbers"
+                            f"the curve of {row['variant']} seed {row['seed']} is not a list of three numbers per point"
                         )
                 self.additions += content["rows"]
                 return
@@ -189,9 +189,9 @@ class Study:
                     _ = content["env_id"], run["algorithm"], int(run["seed"]), int(run["update"])
                     groups = [run[name] for name in ("successes", "failures") if run[name]["episodes"]]
                     numbers = [group[name] for group in groups for name in TAIL] + [run["auc"]] * (len(groups) == 2)
-                    if not np.isfinite(np.array(numbers, float)).all():  # ragged lists raise ValueError themselves
+                    if not np.isfinite(np.array(numbers, float)).all():  # unequal lengths raise ValueError already
                         raise ValueError(f"a number is missing in {run['algorithm']} seed {run['seed']}")
-                # By variant: probe.py's "algorithm" of a tail is ppo for ppo-bce too. Old files have no variants.
+                # Use the variant, because probe.py's "algorithm" of a tail is ppo for ppo-bce too. Old files have none.
                 runs = [{**run, "algorithm": run.get("variant", run["algorithm"])} for run in content["runs"]]
                 self.tails += [(content["env_id"], runs)] if runs else []
             elif "rows" in content:
@@ -202,7 +202,7 @@ class Study:
                         raise ValueError(f"a number is missing in {row['algorithm']} seed {row['seed']}")
                 self.calibration += content["rows"]
             else:
-                raise ValueError("neither runs (tail.json) nor rows (calibration.json, speed_llm_addition.json)")
+                raise ValueError("it has neither runs (tail.json) nor rows (calibration.json, speed_llm_addition.json)")
         except KeyError as error:
             raise UserError(f"{path} was not written by {JSON_WRITERS}: {error} is missing") from error
         except (TypeError, ValueError) as error:
@@ -212,23 +212,23 @@ class Study:
         return bool(self.runs or self.tails or self.calibration or self.additions)
 
     def main(self, task: str, algorithm: str) -> Arm | None:
-        """The arm that represents an algorithm: without a setting, else with the setting that most algorithms have."""
+        """The arm that represents an algorithm: the one without a setting, else the one whose setting is most common."""
         settings = [s for t, a, s in self.arms if (t, a) == (task, algorithm)]
         rank = {s: (s == "", sum((t, z) == (task, s) for t, _, z in self.arms)) for s in settings}
         return Arm(task, algorithm, max(settings, key=lambda s: rank[s])) if settings else None
 
     def with_algorithms(self, algorithms: Iterable[str], least: int = 2) -> dict[str, dict[str, list[StudyRun]]]:
-        """Tasks that have at least so many of the algorithms: {task: {algorithm: runs}}."""
+        """Tasks that have at least `least` of the algorithms: {task: {algorithm: runs}}."""
         found = {t: {a: self.arms[arm] for a in algorithms if (arm := self.main(t, a))} for t in self.tasks}
         return {task: arms for task, arms in found.items() if len(arms) >= least}
 
     def varied(
         self, names: Sequence[str], algorithms: Sequence[str]
     ) -> dict[str, dict[str, dict[str, list[StudyRun]]]]:
-        """Tasks where runs differ in these arguments and no others: {task: {algorithm: {value: runs}}}."""
+        """Tasks with runs that differ in these arguments and in no others: {task: {algorithm: {value: runs}}}."""
         found: dict[str, dict[str, dict[str, list[StudyRun]]]] = {}
         for task, algorithm in {(t, a): None for t, a, _ in self.arms if a in algorithms}:
-            groups: dict[str, dict[str, list[StudyRun]]] = {}  # by what else is set
+            groups: dict[str, dict[str, list[StudyRun]]] = {}  # by the rest of the setting
             for (t, a, setting), arm in self.arms.items():
                 if (t, a) == (task, algorithm):
                     rest = ",".join(part for part in setting.split(",") if part.partition("=")[0].strip() not in names)
@@ -238,22 +238,23 @@ class Study:
 
 
 def describe(run: StudyRun, names: Sequence[str]) -> str:
-    """A critic's size, or its training, in words."""
+    """The critic's size or its training in words, for legends."""
     if names == ("critic-hidden",):
         return "x".join(map(str, run.arguments["critic_hidden"]))
     steps, window, rate = (run.arguments[name] for name in ("critic_steps", "critic_window", "critic_learning_rate"))
-    if run.arguments.get("critic_recipe") == "paper" or steps == 0:  # 0: runs from before there was --critic-recipe
+    if run.arguments.get("critic_recipe") == "paper" or steps == 0:  # 0 is in runs that are older than --critic-recipe
         return f"on the policy's minibatches (paper), rate {rate:g}"
     return f"{steps} steps, " + ("newest batch" if window == 1 else f"last {window} batches") + f", rate {rate:g}"
 
 
 def stages(entries: Sequence[dict[str, Any]], last: bool = False) -> list[list[dict[str, Any]]]:
-    """Runs or rows of probe.py by update: those of each run's first update in the file, then those of its second, and so
-    on. At equal numbers of steps the runs' updates may differ a little.
+    """Group runs or rows of probe.py by update: first each run's first update in the file, then its second, and so on.
+
+    The numbers of the updates may differ a little between runs, although the numbers of steps are equal.
 
     Args:
-        entries: with the keys algorithm, seed, update and perhaps env_id.
-        last: only each run's last update.
+        entries: they have the keys algorithm, seed, update and perhaps env_id.
+        last: take only the last update of each run.
     """
     by_run: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for entry in sorted(entries, key=lambda e: e["update"]):
@@ -275,5 +276,5 @@ def span(numbers: Iterable[int]) -> str:
 
 
 def short(task: str) -> str:
-    """Name of a task without what all of them have in common."""
+    """A task's name without the parts that all names have in common."""
     return task.rpartition("/")[2].removesuffix("-v0")

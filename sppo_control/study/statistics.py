@@ -2,15 +2,15 @@
 
 | name          | what                                                                                                  |
 | ------------- | ----------------------------------------------------------------------------------------------------- |
-| IQM           | interquartile mean over seeds: the lowest and the highest quarter (n / 4 rounded down) left out       |
-| interval      | 95 % percentile bootstrap interval, seeds resampled; within each task where tasks are pooled          |
-| p             | two-sided Mann-Whitney test, exact; with ties a permutation test of the same ranks (exact up to 9,999 |
-|               | permutations, else so many random ones)                                                               |
-| smoothed      | a curve's moving mean over 5 of its points, after the success before training at 0                    |
-| area          | mean success over all environment steps of the budget (--total-timesteps); no smoothing               |
-| time to 0.9   | where the smoothed curve first reaches it, linear between points; infinite where it never does        |
+| IQM           | interquartile mean over seeds: without the lowest and highest quarter (n / 4 rounded down of each)    |
+| interval      | 95 % percentile bootstrap interval; seeds are resampled, within each task if tasks are pooled         |
+| p             | exact two-sided Mann-Whitney test; with ties a permutation test of the same ranks (all permutations   |
+|               | if there are at most 9,999, else 9,999 random ones)                                                   |
+| smoothed      | moving mean over 5 points of the curve; at 0 it begins with the success before training               |
+| area          | mean success over all environment steps of the budget (--total-timesteps), not smoothed               |
+| time to 0.9   | where the smoothed curve first reaches 0.9, linear between points; infinite if it never does          |
 
-IQM and stratified bootstrap are those of rliable (Agarwal et al., arXiv 2108.13264). Equal input gives equal numbers.
+IQM and stratified bootstrap are as in rliable (Agarwal et al., arXiv 2108.13264). Equal input gives equal numbers.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from scipy import stats
 from sppo_control.study.results import Array, StudyRun
 
 SMOOTH = 5
-"""Points of the moving mean."""
+"""Number of points of the moving mean."""
 CURVE_POINTS = 81
-"""Points that curves are interpolated at."""
+"""Number of points at which curves are interpolated."""
 
 
 # -------------------------------------------------------------------------------------------------------- curves
 def smoothed(run: StudyRun, axis: str) -> tuple[Array, Array]:
-    """x and success, (points + 1,) each; at the ends the moving mean has fewer points."""
+    """x and smoothed success, (points + 1,) each; at the ends the moving mean is over fewer points."""
     window = slice(SMOOTH // 2, SMOOTH // 2 + len(run.success))
     sums, counts = (np.convolve(y, np.ones(SMOOTH))[window] for y in (run.success, np.ones(len(run.success))))
     return np.append(0.0, run.x[axis]), np.append(run.before, sums / counts)
 
 
 def band(runs: Sequence[StudyRun], axis: str) -> tuple[Array, Array, Array, Array]:
-    """Grid from 0 to where the shortest run ends, IQM, and both ends of its interval at each point (NaN for one run)."""
+    """A grid from 0 to the end of the shortest run, and there the IQM and both ends of its interval (NaN for one run)."""
     curves = [smoothed(run, axis) for run in runs]
     grid = np.linspace(0.0, min(x[-1] for x, _ in curves), CURVE_POINTS)
     values = np.stack([np.interp(grid, x, y) for x, y in curves], axis=-1)  # (CURVE_POINTS, runs)
@@ -47,7 +47,7 @@ def band(runs: Sequence[StudyRun], axis: str) -> tuple[Array, Array, Array, Arra
 
 
 def time_to(run: StudyRun, axis: str, threshold: float) -> float:
-    """Where the smoothed curve first reaches `threshold`; inf if never."""
+    """Where the smoothed curve first reaches `threshold`; inf if it never does."""
     x, y = smoothed(run, axis)
     above = np.flatnonzero(y >= threshold)
     if len(above) == 0 or above[0] == 0:
@@ -58,19 +58,22 @@ def time_to(run: StudyRun, axis: str, threshold: float) -> float:
 
 # ---------------------------------------------------------------------------------------------------- statistics
 def iqm(*samples: Any, axis: int = -1) -> Any:
-    """Interquartile mean of the samples pooled."""
+    """Interquartile mean of all samples together."""
     return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
 
 
 def difference(*samples: Any, axis: int = -1) -> Any:
-    """IQM of the first half of the samples less that of the second."""
+    """IQM of the first half of the samples minus IQM of the second half."""
     half = len(samples) // 2
     return iqm(*samples[:half], axis=axis) - iqm(*samples[half:], axis=axis)
 
 
 def interval(statistic: Callable[..., Any], *samples: Any, resamples: int = 9999) -> tuple[Any, Any]:
-    """95 % percentile bootstrap interval, NaN if a sample has one run only. The last axis of a sample is its runs. Each
-    sample is resampled separately. With one sample per task that is the stratified bootstrap."""
+    """95 % percentile bootstrap interval; NaN if a sample has only one run.
+
+    The last axis of a sample is its runs. Each sample is resampled separately. With one sample per task this is the
+    stratified bootstrap.
+    """
     samples = tuple(np.asarray(s, float) for s in samples)
     if min(s.shape[-1] for s in samples) < 2:
         return (np.full(samples[0].shape[:-1], np.nan),) * 2
@@ -81,8 +84,10 @@ def interval(statistic: Callable[..., Any], *samples: Any, resamples: int = 9999
 
 
 def p_value(a: Sequence[float], b: Sequence[float]) -> float:
-    """Of the hypothesis that both samples come from one distribution; NaN where one has a single run. It cannot be less
-    than 2 over the number of ways to split the runs: 0.1 for 3 against 3, 0.008 for 5 against 5."""
+    """p for the hypothesis that both samples come from one distribution; NaN if one of them has a single run.
+
+    It is at least 2 divided by the number of ways to split the runs: 0.1 for 3 against 3, 0.008 for 5 against 5.
+    """
     if min(len(a), len(b)) < 2:
         return math.nan
     ranks = stats.rankdata([*a, *b])
@@ -96,13 +101,15 @@ def p_value(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def spearman_ceiling(rate: Sequence[float], rollouts: int) -> float:
-    """Mean Spearman coefficient of a perfect V: p itself, taken to be `rate`, against new rollouts, as many as before. A
-    critic's numbers are never quite equal, so among contexts of equal p (0 or 1, say) V's ranks are chance. NaN if all
-    contexts are alike.
+    """Mean Spearman coefficient of a perfect V against measured success.
+
+    The perfect V is the true success probability p of each context, for which `rate` is used. It is compared with new
+    rollouts, as many as before. The numbers of a critic are never exactly equal. So among contexts of equal p (for example
+    0 or 1) the ranks of V are random. The result is NaN if all contexts have the same p.
 
     Args:
-        rate: success of each context, in [0, 1].
-        rollouts: of each context.
+        rate: success rate of each context, in [0, 1].
+        rollouts: number of rollouts per context.
     """
     p, rng = np.asarray(rate, float), np.random.default_rng(0)
     if np.ptp(p) == 0:
@@ -112,7 +119,7 @@ def spearman_ceiling(rate: Sequence[float], rollouts: int) -> float:
 
 
 def holm(p: Iterable[float]) -> Array:
-    """Holm's correction (1979) for as many tests as there are numbers; NaN is no test and stays."""
+    """Holm's correction (1979) for as many tests as there are numbers. NaN does not count as a test and stays NaN."""
     p = np.array(list(p), float)
     order = np.argsort(p)[: np.isfinite(p).sum()]
     corrected = np.full(len(p), np.nan)
@@ -126,7 +133,7 @@ def estimate(middle: float, ends: Sequence[float], sign: str = "") -> str:
 
 
 def summary(values: Iterable[float | None]) -> str:
-    """IQM with interval; seeds that have no number (a correlation with a constant V) are left out, and said so."""
+    """IQM with its interval. Seeds without a number are left out, with a note; a constant V has no correlation."""
     given = np.array([*values], float)
     finite = given[np.isfinite(given)]
     if not len(finite):

@@ -23,7 +23,7 @@ from sppo_control.study.statistics import (
 
 
 def speed(arm: Sequence[StudyRun], threshold: float) -> str:
-    """Median episodes / steps / seconds to a success rate, with how many runs got there; the others count as infinite."""
+    """Median episodes / steps / seconds to a success rate, and how many runs reach it. The others count as infinite."""
     times = {axis: [time_to(run, axis, threshold) for run in arm] for axis in AXES}
     reached = f"({np.isfinite(times['steps']).sum()} of {len(arm)})"
     episodes, steps, seconds = (np.median(times[axis]) for axis in AXES)
@@ -51,11 +51,11 @@ def table_of_arms(study: Study) -> str:
 
 
 def table_of_pairs(study: Study, main: bool) -> str:
-    """Each arm against SPPO, and all tasks pooled. Runs of unequal --total-timesteps are not compared but named.
+    """Each arm against SPPO, and all tasks together. Runs with unequal --total-timesteps are named, not compared.
 
     Args:
         study: the runs.
-        main: compare the arms that represent their algorithms (`Study.main`), else the others.
+        main: compare the arms that represent their algorithms (`Study.main`). False: compare the others.
     """
     rows, p, unequal = [], [], []
     pooled: dict[str, list[tuple[list[StudyRun], ...]]] = {}
@@ -78,7 +78,7 @@ def table_of_pairs(study: Study, main: bool) -> str:
             p.append(p_value(a, b))
         seeds = f"{len(arm)}, {len(sppo)}"
         rows.append([short(task), algorithm, setting or "-", other[2] or "-", seeds, f"{arm[0].budget:,}", *cells])
-        # Over tasks only with seeds that both have: else the side with more runs of a hard task would look worse.
+        # Only seeds that both have: otherwise the side with more runs of a hard task would look worse.
         if main and (common := {r.seed for r in arm} & {r.seed for r in sppo}):
             pair = tuple([r for r in side if r.seed in common] for side in (arm, sppo))
             pooled.setdefault(algorithm, []).append(pair)
@@ -96,12 +96,14 @@ def table_of_pairs(study: Study, main: bool) -> str:
             rows.append([f"all {len(pairs)} tasks", algorithm, "-", "-", seeds, "-", *cells])
     head = ("task", "algorithm", "setting", "SPPO's setting", "seeds: its, SPPO's", "steps", "final success: difference",
             "p (Holm)", "area: difference", "p (Holm)")  # fmt: skip
-    note = f"\n\nNot compared with SPPO, since their budgets of steps differ: {'; '.join(unequal)}." if unequal else ""
+    note = (
+        f"\n\nNot compared with SPPO, because their budgets of steps differ: {'; '.join(unequal)}." if unequal else ""
+    )
     return (markdown_table(head, rows) if rows else "None.") + note
 
 
 def table_of_probes(study: Study) -> str:
-    """Numbers of fig7 and fig1, for every update in the files."""
+    """The numbers of fig7 and fig1, for every update in the files."""
 
     def first(task: str, rows: list[Any]) -> list[str]:
         return [short(task), rows[0]["algorithm"], span(row["update"] for row in rows), str(len(rows))]
@@ -123,13 +125,16 @@ def table_of_probes(study: Study) -> str:
     if calibration:
         names = ("Pearson", "Spearman", "its ceiling", "Brier", "ECE")
         note = (
-            "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664. Its ceiling: what a perfect V would show, "
-            "whose ranks among contexts of equal success are chance."
+            "Paper (language model, 200 prompts): Pearson 0.642, Spearman 0.664. Its ceiling: the Spearman coefficient of "
+            "a perfect V, whose ranks are random among contexts with equal probability of success."
         )
         table = markdown_table(("task", "algorithm", "update", "seeds", "contexts", *names), calibration)
         texts += ["## Calibration of V(s_0)", note, table]
     if tails:
-        texts += ["## Tail effect", "Probability that V of a success exceeds V of a failure, by share of the episode."]
+        texts += [
+            "## Tail effect",
+            "Probability that V of a success is greater than V of a failure, at several shares of the episode.",
+        ]
         texts += [
             markdown_table(["task", "algorithm", "update", "seeds", *(f"at {moment:g}" for moment in MOMENTS)], tails)
         ]
@@ -140,11 +145,11 @@ MOMENTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 
 def tables(study: Study, command: str) -> str:
-    """The whole of tables.md; `command` is what makes it."""
+    """The whole text of tables.md; `command` is the command that makes it."""
     parts = [HEAD.format(command=command, files="\n".join(f"- {line}" for line in study.lines))]
     if study.arms:
         parts += [ARMS, table_of_arms(study), PAIRS, table_of_pairs(study, main=True)]
-        parts += ["Other settings, with a Holm correction of their own:", table_of_pairs(study, main=False)]
+        parts += ["Other settings, with a separate Holm correction:", table_of_pairs(study, main=False)]
     return "\n\n".join([*parts, table_of_probes(study)]).strip() + "\n"
 
 
@@ -154,22 +159,25 @@ Made by `{command}` from
 
 {files}
 
-Intervals are 95 % bootstrap intervals of the interquartile mean (IQM) over seeds: seeds resampled, percentile, 9,999
-resamples. The number of seeds stands in each row; with few they are too narrow (with normal data they hold the truth 76 %
-of the time for 3 seeds, 89 % for 5, 94 % for 10). Definitions: `sppo_control/study/statistics.py`."""
+Intervals are 95 % bootstrap intervals of the interquartile mean (IQM) over seeds. They are percentile intervals from 9,999
+resamples of the seeds. Each row has the number of seeds. With few seeds the intervals are too narrow. For normal data they
+contain the true value in 76 % of cases with 3 seeds, 89 % with 5, 94 % with 10. Definitions:
+`sppo_control/study/statistics.py`."""
 ARMS = """## Each algorithm
 
-- final success: of the evaluation after training, IQM over seeds
-- balanced: share of the same episodes (docs/tasks.md), IQM over seeds; a pendulum that spins can succeed without
+- final success: success rate of the evaluation after training, IQM over seeds
+- balanced: share of balanced episodes in the same evaluation (docs/tasks.md), IQM over seeds; a pendulum that spins can
+  succeed without balance
 - area: mean success during training over all environment steps of the budget, IQM over seeds
-- solved: seeds with final success of at least 0.9
-- fell to 0: seeds whose smoothed curve is 0 somewhere, whether it rises again or not
-- to 0.8, to 0.9: medians over seeds of where the smoothed curve first gets there; seeds that never do count as infinite,
-  and how many did stands in brackets ("never": the median is infinite)
-- seconds in all: median over seeds of the seconds of training, on the machine as loaded during the study"""
+- solved: number of seeds with final success of at least 0.9
+- fell to 0: number of seeds whose smoothed curve is 0 somewhere, whether it rises again or not
+- to 0.8, to 0.9: medians over seeds of the point where the smoothed curve first reaches this rate; a seed that never does
+  counts as infinite; in brackets is how many seeds reach it ("never" means that the median is infinite)
+- seconds in all: median over seeds of the seconds of training, under the load of the machine during the study"""
 PAIRS = """## Against SPPO, at equal environment steps
 
-Differences: IQM of the algorithm less IQM of SPPO (positive: better than SPPO), with 95 % bootstrap interval, seeds of both
-resampled, within each task where tasks are pooled (of which only seeds that both have). p: two-sided Mann-Whitney test,
-exact (with ties a permutation test of the ranks), which cannot be less than 0.1 for 3 against 3 seeds and 0.008 for 5
-against 5; in brackets Holm's correction over all tests of this table."""
+- difference: IQM of the algorithm minus IQM of SPPO (positive means better than SPPO), with its 95 % bootstrap interval,
+  for which the seeds of both are resampled
+- all tasks: only seeds that both have; they are resampled within each task
+- p: exact two-sided Mann-Whitney test (with ties a permutation test of the ranks); it is at least 0.1 for 3 against 3 seeds
+  and at least 0.008 for 5 against 5; in brackets is p after Holm's correction over all tests of this table"""

@@ -1,7 +1,7 @@
-"""Every algorithm variant of the study in one table: which script runs it with which flags, and how it is drawn.
+"""All algorithm variants of the study in one table: the script that runs each, its flags, and how it is drawn.
 
-A new variant is one more row of `VARIANTS`. A training script outside this project is a variant too: its name is the
-file's name without .py. Results files contain only that name, so that they can be drawn on any machine.
+A new variant is one more row of `VARIANTS`. A training script outside this project is a variant too. Its name is the
+file's name without .py. Results files contain only that name, so they can be drawn on any machine.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Variant(NamedTuple):
     """A training script with some flags."""
 
     name: str
-    """on the command line and in results files"""
+    """its name on the command line and in results files"""
     script: str
-    """a file of scripts/, or the whole path of a script from elsewhere"""
+    """a file of scripts/, or the full path of a script from elsewhere"""
     flags: tuple[str, ...]
     label: str
-    """in legends"""
+    """its name in legends"""
     colour: str
     line: str = "-"
 
@@ -38,7 +38,7 @@ class Variant(NamedTuple):
         return Look(self.label, self.colour, self.line)
 
 
-# Okabe and Ito's colours and darker shades of them; variants of an algorithm are dashed or dotted too.
+# The colours are Okabe and Ito's, and darker shades of them. Variants of an algorithm are also dashed or dotted.
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -59,14 +59,14 @@ VARIANTS = {
     )
 }
 OWN_COLOURS = ("#7F3C8D", "#8C564B", "#17BECF", "#E7298A", "#66A61E", "#666666")
-"""Of variants that are not in the table, in the order of their names; the seventh has the first colour again."""
+"""Colours of variants that are not in the table, in the order of their names. The seventh has the first colour again."""
 
 
 def find(words: Iterable[str]) -> list[Variant]:
-    """The variants that these words mean: names in the table, or paths of training scripts.
+    """The variants that these words name; each word is a name in the table or the path of a training script.
 
     Raises:
-        ValueError: names what is unknown or missing, and two variants that results files could not tell apart.
+        ValueError: a word is unknown, a script is missing, or results files could not tell two variants apart.
     """
     words = list(words)
     if unknown := [word for word in words if word not in VARIANTS and not word.endswith(".py")]:
@@ -79,7 +79,7 @@ def find(words: Iterable[str]) -> list[Variant]:
         variant = VARIANTS[word] if word in VARIANTS else _own(Path(word))
         if variant.name in found:
             raise ValueError(
-                f"must have different names, because results files contain only those; got two {variant.name}"
+                f"must have different names, because results files contain only the names; got two {variant.name}"
             )
         found[variant.name] = variant
     return list(found.values())
@@ -95,13 +95,13 @@ def _own(path: Path) -> Variant:
         raise ValueError(f"must be names or existing scripts, and there is no file {path} (looked for in {Path.cwd()})")
     if path.stem in VARIANTS:
         raise ValueError(
-            f"must not have {path}: results files would call it {path.stem}, a name of the table; rename it"
+            f"must not contain {path}: results files would call it {path.stem}, which is a name in the table; rename it"
         )
     return Variant(path.stem, str(path.resolve()), (), *looks([path.stem])[path.stem])
 
 
 def of_run(script: str, arguments: Mapping[str, Any]) -> Variant | None:
-    """The variant that a run is of, None if it is of no script in the table.
+    """The variant that a run belongs to; None if its script is not in the table.
 
     Args:
         script: file name of the training script.
@@ -116,7 +116,7 @@ def of_run(script: str, arguments: Mapping[str, Any]) -> Variant | None:
 
 
 def _settings(variant: Variant) -> dict[str, Any]:
-    """Its flags as arguments: --critic-loss bce is {"critic_loss": "bce"}; a flag without a value is True."""
+    """Its flags as arguments: --critic-loss bce becomes {"critic_loss": "bce"}. A flag without a value is True."""
     found: dict[str, Any] = {}
     for word in variant.flags:
         if word.startswith("--"):
@@ -128,13 +128,13 @@ def _settings(variant: Variant) -> dict[str, Any]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Each name once: those of the table in its order, then the others by name."""
+    """Each name once: first those in the table, in its order, then the others by name."""
     names = set(names)
     return [*(name for name in VARIANTS if name in names), *sorted(names - VARIANTS.keys())]
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """How these variants are drawn. A path, as other programs may write it into results, is drawn by its file's name."""
+    """How these variants are drawn. Other programs may write a path into results; its label is the file's name."""
     names = in_order(names)
     own = [name for name in names if name not in VARIANTS]
     found = {name: VARIANTS[name].look for name in names if name in VARIANTS}
