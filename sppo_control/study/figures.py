@@ -45,6 +45,7 @@ def panels(rows: int, columns: int, height: float = 1.9) -> tuple[Any, Any]:
 
 
 def draw_curves(axes: Any, arms: dict[str, Sequence[StudyRun]], axis: str, looks: Looks) -> None:
+    """One line with its band per algorithm, against "episodes", "steps" or "seconds"."""
     for i, (name, arm) in enumerate(arms.items()):
         grid, middle, low, high = band(arm, axis)
         look = looks[name]
@@ -358,6 +359,8 @@ def addition(rows: list[Any], looks: Looks) -> Any:
 
 # ----------------------------------------------------------------------------------------------------- registry
 class Figure(NamedTuple):
+    """How a figure is drawn, and what it needs."""
+
     draw: Callable[[Any, Looks], Any]
     """draws the figure, from the result of `what` and the look of each algorithm"""
     what: Callable[[Study], Any]
@@ -374,6 +377,7 @@ def own(study: Study) -> list[str]:
 
 
 def ablated(study: Study) -> dict[str, Any]:
+    """Tasks with a variant of figure 4 and something to compare it with: {task: {algorithm: runs}}."""
     variants = {"ppo-bce", "ppo-skip", "sppo-skip"}
     found = study.with_algorithms(("sppo", "sppo-skip", "ppo", "ppo-bce", "ppo-skip"))
     return {t: arms for t, arms in found.items() if variants & set(arms) and set(arms) - variants}

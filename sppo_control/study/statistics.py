@@ -128,6 +128,7 @@ def holm(p: Iterable[float]) -> Array:
 
 
 def estimate(middle: float, ends: Sequence[float], sign: str = "") -> str:
+    """A number with its interval, as tables show it: "0.921 [0.881, 0.933]"."""
     text = f"{middle:{sign}.3f}"
     return f"{text} [{ends[0]:{sign}.3f}, {ends[1]:{sign}.3f}]" if np.isfinite(ends[0]) else f"{text} (one seed)"
 

@@ -33,6 +33,7 @@ def speed(arm: Sequence[StudyRun], threshold: float) -> str:
 
 
 def table_of_arms(study: Study) -> str:
+    """Each task, algorithm and setting: success, area, how many runs solved it, how soon. The columns: `ARMS`."""
     rows = []
     for (task, algorithm, setting), arm in study.arms.items():
         after, areas = [r.after for r in arm], [r.area for r in arm]
