@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import check_like
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -61,12 +63,10 @@ class Network(nn.Module):
         """Copy tensors of `named_tensors`' names and shapes into this network.
 
         Raises:
-            ValueError: another set of names or shapes.
+            ValueError: another set of names, shapes or dtypes, or values that are not finite.
         """
         targets = self.named_tensors()
-        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, tensors))
-        if found != expected:
-            raise ValueError(f"tensors {found} do not fit this {type(self).__name__}, which has {expected}")
+        check_like(tensors, targets, f"this {type(self).__name__}")
         for name, target in targets.items():
             target.copy_(tensors[name])
 

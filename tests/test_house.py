@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TRUNK = {"core", "errors", "extras", "markdown", "outcomes", "checkpoints", "cli", "runs"}
+TRUNK = {
+    "core",
+    "errors",
+    "events",
+    "extras",
+    "limits",
+    "markdown",
+    "outcomes",
+    "checkpoints",
+    "cli",
+    "runs",
+    "streams",
+}
 """Shared by both halves."""
 ALLOWED = {
     "core": set(),
@@ -16,14 +28,17 @@ ALLOWED = {
     "markdown": set(),
     "outcomes": {"core"},
     "checkpoints": {"errors"},
+    "events": set(),
+    "limits": {"cli"},
+    "streams": set(),
     "cli": {"checkpoints", "errors"},
-    "runs": {"checkpoints", "core", "errors", "outcomes"},
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
-    "networks": set(),
-    "policies": {"checkpoints", "networks"},
-    "rollout": {"outcomes", "policies"},
+    "networks": {"checkpoints"},
+    "policies": {"checkpoints", "errors", "networks"},
+    "rollout": {"checkpoints", "outcomes", "policies"},
     "starts": {"policies", "sppo_envs"},
-    "arguments": {"cli"},
+    "arguments": {"cli", "limits"},
     # environments
     "sppo_envs": {"extras"},
     # the language-model half and the study
