@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl bench pretrained study probes figures study-small clean
+.PHONY: train test test-verl bench pretrained study probes figures study-small soak clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -94,6 +94,9 @@ pretrained: .venv/.tasks  ## rebuild the shipped starting policies, about ten mi
 	$(BIN)/python scripts/pretrain.py --env-id sppo/SparseHopper-v0
 	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextCartPole-v0
 	$(BIN)/python scripts/pretrain.py --env-id sppo/ContextPendulum-v0
+
+soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
+	$(BIN)/python scripts/soak.py --kills 100
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv

@@ -72,9 +72,8 @@ class Args:
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         limits.check_limits(self)
-        limits.check_memory(
-            {f"--num-envs {self.num_envs}": min(self.num_envs, self.episodes) * (self.horizon or 200) * 17}
-        )
+        sizes = f"--num-envs {self.num_envs}" + (f" with --horizon {self.horizon}" if self.horizon else "")
+        limits.check_memory({sizes: min(self.num_envs, self.episodes) * (self.horizon or 200) * 17})
         for out in filter(None, (self.json, self.video)):
             if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
                 name = "--json" if out is self.json else "--video"

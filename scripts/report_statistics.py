@@ -29,7 +29,8 @@ from scipy import stats
 
 import sppo_envs
 from benchmark import ALGORITHMS
-from sppo_control.runs import UserError, read_json
+from sppo_control.checkpoints import read_json
+from sppo_control.errors import UserError
 
 SMOOTH, GRID = 5, 81
 """Points of the moving mean; points of the grid that curves are interpolated on."""

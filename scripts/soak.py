@@ -317,6 +317,8 @@ def steady(args: Args) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="soak-") as work:
         process = launch(script, *endless, "--runs-dir", work)
         try:
+            while process.poll() is None and not next(Path(work).glob("*/checkpoints/0*"), None):
+                time.sleep(0.1)  # it imports and evaluates first
             began, end = time.perf_counter(), time.perf_counter() + 60 * args.minutes
             with tqdm(total=round(60 * args.minutes), unit="s", desc=script, dynamic_ncols=True) as bar:
                 while (left := end - time.perf_counter()) > 0:

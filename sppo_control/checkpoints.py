@@ -131,10 +131,14 @@ def run_folder(path: Path) -> Path:
     Raises:
         UserError: there is no run.
     """
-    for folder in (path, path.parent.parent):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(f"{path} is neither a run folder nor a checkpoint of one: no config.json there")
+    reason = "no config.json there"
+    try:
+        for folder in (path, path.parent.parent):
+            if (folder / "config.json").is_file():
+                return folder
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read
+        reason = getattr(error, "strerror", None) or str(error)
+    raise UserError(f"{str(path)[:200]} is neither a run folder nor a checkpoint of one: {reason}")
 
 
 def complete(folder: Path) -> list[Path]:

@@ -47,8 +47,9 @@ RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every"
 def main(run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None) -> None:
     """Entry point of a script.
 
-    Exit status 2 and one line for what the user can mend, 1 and one line for a run that became NaN. For everything else
-    the exit status is 1, and the traceback is printed before the line; see `is_refusal`.
+    Exit status 2 and one line for what the user can mend, 1 and one line for a run that became NaN. Everything else is
+    raised on, with a note that says in whose code it happened. Python then prints the traceback and the note, and its exit
+    status is 1. See `is_refusal`.
 
     Args:
         run: the script's function.
@@ -65,13 +66,8 @@ def main(run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str |
         if is_refusal(error):
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
-        if len(text := str(error).splitlines()) > 1 and "Traceback (most recent call last):" in text[1]:
-            print("\n".join(text[1:]), file=sys.stderr)  # of a worker process, whose lines are those that matter
-            print(f"error: {text[0]} The traceback above is the worker's.", file=sys.stderr)
-        else:
-            traceback.print_exception(error)
-            print(f"error: {_blame(error)}", file=sys.stderr)
-        sys.exit(1)
+        error.add_note(f"error: {_blame(error)}")
+        raise
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -107,15 +103,17 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def _blame(error: BaseException) -> str:
-    """One line about an unexpected error: in whose code it happened."""
+    """One line about an unexpected error: in whose code it happened. Python prints it below the traceback."""
     name = type(error).__name__
+    if "Traceback (most recent call last):" in str(error):  # of a worker process
+        return "the environment failed in its worker process; the last lines of the traceback say where"
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         file = frame.f_code.co_filename
         if _is_ours(file):
             break
         if not _is_library(file):
-            return f"{name} in {file}, line {line}, which is not part of sppo_control; the traceback is above"
-    return f"{name}: {' '.join(str(error).split())[:300]} (not expected; the traceback is above)"
+            return f"{name} in {file}, line {line}, which is not part of sppo_control"
+    return f"{name} was not expected here; if none of the files above is yours, it is a defect of sppo_control"
 
 
 _OURS = (Path(__file__).resolve().parent, *(Path(p).resolve() for p in _project_folders()))
@@ -205,7 +203,7 @@ def _stored_args(args_type: type[ArgsT], folder: Path, named_env_id: str | None)
         raise UserError(f"{folder} was made by another script or version: unknown arguments {sorted(unknown)}")
     for name, hint in get_type_hints(args_type).items():
         if name in values and not fits(values[name], hint):
-            words = " or ".join(re.sub(r"[\w.]+\.", "", getattr(h, "__name__", str(h))) for h in (hint,))
+            words = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise FileError(f'{path}: "{name}" must be of type {words}, got {short(values[name])}')
     check_module(values.get("env_id"), folder, named_env_id)
     # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
@@ -227,7 +225,7 @@ def fits(value: Any, hint: Any) -> bool:
     if hint in (types.NoneType, None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return (isinstance(value, float) and math.isfinite(value)) or fits(value, int)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is bool:

@@ -38,7 +38,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "update_epochs": (1, 10**6),
     "critic_steps": (1, 10**6),
     "critic_batch_size": (1, 2**24),
-    "critic_window": (1, 2**24),
+    "critic_window": (1, 10**6),
     "critic_warmup_batches": (0, SIZE[1]),
     "eval_episodes": SIZE,
     "eval_prompts": SIZE,

@@ -85,33 +85,34 @@ def check_args(args: Any) -> None:
                     f"{flag(name)} {getattr(args, name)} means nothing with --critic-recipe paper, which trains the "
                     "critic on the policy's minibatches; leave it out, or use --critic-recipe window"
                 )
-    try:
-        find_device(args.device)
-    except ValueError as error:
-        raise ValueError(f"--device {args.device}: {error}") from error
+    check_device(args.device)
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one, else the CPU.
-
-    Raises:
-        ValueError: there is no such device here, or it cannot train.
-    """
+    """The device of that name; "auto" is CUDA where there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def check_device(name: str) -> None:
+    """Refuse a --device that is not here, or that cannot train.
+
+    Raises:
+        ValueError: says which can.
+    """
     try:
-        device = torch.device(name)
+        device = find_device(name)
     except RuntimeError as error:
-        raise ValueError("there is no such device; use cpu, cuda or cuda:1") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA device here; use --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or cuda:1") from error
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ValueError("only cpu, cuda and mps can train; use --device cpu")
+        raise ValueError(f"--device {name}: only cpu, cuda and mps can train; use --device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("torch sees no Apple GPU here; use --device cpu")
-    return device
+        raise ValueError(f"--device {name}: torch sees no Apple GPU here; use --device cpu")
 
 
 def task_name(args: Any) -> str:
