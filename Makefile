@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl bench pretrained study probes figures study-small clean
+.PHONY: train test test-verl bench pretrained study probes figures study-small soak clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -41,6 +41,9 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes
 	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \
 	  $(BIN)/python scripts/pretrain.py --env-id $$id || exit 1; done
+
+soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
+	$(BIN)/python scripts/soak.py --kills 100
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv

@@ -100,8 +100,9 @@ def imports(path: Path) -> set[str]:
 
 
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
-    "core": (0.95, 7.0), "errors": (0.95, 6.2), "extras": (0.95, 5.4), "markdown": (0.95, 4.6),
-    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.2), "cli": (5.05, 5.4), "runs": (5.05, 7.0),
+    "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
+    "markdown": (0.95, 4.25),
+    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "cli": (3.0, 5.4), "limits": (5.05, 5.4), "runs": (5.05, 7.0),
     "networks": (3.0, 3.2), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
     "llm": (7.2, 7.0), "study": (7.2, 4.95),
@@ -109,10 +110,10 @@ PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the l
     "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
 ROOMS = {  # title: colour, corner, width, height
-    "trunk": ("#e8eef7", (0.1, 4.2), 5.85, 3.25),
+    "trunk": ("#e8eef7", (0.1, 3.98), 5.85, 3.47),
     "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
     "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
-    "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.3),
+    "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.12),
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
 SCRIPTS = {

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -25,14 +24,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors, extras, runs
-from sppo_control.checkpoints import newest, read_json, write_json
+from sppo_control import cli, errors, extras, limits, runs, streams
+from sppo_control.checkpoints import check_module, newest, read_config, short, write_json
 from sppo_control.outcomes import Evaluation
-from sppo_control.policies import Policy, load_policy
+from sppo_control.policies import Policy, load_policy, read_policy
 from sppo_control.rollout import evaluate
 from sppo_control.starts import shipped_policy
 
@@ -74,9 +72,13 @@ class Args:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        limits.check_limits(self)
+        sizes = f"--num-envs {self.num_envs}" + (f" with --horizon {self.horizon}" if self.horizon else "")
+        limits.check_memory({sizes: min(self.num_envs, self.episodes) * (self.horizon or 200) * 17})
         for out in filter(None, (self.json, self.video)):
             if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
-                raise ValueError(f"cannot write {out}: name a file in a folder that exists and is writable")
+                name = "--json" if out is self.json else "--video"
+                raise ValueError(f"{name}: cannot write {out}: name a file in a folder that exists and is writable")
         if self.video is not None:
             if self.video.suffix not in FORMATS:
                 raise ValueError(f"--video must end in {', '.join(FORMATS)}, got {self.video}")
@@ -95,24 +97,35 @@ def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
     if not path.is_file():
         ids = ", ".join(sppo_envs.TASKS)
         raise errors.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            made_for = json.loads((file.metadata() or {})["sppo_control"])["env_id"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(f"{path} is damaged, or no policy of this package ({error!r})") from error
-
-    task = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}
-    checkpoints = path.resolve().parent.parent
+    made_for = read_policy(path)[0]["env_id"]
+    task: dict[str, Any] = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}
+    source, checkpoints = path, path.resolve().parent.parent
     if checkpoints.name == "checkpoints" and (checkpoints.parent / "config.json").is_file():
-        trained = read_json(checkpoints.parent / "config.json")["args"]
+        source = checkpoints.parent
+        trained = read_config(source)["args"]
+        check_task(source / "config.json", trained)
         if args.env_id in (None, trained["env_id"]):  # else its rules belong to another environment
             task |= {key: trained[key] for key in task if trained.get(key) is not None}
+    if args.env_id is None:
+        check_module(task["env_id"], source, None)
     return path, task | {key: getattr(args, key) for key in task if getattr(args, key) is not None}
+
+
+def check_task(config: Path, trained: dict[str, Any]) -> None:
+    """Refuse what a config.json says of its task if it is of another type."""
+    hints = {"env_id": str, "success_return": float | None, "horizon": int | None, "engine": sppo_envs.Engine}
+    for key, hint in hints.items():
+        if not cli.fits(trained.get(key, None if key != "engine" else "auto"), hint):
+            raise errors.FileError(
+                f'{config}: "{key}" of "args" is {short(trained.get(key))}, of another type or missing'
+            )
+    if (horizon := trained.get("horizon")) is not None and horizon < 1:
+        raise errors.FileError(f'{config}: "horizon" of "args" must be at least 1, got {horizon}')
 
 
 def evaluate_in_batches(envs: Any, policy: Policy, args: Args) -> Evaluation:
     """The same as `evaluate`, a batch at a time for the sake of a progress bar."""
-    rng, parts = np.random.default_rng(args.seed), []
+    rng, parts = streams.new_rng("evaluate.py", args.seed), []
     with tqdm(total=args.episodes, unit="episode", desc="evaluating", delay=1, leave=False) as bar:
         while bar.n < args.episodes:
             parts.append(evaluate(envs, policy, min(envs.num_envs, args.episodes - bar.n), rng, args.greedy))
@@ -183,7 +196,7 @@ def drawable(env_id: str, success_return: float | None, horizon: int | None, eng
 def play(env: Any, policy: Policy, args: Args, number: int) -> Iterator[tuple[int, bool | None]]:
     """The same as `rollout` with B = 1, step by step: yields t, from 0 on, and the outcome, None before the end."""
     horizon, act, space = env.get_wrapper_attr("horizon"), policy.behaviour(), env.action_space
-    rng = np.random.default_rng([args.seed, number])
+    rng = streams.new_rng("video", args.seed, number)
     obs, _ = env.reset(seed=int(rng.integers(2**31 - 1)))
     noise = [None] * horizon if args.greedy else policy.noise(rng, horizon, 1)
     over, t = False, 0

@@ -12,7 +12,6 @@ explains columns, prompts and the interval. This needs the extra `llm`: pip inst
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -230,6 +229,19 @@ def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- responses
+def lock(file: Any) -> None:
+    """Keep other processes from writing the same file; on Windows, which has no such locks, nothing does.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args, out: Path) -> list[Record]:
     """Records of k responses per problem. Those that are not in the benchmark's file are sampled and appended to it."""
     assert args.k is not None  # Args fills these in
@@ -240,7 +252,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
     pairs = [(problem, sample) for sample in range(args.k) for problem in range(len(prompts))]
     with path.open("a+b") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)
         except BlockingIOError as error:
             raise errors.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
         done = read_records(file, len(prompts), args.k)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .cli import flag
+from .limits import check_limits, check_memory
 
 AT_LEAST_ONE = (
     "total_timesteps", "num_envs", "update_epochs", "num_minibatches", "eval_episodes", "save_every", "horizon",
@@ -38,6 +39,8 @@ def check_args(args: Any) -> None:
         value = getattr(args, name, None)
         if value is not None and not allowed(value):
             raise ValueError(f"{flag(name)} must be {words}, got {value}")
+    check_limits(args)
+    check_memory(_bytes(args))
     if args.num_envs % args.num_minibatches:
         raise ValueError(
             f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "
@@ -53,3 +56,24 @@ def check_args(args: Any) -> None:
                     f"{flag(name)} {getattr(args, name)} has no meaning here: --critic-recipe paper trains the critic on "
                     "the policy's minibatches; leave it out, or use --critic-recipe window"
                 )
+
+
+def _bytes(args: Any) -> dict[str, int]:
+    """What the sizes need at least: the smallest observation is one float32, and so is the smallest action.
+
+    A batch of a task without --horizon is taken as 200 steps long, as short as the shortest task of this package.
+    """
+    b, step = args.num_envs, 4 * 4 + 1  # observation, action, log-probability, reward; mask
+    horizon = args.horizon or 200
+    whole = f"--num-envs {b}" + (f" with --horizon {horizon}" if args.horizon else "")
+    needed = {whole: b * horizon * step}
+    for name in ("hidden", "critic_hidden"):
+        widths = getattr(args, name, ())
+        size = sum(i * o for i, o in zip((1, *widths), (*widths, 1), strict=True))
+        needed[f"{flag(name)} {' '.join(map(str, widths))}"] = 4 * 4 * size  # weights, gradient, two moments
+    if (window := getattr(args, "critic_window", None)) is not None:
+        needed[f"--critic-window {window} with --num-envs {b}"] = window * b * 2 * 4
+        size = args.critic_batch_size
+        width = max(args.critic_hidden, default=1)
+        needed[f"--critic-batch-size {size} with --critic-hidden {width}"] = size * (2 + 3 * width) * 4
+    return needed

@@ -11,23 +11,37 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import dis
 import inspect
+import math
 import os
 import re
 import shutil
 import sys
+import sysconfig
 import textwrap
 import tomllib
+import traceback
+import types
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
-from .checkpoints import check_layout, read_json, run_folder
-from .errors import NonFiniteError, UserError
+from .checkpoints import check_layout, check_module, read_config, run_folder, short
+from .errors import FileError, NonFiniteError, UserError
 
 ArgsT = TypeVar("ArgsT")
+
+
+def _project_folders() -> list[Path]:
+    """Where this project's environments and scripts are, in a clone and after pip install."""
+    root = Path(__file__).resolve().parents[1]
+    return [root / "envs" / "sppo_envs", root / "sppo_envs", root / "scripts"]
+
+
 RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every", "eval_episodes"}
 """Arguments that may differ when a run is resumed, because none of them changes what an update computes."""
 
@@ -35,7 +49,11 @@ RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every"
 def main(
     run: Callable[[ArgsT], Any], args_type: type[ArgsT], description: str | None, command_files: bool = False
 ) -> None:
-    """Entry point of a script. Exit status 2 for what the user can mend, 1 for a run that became NaN.
+    """Entry point of a script.
+
+    Exit status 2 and one line for what the user can mend, 1 and one line for a run that became NaN. Everything else is
+    raised on, with a note that says in whose code it happened. Python then prints the traceback and the note, and its exit
+    status is 1. See `is_refusal`.
 
     Args:
         run: the script's function.
@@ -62,9 +80,74 @@ def one_line_errors() -> Iterator[None]:
         yield
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
-    except (UserError, ValueError, OSError, ImportError) as error:  # ImportError: an extra is missing
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if is_refusal(error):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        error.add_note(f"error: {_blame(error)}")
+        raise
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error is a sentence of this project that the user can act on, which needs no traceback.
+
+    It is if it is a `UserError`, or a ValueError, OSError or ImportError that a `raise` statement of this project raised.
+    So is an OSError that Python or a library raised for this project, such as one of a file that cannot be opened. All
+    else is a defect of somebody's code, often of the user's environment, and its traceback says where.
+    """
+    if isinstance(error, UserError):
+        return True
+    if not isinstance(error, ValueError | OSError | ImportError):
+        return False
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return True
+    frame, _ = frames[-1]
+    if _is_ours(frame.f_code.co_filename):
+        tb = error.__traceback__
+        while tb is not None and tb.tb_next is not None:
+            tb = tb.tb_next
+        raised = tb is not None and dis.opname[frame.f_code.co_code[tb.tb_lasti]] == "RAISE_VARARGS"
+        return raised or isinstance(error, OSError)
+    if not isinstance(error, OSError):
+        return False
+    for frame, _ in reversed(frames):
+        file = frame.f_code.co_filename
+        if _is_ours(file):
+            return True
+        if not _is_library(file) or "gymnasium" in Path(file).parts:  # inside an environment
+            return False
+    return False
+
+
+def _blame(error: BaseException) -> str:
+    """One line about an unexpected error: in whose code it happened. Python prints it below the traceback."""
+    name = type(error).__name__
+    if "Traceback (most recent call last):" in str(error):  # of a worker process
+        return "the environment failed in its worker process; the last lines of the traceback say where"
+    for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+        file = frame.f_code.co_filename
+        if _is_ours(file):
+            break
+        if not _is_library(file):
+            return f"{name} in {file}, line {line}, which is not part of sppo_control"
+    return f"{name} was not expected here; if none of the files above is yours, it is a defect of sppo_control"
+
+
+_OURS = (Path(__file__).resolve().parent, *(Path(p).resolve() for p in _project_folders()))
+
+
+def _is_ours(file: str) -> bool:
+    return any(Path(file).resolve().is_relative_to(folder) for folder in _OURS)
+
+
+def _is_library(file: str) -> bool:
+    """Whether a file is Python's own or an installed package's."""
+    if file.startswith("<"):
+        return True
+    path, places = Path(file).resolve(), sysconfig.get_paths()
+    libraries = {Path(places[key]).resolve() for key in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return "site-packages" in path.parts or any(path.is_relative_to(library) for library in libraries)
 
 
 def make_args(args_type: type[ArgsT], **given: Any) -> ArgsT:
@@ -97,21 +180,19 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
     """
     words = sys.argv[1:] if words is None else list(words)
     fields = {field.name for field in dataclasses.fields(cast(Any, args_type))}
+    _refuse_empty(words, fields)
     try:
         early = _read_early(args_type, {*_decisive(args_type), *({"resume"} & fields)}, words)
         resume = early.pop("resume", None)
         if resume is None:
             default = make_args(args_type, **early) if hasattr(args_type, "defaults") else None
-            return cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
+            args = cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
+            _refuse_odd_numbers(args)
+            return args
         folder = run_folder(Path(resume))
-        config = read_json(folder / "config.json")
-        check_layout(folder, config)
-        values = config["args"]
-        if unknown := set(values) - fields:
-            raise UserError(f"{resume} was made by another script or version: unknown arguments {sorted(unknown)}")
-        # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
-        stored = args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        stored = _stored_args(args_type, folder, early.get("env_id"))
         args = tyro.cli(args_type, description=_wrapped(description), args=words, default=stored)
+        _refuse_odd_numbers(args)
     except ValueError as error:
         raise UserError(str(error)) from error
     may_change = RESUMABLE_CHANGES & fields
@@ -163,6 +244,73 @@ def read_commands(args_type: type[ArgsT], file: Path) -> list[ArgsT]:
         except SystemExit as error:  # the parser has printed what is wrong
             raise UserError(f"{where}: see above") from error
     return found
+
+
+def _stored_args(args_type: type[ArgsT], folder: Path, named_env_id: str | None) -> ArgsT:
+    """The arguments in a run's config.json.
+
+    Raises:
+        UserError: they are not those of this script, of another type, impossible, or name a module that may not be
+            imported.
+    """
+    path, fields = folder / "config.json", {field.name for field in dataclasses.fields(cast(Any, args_type))}
+    config = read_config(folder)
+    check_layout(folder, config)
+    values = config["args"]
+    if unknown := set(values) - fields:
+        raise UserError(f"{folder} was made by another script or version: unknown arguments {sorted(unknown)}")
+    for name, hint in get_type_hints(args_type).items():
+        if name in values and not fits(values[name], hint):
+            words = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            raise FileError(f'{path}: "{name}" must be of type {words}, got {short(values[name])}')
+    check_module(values.get("env_id"), folder, named_env_id)
+    # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
+    try:
+        return args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except ValueError as error:
+        raise FileError(f"{path}: {error}") from error
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is one of an argument's type; a whole number is also a float, a list also a tuple."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(fits(value, h) for h in inner)
+    if origin is Literal:
+        return any(type(value) is type(x) and value == x for x in inner)
+    if origin is tuple:
+        return isinstance(value, list) and all(fits(x, inner[0]) for x in value)
+    if hint in (types.NoneType, None):
+        return value is None
+    if hint is float:
+        return (isinstance(value, float) and math.isfinite(value)) or fits(value, int)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is bool:
+        return isinstance(value, bool)
+    return isinstance(value, str) if hint in (str, Path) else True
+
+
+def _refuse_empty(words: Sequence[str], fields: set[str]) -> None:
+    """An empty text is a variable of the shell that is not set; as a path it would be the current folder."""
+    flags = {flag(name) for name in fields}
+    for before, word in zip(("", *words), words, strict=False):
+        name = (word.partition("=")[0] if word.endswith("=") else before).replace("_", "-")
+        if (not word or word.endswith("=")) and name in flags:
+            raise UserError(f"{name} must not be empty; leave it out, or give it a value")
+
+
+def _refuse_odd_numbers(args: Any) -> None:
+    """NaN, infinity and numbers of more than 63 bits mean nothing to any script.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for field in dataclasses.fields(args):
+        value = getattr(args, field.name)
+        for x in value if isinstance(value, tuple | list) else (value,):
+            if (isinstance(x, float) and not math.isfinite(x)) or (isinstance(x, int) and abs(x) >= 2**63):
+                raise UserError(f"{flag(field.name)} must be finite and below 2^63, got {short(x)}")
 
 
 def flag(name: str) -> str:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from .checkpoints import check_like
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -68,12 +70,10 @@ class Network(nn.Module):
         """Copy tensors into this network; they must have the names and shapes that `named_tensors` gives.
 
         Raises:
-            ValueError: the names or shapes are different.
+            ValueError: the names, shapes or dtypes are different, or a value is not finite.
         """
         targets = self.named_tensors()
-        expected, found = ({k: tuple(w.shape) for k, w in sorted(x.items())} for x in (targets, tensors))
-        if found != expected:
-            raise ValueError(f"tensors {found} do not fit this {type(self).__name__}, which has {expected}")
+        check_like(tensors, targets, f"this {type(self).__name__}")
         for name, target in targets.items():
             target.copy_(tensors[name])
 

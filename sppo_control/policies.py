@@ -20,10 +20,11 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from .checkpoints import write_tensors
+from .checkpoints import check_entries, check_own_digest, check_values, short, write_tensors, writing
+from .errors import FileError
 from .networks import FloatArray, Network
 
 Behaviour = Callable[[FloatArray, FloatArray | None], tuple[npt.NDArray[Any], FloatArray]]
@@ -165,38 +166,74 @@ def _action_size(space: gym.Space[Any]) -> tuple[int]:
 
 
 def save_policy(policy: Policy, path: Path, env_id: str) -> None:
-    """Write `policy.named_tensors()` as safetensors, with the kind of policy and the task's id as metadata."""
+    """Write `policy.named_tensors()` as safetensors, with the kind of policy and the task's id as metadata.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     policy.env_id = env_id
-    write_tensors(path, policy)
+    with writing(Path(path)):
+        write_tensors(path, policy)
+
+
+def read_policy(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a policy file says of itself (policy: the class, env_id: the task), and its tensors. Executes no code.
+
+    Raises:
+        FileError: it cannot be read, is no policy of this package, or has an entry that none has; also where it is part
+            of a checkpoint and not as it was written.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("sppo_control", "{}"))
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except Exception as error:  # SafetensorError, and what torch and json raise at odd contents
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileError(f"{path} is not a readable safetensors file ({short(reason)})") from error
+    if not isinstance(about, dict) or type(about.get("format")) is not int or about["format"] != 1:
+        raise FileError(
+            f"{path} contains no policy of this package (metadata {short(about)}); scripts/pretrain.py writes such files"
+        )
+    texts: dict[str, tuple[Any, str]] = {key: (lambda x: isinstance(x, str), "a text") for key in ("policy", "env_id")}
+    check_entries(path, about, texts)
+    for name, x in weights.items():
+        try:
+            check_values(name, x, torch.float32)
+        except ValueError as error:
+            raise FileError(f"{path}: {error}") from error
+    check_own_digest(path)
+    return about, weights
 
 
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
     """Read a policy that `save_policy` wrote; the file says its hidden widths and its `env_id`.
 
     Raises:
-        ValueError: the file is not a policy, or the policy does not fit the spaces of `envs`.
+        FileError: a ValueError: the file is not a policy, is damaged, or does not fit the spaces of `envs`.
         FileNotFoundError: there is no such file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no starting policy at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("sppo_control", "{}"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file ({error})") from error
-    if about.get("format") != 1:
-        raise ValueError(
-            f"{path} contains no policy of this package (metadata {about}); scripts/pretrain.py writes such files"
-        )
-    depth = sum(name.endswith(".weight") for name in weights)
-    policy = make_policy(envs, hidden=[weights[f"layers.{i}.weight"].shape[0] for i in range(depth - 1)])
+    about, weights = read_policy(path)
+    depth, hidden = sum(name.endswith(".weight") for name in weights), []
+    for i in range(depth):
+        weight = weights.get(f"layers.{i}.weight")
+        if weight is None or weight.dim() != 2:
+            found = "is missing" if weight is None else f"has shape {tuple(weight.shape)}, not two numbers"
+            raise FileError(f"{path}, made for {short(about['env_id'])}: layers.{i}.weight {found}")
+        hidden.append(weight.shape[0])
+    if not all(hidden):
+        raise FileError(f"{path}: layers.{hidden.index(0)}.weight has no rows")
+    policy = make_policy(envs, hidden=hidden[:-1])
     try:
         if about["policy"] != type(policy).__name__:
-            raise ValueError(f"a {about['policy']} does not fit, a {type(policy).__name__} is needed")
+            raise ValueError(
+                f"a {short(about['policy']).strip(chr(39))} does not fit, a {type(policy).__name__} is needed"
+            )
         policy.load_tensors(weights)
     except ValueError as error:
-        raise ValueError(f"{path}, made for {about['env_id']}, cannot act in this environment: {error}") from error
+        made_for = short(about["env_id"]).strip("'")
+        raise FileError(f"{path}, made for {made_for}, cannot act in this environment: {error}") from error
     policy.env_id = about["env_id"]
     return policy

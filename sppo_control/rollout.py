@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from .checkpoints import check_like
 from .outcomes import Evaluation, Padded
 from .policies import Policy
 
@@ -168,12 +169,14 @@ class ContextWindow:
         """Restore what `named_tensors` returned.
 
         Raises:
-            ValueError: the names or shapes are different.
+            ValueError: the names, shapes or dtypes are different, or a value is not possible.
         """
         own = self.named_tensors()
-        expected, found = ({k: tuple(x.shape) for k, x in sorted(y.items())} for y in (own, tensors))
-        if found != expected:
-            raise ValueError(f"tensors {found} do not fit this window of contexts, which has {expected}")
+        check_like(tensors, own, "this window of contexts")
+        if int(tensors["batches"]) < 0:
+            raise ValueError(f"batches must be at least 0, got {int(tensors['batches'])}")
+        if not bool(((tensors["outcomes"] >= 0) & (tensors["outcomes"] <= 1)).all()):
+            raise ValueError("outcomes has values outside [0, 1]")
         for name, x in own.items():
             x.copy_(tensors[name])
 

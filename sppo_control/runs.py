@@ -22,14 +22,12 @@ import dataclasses
 import math
 import os
 import platform
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, cast
@@ -38,23 +36,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from . import checkpoints, streams
 from .checkpoints import (
+    COUNTERS,
     LAYOUT,
     OptimizerState,
     Part,
     complete,
     newest,
     read_checkpoint,
-    read_json,
+    read_config,
+    read_summary,
+    remove_checkpoint,
+    remove_leftovers,
     run_folder,
     write_checkpoint,
     write_json,
 )
 from .core import ClippedSurrogate
 from .errors import NonFiniteError, UserError
+from .events import Writer
 from .outcomes import Evaluation, side_measures
 
 
@@ -71,9 +74,6 @@ class Batch(Protocol):
     def num_steps(self) -> int: ...
     @property
     def episode_return(self) -> Tensor: ...
-
-
-_STREAMS = ("rollout", "shuffle", "evaluate")
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -163,13 +163,17 @@ class Run:
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
         self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
-        if self._resumed and (started_by := read_json(self.folder / "config.json")["script"]) != self.script.name:
-            raise UserError(
-                f"{self.folder} was started by {started_by}, not by {self.script.name}; resume it with that"
-            )
         self.summary: dict[str, Any] = {}
-        if self._resumed and (self.folder / "summary.json").is_file():
-            self.summary = read_json(self.folder / "summary.json")
+        if self._resumed:  # all that can be refused, before anything is computed or written
+            config = read_config(self.folder)
+            checkpoints.check_layout(self.folder, config)
+            if config["script"] != self.script.name:
+                raise UserError(
+                    f"{self.folder} was started by {config['script']}, not by {self.script.name}; resume it with that"
+                )
+            self.summary = read_summary(self.folder)
+            if (checkpoint := self._checkpoint_to_resume()) is not None:
+                read_checkpoint(checkpoint, {}, tuple(COUNTERS))
 
     def _create_folder(self) -> Path:
         task, stamp = self.task.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
@@ -182,7 +186,7 @@ class Run:
                     (folder / "checkpoints").mkdir(parents=True)
                     break
             write_json(folder / "config.json", config)
-        except OSError as error:
+        except (OSError, UserError) as error:
             raise UserError(
                 f"cannot write the run folder {folder} ({error}); name another place with --runs-dir"
             ) from error
@@ -200,11 +204,10 @@ class Run:
 
     # -- before training
     def once(self, key: str, compute: Callable[[], Evaluation]) -> dict[str, Any]:
-        """Evaluate and note in summary.json under `key`; a resumed run reads what was noted the first time."""
+        """Evaluate before `start`, and note it in summary.json under `key`. A resumed run reads what was noted before."""
         if key not in self.summary:
             result = compute()
-            self.summary[key] = result.as_dict()
-            write_json(self.folder / "summary.json", self.summary)
+            self.summary[key] = result.as_dict()  # `start` writes it, when no checkpoint can be refused any more
         return self.summary[key]
 
     def start(self, **parts: Part | torch.optim.Optimizer) -> None:
@@ -218,23 +221,29 @@ class Run:
             for name, part in parts.items()
         }
         # A run killed before its first checkpoint has lost nothing: it begins anew in the same folder.
-        resumed = self._resumed and (self._named_checkpoint() is not None or bool(self.checkpoints()))
+        resumed = self._resumed and self._checkpoint_to_resume() is not None
         if resumed:
             self._restore()
-            began, now = read_json(self.folder / "config.json"), versions()
+            began, now = read_config(self.folder), versions()
             for what in ("versions", "machine"):
                 if began[what] != now[what]:
                     note = f"note: {what} {now[what]}, the run began with {began[what]}; it may not repeat bit for bit"
                     print(note, file=sys.stderr)
+        remove_leftovers(self.folder)
+        if self.summary:
+            with self._writing():
+                write_json(self.folder / "summary.json", self.summary)
         # Events after the checkpoint belong to updates that will be done again: purge_step makes TensorBoard drop them. A
         # new run has nothing to drop, but its log must begin as others do: TensorBoard overlooks the first purge that it
         # reads, as the start of the run.
         purge_step = self.progress + 1 if self._resumed else sys.maxsize
         self._wait_for_a_later_name()
-        self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
+        with self._writing():
+            self.writer = Writer(self.folder, purge_step)
+            if not resumed:
+                rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
+                self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
         if not resumed:
-            rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
-            self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
             self.save()
         self.bar = tqdm(
             total=self.budget, initial=self.progress, unit=self.unit, unit_scale=True, dynamic_ncols=True,
@@ -245,7 +254,8 @@ class Run:
     def _wait_for_a_later_name(self) -> None:
         """TensorBoard reads event files in the order of their names, which begin with the second they were made in. Two
         files of one second would be read in any order, and the newer one's purge would not come last."""
-        made = [int(file.name.split(".")[3]) for file in self.folder.glob("events.out.tfevents.*")]
+        seconds = (file.name.split(".")[3] for file in self.folder.glob("events.out.tfevents.*"))
+        made = [int(x) for x in seconds if x.isascii() and x.isdigit() and int(x) < time.time() + 10]  # else not ours
         while made and int(time.time()) <= max(made):
             time.sleep(0.05)
 
@@ -254,7 +264,7 @@ class Run:
 
         Two calls for one update and purpose give equal generators.
         """
-        return np.random.default_rng([self.args.seed, self.update, _STREAMS.index(stream)])
+        return np.random.default_rng(streams.training_words(self.args.seed, self.update, stream))
 
     # -- during training
     def check_finite(self, **values: Tensor) -> None:
@@ -286,7 +296,7 @@ class Run:
         self.episodes += sum(len(batch.outcome) for batch in batches)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
-        for tag, value in {
+        scalars = {
             "charts/success_rate": float(episodes.outcome.mean()),
             "charts/episodic_return": float(episodes.episode_return.mean()),
             "charts/episodic_length": float(episodes.lengths.float().mean()),
@@ -294,8 +304,10 @@ class Run:
             "charts/SPS": self.steps / self.seconds,
             **{f"measures/{name}": float(x.mean()) for name, x in side_measures(episodes.info).items()},
             **metrics,
-        }.items():
-            self.writer.add_scalar(tag, value, self.progress)
+        }
+        with self._writing():
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, self.progress)
         self._recent.extend(episodes.outcome.tolist())
         self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
         self.bar.update(self.progress - before)
@@ -309,7 +321,7 @@ class Run:
         self.bar.close()
         print(
             f"\nStopped after update {self.update} ({self.progress:,} {self.unit}s); saved. Go on with\n"
-            f"  python {_relative(self.script)} --resume {self.folder}",
+            f"  {self._resume_command()}",
             file=sys.stderr,
         )
         sys.exit(128 + cast(int, self._stop_signal))
@@ -320,47 +332,90 @@ class Run:
         return complete(self.folder / "checkpoints")
 
     def save(self) -> None:
-        """Write a checkpoint: into a temporary folder first, renamed once it is on disk."""
+        """Write a checkpoint: into a temporary folder first, renamed once it is on disk.
+
+        Raises:
+            UserError: it cannot be written, or the event file is gone. Earlier checkpoints are as they were.
+        """
         target = self.folder / "checkpoints" / f"{self.update:06d}"
         if target.exists():
             return
-        self.writer.flush()  # events up to here must not be lost if the run dies and resumes from this checkpoint
         counters = {"update": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds}
-        write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent)})
+        with self._writing():
+            self.writer.file.check()  # events up to here must not be lost if the run dies and resumes from this checkpoint
+            config = checkpoints.digest(self.folder / "config.json")
+            write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent), "config": config})
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say in one line what could not be written, and how to go on."""
+        try:
+            with checkpoints.writing(self.folder):
+                yield
+        except UserError as error:
+            where = error.__cause__.filename if isinstance(error.__cause__, OSError) else None
+            if where is not None and ".tfevents." in str(where) and not Path(where).exists() and self.folder.is_dir():
+                raise UserError(
+                    f"the event file {where} was removed while training, so the curves up to here are lost; "
+                    f"{self._how_to_go_on()}"
+                ) from error
+            raise UserError(f"{error}; {self._how_to_go_on()}") from error
+
+    def _how_to_go_on(self) -> str:
+        if not self.folder.is_dir():
+            return "or start a new run"
+        saved = self.checkpoints()
+        if not saved:
+            return "nothing was saved yet, so start a new run"
+        return f"the last checkpoint is {saved[-1]}; go on with: {self._resume_command()}"
+
+    def _resume_command(self) -> str:
+        return f"python {_relative(self.script)} --resume {self.folder}"
 
     def _named_checkpoint(self) -> Path | None:
         """The checkpoint that --resume names; None where it names the run."""
         named = Path(self.args.resume)
         return None if named.resolve() == self.folder.resolve() else named
 
+    def _checkpoint_to_resume(self) -> Path | None:
+        """The checkpoint that --resume names, else the newest one; None if the run died before its first."""
+        return self._named_checkpoint() or (newest(self.folder) if self.checkpoints() else None)
+
     def _restore(self) -> None:
-        state = read_checkpoint(
-            self._named_checkpoint() or newest(self.folder),
-            self.parts,
-            ("update", "steps", "episodes", "seconds", "recent_outcomes"),
-        )
+        folder = self._named_checkpoint() or newest(self.folder)
+        state = read_checkpoint(folder, self.parts, (*COUNTERS, "config"))
+        if state["config"] != checkpoints.digest(self.folder / "config.json"):
+            changed = f"note: {self.folder / 'config.json'} was changed since {folder} was written"
+            print(f"{changed}; this run may not repeat bit for bit", file=sys.stderr)
         self.update, self.steps = state["update"], state["steps"]
         self.episodes, self.seconds = state["episodes"], state["seconds"]
         self._recent.extend(state["recent_outcomes"])
         # Resuming from an earlier checkpoint than the last: what came after it will be computed anew.
-        for later in self.checkpoints():
+        for later in reversed(self.checkpoints()):
             if int(later.name) > self.update:
-                shutil.rmtree(later)
-        for leftover in (self.folder / "checkpoints").glob(".writing-*"):
-            shutil.rmtree(leftover)
+                remove_checkpoint(later)
 
     # -- after training
     def finish(self, after: Evaluation, before: Mapping[str, Any]) -> None:
-        """Write summary.json and print it."""
+        """Write summary.json and print it.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         self.bar.close()
-        self.writer.close()
+        with self._writing():
+            self.writer.file.check()
+            self.writer.close()
         peak = peak_memory_mib()
+        memory = "not known" if peak is None else f"{peak:.0f} MiB"
         self.summary |= {
             "after": after.as_dict(),
             "updates": self.update, "steps": self.steps, "episodes": self.episodes, "seconds": self.seconds,
             "steps_per_second": self.steps / self.seconds if self.seconds else None, "peak_memory_mib": peak,
         }  # fmt: skip
-        write_json(self.folder / "summary.json", self.summary)
+        with self._writing():
+            write_json(self.folder / "summary.json", self.summary)
+        remove_leftovers(self.folder)
         low, high = before["interval"]
         measures = "".join(
             f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}   (mean)\n"
@@ -371,7 +426,7 @@ class Run:
             f"\nsuccess   before {before['rate']:.3f} [{low:.3f}, {high:.3f}]   after {after}"
             f"   ({len(after.outcome)} sampled {episodes}, 95 % Wilson interval)\n{measures}"
             f"training  {self.seconds:.1f} s, {self.steps / max(self.seconds, 1e-9):,.0f} {steps}/s   "
-            f"({self.steps:,} {steps}, {self.episodes:,} {episodes}, {self.update} updates, peak memory {peak:.0f} MiB)\n"
+            f"({self.steps:,} {steps}, {self.episodes:,} {episodes}, {self.update} updates, peak memory {memory})\n"
             f"run       {self.folder}\n"
             f"curves    tensorboard --logdir {self.folder.parent}"
         )
@@ -388,7 +443,9 @@ class Run:
             signal.signal(number, handler)
         if hasattr(self, "bar"):
             self.bar.close()
-            self.writer.close()
+        if hasattr(self, "writer"):
+            with contextlib.suppress(OSError, ValueError):  # an error in here would hide the one that ended the run
+                self.writer.close()
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stop_signal is not None:  # the second time: at once, leaving the last checkpoint as it is
@@ -403,8 +460,12 @@ def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() else str(path)
 
 
-def peak_memory_mib() -> float:
-    """Largest resident set of this process so far, MiB."""
+def peak_memory_mib() -> float | None:
+    """Largest resident set of this process so far, MiB; None on Windows, where Python does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024**2)
 
 

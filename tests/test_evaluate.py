@@ -19,7 +19,7 @@ import torch
 import evaluate
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli, extras
+from sppo_control import cli, extras, streams
 from sppo_control.policies import load_policy, make_policy, save_policy
 from sppo_control.rollout import rollout
 from sppo_control.starts import shipped_policy
@@ -98,7 +98,7 @@ def numbers(monkeypatch, tmp_path, *words):
 def count(policy_file, episodes, num_envs, seed, greedy=False, **task):
     """Outcomes and side measures, without the script and without rollout.evaluate."""
     envs = sppo_envs.make_task(num_envs=num_envs, **task)
-    policy, rng = load_policy(policy_file, envs), np.random.default_rng(seed)
+    policy, rng = load_policy(policy_file, envs), streams.new_rng("evaluate.py", seed)
     batches = [rollout(envs, policy, rng, greedy) for _ in range(-(-episodes // num_envs))]
     outcome = [bool(x) for b in batches for x in b.outcome][:episodes]
     info = {k: np.array([x for b in batches for x in b.info[k]][:episodes]) for k in batches[0].info}
@@ -244,7 +244,7 @@ def test_a_played_episode_is_a_rollout_and_a_hand_stepped_one(env_id, greedy, tm
     for number in (1, 2, 3):
         recorder = Recorder(task(make()))
         steps = list(evaluate.play(recorder, policy, args, number))
-        episode = rollout(envs, policy, np.random.default_rng([4, number]), greedy)
+        episode = rollout(envs, policy, streams.new_rng("video", 4, number), greedy)
         actions = episode.actions[0].numpy()
         if isinstance(envs.single_action_space, gym.spaces.Box):
             assert greedy or (np.abs(actions) > envs.single_action_space.high).any(), "nothing to clip"
@@ -266,9 +266,9 @@ def test_a_played_episode_is_a_rollout_and_a_hand_stepped_one(env_id, greedy, tm
 def stepped_by_hand(number, moments, horizon=200):
     """Pictures at some moments of the episode that rollout plays from the generator of that number; its outcome, length."""
     envs = sppo_envs.make_task(ID, 1, horizon=horizon, engine="sync")
-    episode = rollout(envs, load_policy(shipped_policy(ID), envs), np.random.default_rng([1, number]))
+    episode = rollout(envs, load_policy(shipped_policy(ID), envs), streams.new_rng("video", 1, number))
     env = gym.make(ID, render_mode="rgb_array", horizon=horizon)
-    env.reset(seed=int(np.random.default_rng([1, number]).integers(2**31 - 1)))
+    env.reset(seed=int(streams.new_rng("video", 1, number).integers(2**31 - 1)))
     wanted, pictures = moments(len(episode.actions[0])), {}
     for t, action in enumerate([*episode.actions[0].numpy(), None]):
         if t in wanted:
@@ -543,9 +543,11 @@ def test_refusals(words, message, no_work, monkeypatch, capsys, tmp_path):
 def test_damaged_foreign_and_incomplete_things_are_refused(no_work, run_dir, monkeypatch, capsys, tmp_path):
     policy = sorted((run_dir / "checkpoints").glob("0*"))[-1] / "policy.safetensors"
     (tmp_path / "cut.safetensors").write_bytes(policy.read_bytes()[:-100])
-    assert "cut.safetensors is damaged" in refusal(monkeypatch, capsys, tmp_path / "cut.safetensors")
+    assert "cut.safetensors is not a readable safetensors file" in refusal(
+        monkeypatch, capsys, tmp_path / "cut.safetensors"
+    )
     error = refusal(monkeypatch, capsys, policy.with_name("critic.safetensors"))
-    assert "critic.safetensors is damaged, or no policy of this package" in error
+    assert "critic.safetensors contains no policy of this package" in error
     young = tmp_path / "young"
     (young / "checkpoints" / ".writing-1").mkdir(parents=True)
     shutil.copy(run_dir / "config.json", young)
@@ -571,7 +573,8 @@ def test_what_cannot_be_drawn_is_refused(no_work, monkeypatch, capsys, tmp_path)
     random = tmp_path / "p.safetensors"
     torch.manual_seed(0)
     save_policy(make_policy(sppo_envs.make_task("toy_env:toy/Sign-v0", 1, 1.5)), random, "toy_env:toy/Sign-v0")
-    error = refusal(monkeypatch, capsys, random, "--success-return", 1.5, "--video", tmp_path / "v.png")
+    words = ("--env-id", "toy_env:toy/Sign-v0", "--success-return", 1.5, "--video", tmp_path / "v.png")
+    error = refusal(monkeypatch, capsys, random, *words)
     assert "--video: cannot draw toy_env:toy/Sign-v0" in error
     monkeypatch.setitem(sys.modules, "pygame", None)
     error = refusal(monkeypatch, capsys, ID, "--video", tmp_path / "v.png")

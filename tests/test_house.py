@@ -8,7 +8,19 @@ import pytest
 import drawings
 from drawings import ROOT, imports, modules
 
-TRUNK = {"core", "errors", "extras", "markdown", "outcomes", "checkpoints", "cli", "runs"}
+TRUNK = {
+    "core",
+    "errors",
+    "events",
+    "extras",
+    "limits",
+    "markdown",
+    "outcomes",
+    "checkpoints",
+    "cli",
+    "runs",
+    "streams",
+}
 """Shared by both halves."""
 ALLOWED = {
     "core": set(),
@@ -17,14 +29,17 @@ ALLOWED = {
     "markdown": set(),
     "outcomes": {"core"},
     "checkpoints": {"errors"},
+    "events": set(),
+    "limits": {"cli"},
+    "streams": set(),
     "cli": {"checkpoints", "errors"},
-    "runs": {"checkpoints", "core", "errors", "outcomes"},
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
-    "networks": set(),
-    "policies": {"checkpoints", "networks"},
-    "rollout": {"outcomes", "policies"},
+    "networks": {"checkpoints"},
+    "policies": {"checkpoints", "errors", "networks"},
+    "rollout": {"checkpoints", "outcomes", "policies"},
     "starts": {"policies", "sppo_envs"},
-    "arguments": {"cli"},
+    "arguments": {"cli", "limits"},
     "demonstrations": {"errors", "extras", "policies"},
     # environments
     "sppo_envs": {"extras"},

@@ -319,7 +319,8 @@ def test_means_are_weighted_over_all_minibatches():
 
 # ------------------------------------------------------------------------------------------------------- refusals
 def test_a_non_finite_gradient_stops_the_run_with_the_last_good_checkpoint(tmp_path):
-    args = sppo_cartpole.Args(**SMALL, runs_dir=str(tmp_path), learning_rate=1e38)
+    args = sppo_cartpole.Args(**SMALL, runs_dir=str(tmp_path))
+    args.learning_rate = 1e38  # which the command line refuses
     with pytest.raises(errors.NonFiniteError, match=r"in update 1; the last good checkpoint is .*000000\.") as stop:
         sppo_cartpole.train(args)
     checkpoint = re.search(r"checkpoint is (\S+)\. ", str(stop.value)).group(1)

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -199,7 +198,7 @@ class MathReward:
                 return json.loads(line)
             code = self._worker.wait()
             self.close()
-            return "timed_out" if code == -signal.SIGALRM else "crashed"
+            return "timed_out" if code == -getattr(signal, "SIGALRM", 14) else "crashed"
 
     def _start(self) -> subprocess.Popen[str]:
         # A separate program, not multiprocessing: that would fork a process with threads or CUDA, or import the user's
@@ -287,6 +286,8 @@ def _serve(timeout: float, memory_gib: float) -> None:
     logging.disable(logging.CRITICAL)
     limit = int(memory_gib * 2**30)
     try:
+        import resource  # Unix only, as the timer below; MathReward says so elsewhere
+
         import math_verify  # noqa: F401
 
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

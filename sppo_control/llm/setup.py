@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sppo_control import extras
+from sppo_control import extras, limits
+from sppo_control.checkpoints import check_like
 from sppo_control.cli import flag
 from sppo_control.llm import addition
 from sppo_control.llm.critic import PromptCritic, load_critic
@@ -67,6 +68,7 @@ def check_args(args: Any) -> None:
         value = getattr(args, name, None)
         if value is not None and not allowed(value):
             raise ValueError(f"{flag(name)} must be {words}, got {value}")
+    limits.check_limits(args)
     for name in ("num_minibatches", "group_size"):
         if args.batch_size % getattr(args, name, 1):
             raise ValueError(f"{flag(name)} must divide --batch-size, got {getattr(args, name)} for {args.batch_size}")
@@ -83,8 +85,7 @@ def check_args(args: Any) -> None:
                     f"{flag(name)} {getattr(args, name)} means nothing with --critic-recipe paper, which trains the "
                     "critic on the policy's minibatches; leave it out, or use --critic-recipe window"
                 )
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: torch sees no CUDA device here; use --device cpu")
+    check_device(args.device)
 
 
 def find_device(name: str) -> torch.device:
@@ -92,6 +93,26 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def check_device(name: str) -> None:
+    """Refuse a --device that is not here, or that cannot train.
+
+    Raises:
+        ValueError: says which can.
+    """
+    try:
+        device = find_device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: there is no such device; use cpu, cuda or cuda:1") from error
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {name}: only cpu, cuda and mps can train; use --device cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device {name}: torch sees no Apple GPU here; use --device cpu")
 
 
 def task_name(args: Any) -> str:
@@ -173,8 +194,18 @@ class PolicyFolder:
         self.tokenizer.save_pretrained(folder)
 
     def load_pretrained(self, folder: Path) -> None:
-        """Take on the folder's weights."""
-        saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
+        """Take on the folder's weights.
+
+        Raises:
+            ValueError: weights are missing, of other shapes, or not finite.
+        """
+        loaded: Any = type(self.model).from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True
+        )
+        saved, about = loaded
+        if wrong := sorted([*about["missing_keys"], *about["unexpected_keys"]]):  # missing ones would be random
+            raise ValueError(f"weights are missing or foreign: {', '.join(map(str, wrong[:5]))}")
+        check_like(saved.state_dict(), self.model.state_dict(), "this model")
         self.model.load_state_dict(saved.state_dict())
 
 
@@ -189,8 +220,14 @@ class CriticFolder:
         self.critic.save_pretrained(folder)
 
     def load_pretrained(self, folder: Path) -> None:
-        """Take on the folder's weights."""
-        self.critic.load_state_dict(PromptCritic.from_pretrained(folder, dtype=torch.float32).state_dict())
+        """Take on the folder's weights.
+
+        Raises:
+            ValueError: weights are missing, of other shapes, or not finite.
+        """
+        saved = PromptCritic.from_pretrained(folder, dtype=torch.float32).state_dict()
+        check_like(saved, self.critic.state_dict(), "this critic")
+        self.critic.load_state_dict(saved)
 
 
 @contextlib.contextmanager
