@@ -21,13 +21,14 @@ ALLOWED = {
     "runs": {"checkpoints", "core", "errors", "outcomes"},
     # the control half
     "networks": set(),
-    "policies": {"checkpoints", "networks"},
-    "rollout": {"outcomes", "policies"},
+    "spaces": set(),
+    "policies": {"checkpoints", "networks", "spaces"},
+    "rollout": {"outcomes", "policies", "spaces"},
     "starts": {"policies", "sppo_envs"},
     "arguments": {"cli"},
-    "demonstrations": {"errors", "extras", "policies"},
+    "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
-    "sppo_envs": {"extras"},
+    "sppo_envs": {"extras", "spaces"},
     # the language-model half and the study
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "markdown"},

@@ -74,8 +74,9 @@ def make_task(
     Args:
         env_id: one of `TASKS`, a task or environment of yours, or any Gymnasium id. "module:id" imports the module first.
         num_envs: B.
-        success_return: an episode succeeds when the sum of the environment's own rewards reaches this number. Needed
-            where nothing else says what success is; refused where a `Task` or an `OutcomeReward` does.
+        success_return: an episode succeeds when the sum of the environment's own rewards reaches this number, X. A sum
+            that is below X by a ten-millionth of X counts too, because sums of rewards are rounded (at X = 0: by 1e-7).
+            Needed where nothing else says what success is; refused where a `Task` or an `OutcomeReward` does.
         horizon: longest episode in steps; None takes the task's or the environment's own.
         engine: see `sppo_envs.engines.Engine`.
         dense: the task's shaped reward at each step, for training an expert.
@@ -84,8 +85,8 @@ def make_task(
         A `gymnasium.vector.VectorEnv` with autoreset off and an attribute `horizon`.
 
     Raises:
-        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon, an
-            engine or a dense reward that the environment does not have.
+        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon. Also
+            an engine or a dense reward that the environment does not have.
         MissingExtra: a package that the task or the engine needs is not installed; the message has the command.
     """
     if engine not in get_args(Engine):
@@ -199,8 +200,11 @@ def _single(
 
 
 def _reaches(success_return: float) -> Success:
+    # Ten rewards of 0.1 add up to 0.9999999999999999, and ten of float32's 0.7 to 6.99999988.
+    least = success_return - (1e-7 * abs(success_return) if success_return else 1e-7)
+
     def reached(obs: Any, info: dict[str, Any]) -> Any:
-        return info["episode_return"] >= success_return
+        return info["episode_return"] >= least
 
     return reached
 
