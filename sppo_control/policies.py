@@ -153,7 +153,12 @@ def make_policy(envs: gym.vector.VectorEnv, hidden: Sequence[int] = (64, 64)) ->
         raise ValueError(problem)
     assert isinstance(obs_space, gym.spaces.Box)
     scale = getattr(envs.unwrapped, "obs_scale", None)
-    args = (obs_space.shape[0], action_size(action_space), hidden, observation_scale(obs_space) if scale is None else scale)
+    args = (
+        obs_space.shape[0],
+        action_size(action_space),
+        hidden,
+        observation_scale(obs_space) if scale is None else scale,
+    )
     return CategoricalPolicy(*args) if isinstance(action_space, gym.spaces.Discrete) else GaussianPolicy(*args)
 
 

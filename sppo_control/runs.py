@@ -380,7 +380,8 @@ class Run:
         low, high = before["interval"]
         few = {name: f" of the {n} that report it" for name, n in self.summary["after"].get("reported", {}).items()}
         measures = "".join(
-            f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}   (mean{few.get(name, '')})\n"
+            f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}"
+            f"   (mean{few.get(name, '')})\n"
             for name, value in self.summary["after"]["measures"].items()
         )
         steps, episodes = ("steps", "episodes") if self.unit == "step" else ("tokens", "responses")

@@ -14,7 +14,9 @@ import gymnasium as gym
 from sppo_control.extras import MissingExtra
 
 from . import hopper, lunar_lander, mountain_car, pendulum, precision_cartpole
+from .check import Check, Report, check_task, first_look
 from .engines import Engine, EnvPoolVectorEnv, ProcessVectorEnv, copies
+from .lockstep import BadStep
 from .outcome import (
     Outcome,
     OutcomeReward,
@@ -29,6 +31,8 @@ from .task import Axis, Defaults, Recipe, Task, accepts, import_module, register
 __all__ = [
     "TASKS",
     "Axis",
+    "BadStep",
+    "Check",
     "Defaults",
     "Engine",
     "MissingExtra",
@@ -37,7 +41,10 @@ __all__ = [
     "OutcomeVectorReward",
     "ProcessVectorEnv",
     "Recipe",
+    "Report",
     "Task",
+    "check_task",
+    "first_look",
     "make_one",
     "make_task",
     "register",
@@ -91,6 +98,14 @@ def make_task(
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    envs = _make_task(env_id, num_envs, success_return, horizon, engine, dense)
+    envs.env_id = env_id  # for messages
+    return envs
+
+
+def _make_task(
+    env_id: str, num_envs: int, success_return: float | None, horizon: int | None, engine: Engine, dense: bool
+) -> Any:
     found = _known(env_id, success_return)
     if found is None:
         if dense:
@@ -183,6 +198,10 @@ def _single(
     try:
         probe = make()
     except (gym.error.Error, ImportError) as error:
+        raise ValueError(f"cannot make {env_id}: {error}") from error
+    except TypeError as error:
+        if "gymnasium.Env" not in str(error):  # an environment of the package gym, which Gymnasium has replaced
+            raise
         raise ValueError(f"cannot make {env_id}: {error}") from error
     probe.close()
     if find_outcome(probe) is not None:

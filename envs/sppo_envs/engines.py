@@ -7,7 +7,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -209,7 +210,8 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
             size = chunk.stop - chunk.start
             work = (there, cloudpickle.dumps(make), size, chunk.start)
             process = context.Process(target=_work, args=work, daemon=True)
-            process.start()
+            with _without_main():
+                process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
@@ -254,6 +256,23 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
                 process.terminate()
 
 
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from running the user's script again, as they do where it has no `if __name__ == "__main__":`.
+    They do not need it, because cloudpickle sends what is defined there."""
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    main.__spec__ = None
+    if file is not None:
+        del main.__file__
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+
+
 _DIED = "a worker process died; --engine sync runs the environments in this one"
 
 
@@ -294,7 +313,9 @@ def _work(pipe: Connection, make: bytes, num_envs: int, first: int) -> None:
                 told = 0
             else:
                 obs, rewards, terminated, _, _ = envs.step(value)
-                news = {} if terminated.sum() == told else {i: end for i, end in enumerate(envs.ends) if end is not None}
+                news = (
+                    {} if terminated.sum() == told else {i: end for i, end in enumerate(envs.ends) if end is not None}
+                )
                 told = int(terminated.sum())
                 pipe.send((True, (obs, rewards, terminated, news)))
     except EOFError:

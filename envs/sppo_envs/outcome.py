@@ -232,15 +232,6 @@ def _kind(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:80]!r}"
 
 
-def lasting(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """The outermost wrapper in a stack that keeps running statistics over episodes, or else the environment inside."""
-    while isinstance(env, gym.Wrapper):
-        if any(hasattr(x, "mean") and hasattr(x, "var") for x in vars(env).values()):
-            return env
-        env = env.env
-    return env
-
-
 class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
     """B copies of an `OutcomeReward` in lockstep, in this process, with autoreset off.
 
