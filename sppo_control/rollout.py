@@ -161,14 +161,15 @@ def _name(envs: gym.vector.VectorEnv) -> str:
 
 
 def _finite_obs(raw: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vector.VectorEnv) -> FloatArray:
-    """Observations (B, D) as float32. Those of finished episodes are 0 where not finite: nothing may depend on them.
+    """Observations (B, D) as float32. Those of finished episodes are 0 where not finite, or enormous: nothing may depend
+    on them.
 
     Raises:
         ValueError: an unfinished episode's is not finite.
     """
     with np.errstate(over="ignore"):
         obs = np.asarray(raw, dtype=np.float32)
-        if math.isfinite(obs.sum()):
+        if abs(obs.sum()) < 1e18:  # also False for NaN
             return obs
     bad = ~np.isfinite(obs)
     for i, k in np.argwhere(bad & ~done.reshape(-1, *[1] * (obs.ndim - 1)))[:, :2].tolist():
@@ -176,7 +177,8 @@ def _finite_obs(raw: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vect
         number = np.asarray(raw)[i, k]
         fits = "" if not np.isfinite(number) else ", which is more than float32 holds"
         raise ValueError(f"{_name(envs)}: observation {k} of environment {i} is {number} {when}{fits}")
-    return np.where(bad, np.float32(0), obs)
+    enormous = ~(np.abs(obs) < 1e18) & done.reshape(-1, *[1] * (obs.ndim - 1))
+    return np.where(enormous, np.float32(0), obs)
 
 
 def _finite_reward(reward: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vector.VectorEnv) -> npt.NDArray[Any]:

@@ -245,7 +245,7 @@ class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
         obs_scale: see `sppo_control.policies.Network`; None for 1.
 
     Raises:
-        ValueError: num_envs below 1; what `make` raises.
+        ValueError: num_envs below 1; `make` returned one environment twice; what `make` raises.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012 - as Gymnasium has it
@@ -256,6 +256,8 @@ class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.num_envs, self.obs_scale = num_envs, obs_scale
         self.envs = [as_outcome(make()) for _ in range(num_envs)]
+        if len({id(env.unwrapped) for env in self.envs}) < num_envs:
+            raise ValueError(f"{self.envs[0]} is one object for several episodes; make must make a new one each time")
         self.first = 0
         """Number of the first copy, for messages; above 0 in a worker process."""
         self.horizon = self.envs[0].horizon
