@@ -3,8 +3,8 @@
     python scripts/try_environments.py                                     # all of results/environments.toml
     python scripts/try_environments.py --only CartPole-v1 --timeout 60     # some of them; the table is then printed only
 
-Each environment is a [[environment]] of the list: `id` ("module:id" imports the module), `success-return`, and, where it
-needs them, `wrapper` ("module:Class" around it), `options` of gym.make, `horizon` and `total-timesteps`. SPPO starts from
+Each environment is a [[environment]] of the list. It has `id` ("module:id" imports the module) and `success-return`. Where
+needed it has `wrapper` ("module:Class" around it), `options` of gym.make, `horizon` and `total-timesteps`. SPPO starts from
 random weights. Environments come with packages that this project does not install.
 
 | result        | what it means                                                                        |
@@ -78,14 +78,18 @@ def module(entry: dict[str, Any]) -> str:
     """A module of a user who wraps the environment or makes it with options, as docs/tasks.md says."""
     package, _, name = entry["id"].rpartition(":")
     wrapper, _, what = entry.get("wrapper", "").rpartition(":")
-    lines = ["import gymnasium as gym", *([f"import {package}"] if package else []), *([f"import {wrapper}"] if what else [])]
+    lines = [
+        "import gymnasium as gym",
+        *([f"import {package}"] if package else []),
+        *([f"import {wrapper}"] if what else []),
+    ]
     made = f"gym.make({name!r}, **{entry.get('options', {})!r}, **kwargs)"
     lines += ["", "", "def make(**kwargs):", f"    return {f'{wrapper}.{what}({made})' if what else made}"]
     return "\n".join([*lines, "", "", 'gym.register("tried/It-v0", make)', ""])
 
 
 def attempt(entry: dict[str, Any], args: Args) -> tuple[str, str, str]:
-    """Check and train one environment in processes of their own: what the check says, result, details."""
+    """Check and train one environment, each in a new process: what the check says, result, details."""
     with tempfile.TemporaryDirectory() as folder:
         env_id = entry["id"]
         if "wrapper" in entry or "options" in entry:

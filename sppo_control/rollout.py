@@ -74,15 +74,15 @@ def rollout(
         rng: initial states and sampled actions are drawn from it and from nothing else.
         greedy: take the most probable action (the mean, for continuous actions).
         horizon: longest episode in steps; None takes the attribute `envs.horizon`.
-        group_size: N; each N consecutive episodes are reset with one seed, so that they share their context s_0 (and
-            whatever else of the environment that seed decides).
+        group_size: N; each N consecutive episodes are reset with one seed. So they share their context s_0, and whatever
+            else of the environment that seed decides.
 
     Returns:
         `Episodes`, T being the longest episode's length.
 
     Raises:
-        ValueError: group_size does not divide B, or a group does not share its context; an observation, a reward or an
-            output of the policy is not finite.
+        ValueError: group_size does not divide B, or a group does not share its context. Also if an observation, a reward
+            or an output of the policy is not finite.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs

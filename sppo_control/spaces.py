@@ -101,8 +101,8 @@ def to_samples(space: gym.Space[Any], actions: npt.NDArray[Any]) -> npt.NDArray[
 
 
 def observation_scale(space: spaces.Box) -> list[float] | None:
-    """Factors (D,) for observations of whole numbers with far bounds, such as bytes, so that they are at most 1 in size;
-    None for all others, whose bounds often say little about their size."""
+    """Factors (D,) for observations of whole numbers with far bounds, such as bytes, so that they are at most 1 in size.
+    None for all others, because their bounds often say little about their size."""
     if not np.issubdtype(space.dtype, np.integer):
         return None
     size = np.maximum(np.abs(space.low.astype(np.float64)), np.abs(space.high.astype(np.float64)))

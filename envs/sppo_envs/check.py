@@ -137,8 +137,8 @@ def first_look(
         shared_contexts: the algorithm compares episodes from one context, and so needs seeds that decide it.
 
     Raises:
-        ValueError: no policy fits the spaces; the interface is Gym's old one; the environment keeps something from one
-            episode to the next; or `shared_contexts`, and seeds do not decide episodes.
+        ValueError: no policy fits the spaces, the interface is Gym's old one, or the environment keeps something from one
+            episode to the next. Also, with `shared_contexts`, if seeds do not decide episodes.
     """
     from . import TASKS
 

@@ -57,7 +57,7 @@ def has_envpool() -> bool:
 class EnvPoolVectorEnv(LockstepVectorEnv):
     """B episodes of one of EnvPool's environments, stepped by its C++ threads.
 
-    EnvPool seeds an environment when it is made, and never again. Here a reset makes the pool anew, which takes two
+    EnvPool takes a seed only when an environment is made. Here a reset makes the pool anew, which takes two
     milliseconds for LunarLander. So a batch is a function of its seeds alone: equal seeds give equal episodes, and a
     resumed run repeats. Finished episodes are not stepped further.
 
