@@ -179,13 +179,13 @@ def test_numbers_that_are_not_finite_are_named_in_worker_processes_and_vector_en
     envs.reset(seed=0)
     envs.step(np.zeros(3, dtype=int))
     envs.step(np.zeros(3, dtype=int))
-    with pytest.raises(BadStep, match="^environment 0: the reward of .* is nan in step 3"):
+    with pytest.raises(BadStep, match=r"^environment 0: the reward of .* is nan in step 3"):
         envs.step(np.zeros(3, dtype=int))
     envs.close()
     envs = OutcomeVectorReward(Vector(3, lambda i: Odd(what="reward", at=2 + i)), lambda o, i: o[:, 0] > 0, 6)
     envs.reset(seed=0)
     envs.step(np.zeros(3, dtype=int))
-    with pytest.raises(BadStep, match="^environment 0: the reward of .* is nan in step 2"):
+    with pytest.raises(BadStep, match=r"^environment 0: the reward of .* is nan in step 2"):
         envs.step(np.zeros(3, dtype=int))
 
 
@@ -498,7 +498,7 @@ class Unseeded(Walk):
     def draw(self):
         return {"numpy": np.random.uniform, "random": random.random, "own": np.random.default_rng().uniform}[
             self.source
-        ]()  # noqa: NPY002
+        ]()
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -536,7 +536,7 @@ def test_a_group_that_does_not_share_its_context_is_refused_by_the_rollout():
     envs = OutcomeVectorEnv(lambda: OutcomeReward(Unseeded(), success, 6), 4)
     policy = make_policy(envs)
     rollout(envs, policy, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="environments 0 and 1 of .* were reset with one seed and began in different"):
+    with pytest.raises(ValueError, match=r"environments 0 and 1 of .* were reset with one seed and began in different"):
         rollout(envs, policy, np.random.default_rng(0), group_size=2)
 
 
@@ -678,7 +678,7 @@ def test_a_disabled_async_vector_environment_goes_on():
     )  # fmt: skip
     envs.reset(seed=0)
     for action in ([1, 1], [1, 0], [0, 1], [0, 0], [0, 0]):
-        obs, _, terminated, _, info = envs.step(np.array(action))
+        _, _, terminated, _, info = envs.step(np.array(action))
     assert terminated.all()
     assert info["episode_length"].tolist() == [2, 5]
     assert (info["episode_return"].tolist(), info["success"].tolist()) == ([1, 0], [False, True])
@@ -985,7 +985,7 @@ class Fails(Walk):
 @pytest.mark.parametrize(
     ("make", "name", "verdict", "case"),
     [
-        (Counts, "nothing is kept from one episode to the next", "fails", r"seed 0 .*: observation 0 after reset\(\) is 1.0 and"),
+        (Counts, "nothing is kept from one episode to the next", "fails", r"seed 0 .*: observation 0 after reset\(\) is 1"),
         (Harder, "nothing is kept from one episode to the next", "fails", "return after step"),
         (Unseeded, "seeds decide episodes", "fails", r"two copies with seed 0 .*: observation 2 after reset\(\)"),
         (lambda: Unseeded(when="step"), "seeds decide episodes", "fails", "observation 2 after step 1"),
@@ -993,10 +993,10 @@ class Fails(Walk):
         (Odd, "observations fit their space and are finite", "fails", "observation 1 is nan"),
         (Outside, "observations fit their space and are finite", "fails", r"shape is \(5,\), the space says \(4,\)"),
         (lambda: Odd(what="reward"), "every episode runs to its end", "fails", "the reward of .* is nan in step 3"),
-        (Fails, "every episode runs to its end", "fails", r"ZeroDivisionError: the simulator blew up \(.*test_strangers.py, line"),
+        (Fails, "every episode runs to its end", "fails", r"ZeroDivisionError: the simulator blew up \(.*strang.*line"),
         (OldStep, "every episode runs to its end", "fails", "a tuple of 4"),
         (Goal, "every episode reports the same measures", "note", r"^seconds_to_goal by \d of 8$"),
-        (lambda: Aim(box(-1, 1), lambda x, a: False), "both outcomes occur", "note", "all 8 episodes of random actions failed"),
+        (lambda: Aim(box(-1, 1), lambda x, a: False), "both outcomes occur", "note", "all 8 episodes .* failed"),
         (lambda: Aim(box(-np.inf, np.inf), above(0)), "actions have bounds", "note", "size 1 around 0"),
         (lambda: Aim(spaces.MultiBinary(2), above(0)), "spaces fit a policy", "fails", "MultiBinary"),
         (lambda: Odd(value=400.0), "observations are of moderate size", "note", "observation 1 reached 400"),
@@ -1031,7 +1031,8 @@ def test_worker_processes_do_not_run_the_users_script_again(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(
         "print('began')\nimport sppo_envs\n"
-        "envs = sppo_envs.make_task('CartPole-v1', 2, 5.0, engine='processes')\nprint(envs.reset(seed=0)[0].shape)\nenvs.close()\n"
+        "envs = sppo_envs.make_task('CartPole-v1', 2, 5.0, engine='processes')\n"
+        "print(envs.reset(seed=0)[0].shape)\nenvs.close()\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, timeout=60,
