@@ -27,6 +27,8 @@ import rloo_cartpole
 import sppo_cartpole
 import sppo_envs
 from sppo_control import cli, outcomes
+from sppo_control.demonstrations import read_demonstrations
+from sppo_control.errors import UserError
 from sppo_control.policies import make_policy, save_policy
 from sppo_control.rollout import NOISE_STEPS, evaluate, noise_of_steps, rollout
 from sppo_control.spaces import observation_scale, to_environment, to_samples, unsupported
@@ -135,6 +137,27 @@ def test_what_is_in_padding_does_not_reach_the_weights(script, tmp_path, registe
     (first,) = (tmp_path / "0").glob("*/checkpoints/000000/policy.safetensors")
     began = {name: x.numpy().tobytes() for name, x in load_file(first).items()}
     assert began != found[0], "nothing was learnt: the test says nothing"
+
+
+class PaysAfterwards(OutcomeVectorEnv):
+    """A user's vector environment whose finished episodes go on to change and to pay."""
+
+    def step(self, actions):
+        obs, reward, terminated, *rest = super().step(actions)
+        before, self.before = getattr(self, "before", np.zeros_like(terminated)), terminated
+        self.before = terminated & ~terminated.all()
+        obs = obs + np.random.default_rng(0).normal(size=obs.shape) * before[:, None]
+        return obs, np.where(before, [5.0, math.nan, -1.0, math.inf], reward), terminated, *rest
+
+
+def test_padding_is_zero():
+    envs = PaysAfterwards(lambda: OutcomeReward(Walk(), success, 6), 4)
+    episodes = rollout(envs, make_policy(envs), np.random.default_rng(1))
+    assert not episodes.mask.all()
+    for x in (episodes.obs, episodes.actions, episodes.logp, episodes.reward):
+        assert (x[~episodes.mask] == 0).all()
+        assert torch.isfinite(x).all()
+    assert torch.equal(episodes.reward.sum(dim=1), episodes.outcome)
 
 
 class Odd(Walk):
@@ -884,6 +907,21 @@ def test_scaled_actions_reach_both_bounds_and_come_back():
     assert observation_scale(box(0, 255, (2,), np.uint8)) == [1 / 255] * 2
     assert observation_scale(box(0, 255, (2,), np.float32)) is None
     assert observation_scale(spaces.Box(-(2**60), 2**60, (1,), np.int64)) == [1.0]
+
+
+def test_given_demonstrations_are_in_the_environments_own_actions(tmp_path, register):
+    """They are cloned as what a policy would have sampled."""
+    for name, actions, expected in (
+        ("far", [[100.0], [150.0], [200.0]], [[-1], [0], [1]]),
+        ("as now", [[-2.0], [0.5], [1.0]], [[-2], [0.5], [1]]),
+        ("Discrete from 1", [1, 2, 2], [0, 1, 1]),
+    ):
+        envs = make_task(register(lambda name=name: copy.copy(LEARNABLE[name])), 1, 1.0)
+        np.savez(tmp_path / "d.npz", observations=np.zeros((3, 1), np.float32), actions=np.array(actions))
+        assert read_demonstrations(str(tmp_path / "d.npz"), envs)[1].tolist() == expected
+    np.savez(tmp_path / "d.npz", observations=np.zeros((1, 1), np.float32), actions=np.array([0]))
+    with pytest.raises(UserError, match="must be 1 to 2, row 0 is 0"):
+        read_demonstrations(str(tmp_path / "d.npz"), envs)
 
 
 # --------------------------------------------------------------------------------------------------- long horizons
