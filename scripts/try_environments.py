@@ -45,7 +45,7 @@ class Args:
     """page whose table is replaced"""
     only: tuple[str, ...] = ()
     """ids to try; none is all. The table is then printed and not written"""
-    total_timesteps: int = 40_000
+    total_timesteps: int = 15_000
     """environment steps of training, where the list has no number"""
     timeout: int = 180
     """seconds for the check, and for the training, of one environment"""
@@ -149,9 +149,12 @@ def main(args: Args) -> None:
     entries = [entry for entry in read(args.environments) if not args.only or entry["id"] in args.only]
     if not entries:
         raise errors.UserError(f"--only names no environment of {args.environments}")
+    rows = []
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda entry: attempt(entry, args), entries)
-        rows = list(zip(entries, tqdm(results, total=len(entries), unit="environment", desc="trying"), strict=True))
+        results = zip(entries, pool.map(lambda entry: attempt(entry, args), entries), strict=True)
+        for row in tqdm(results, total=len(entries), unit="environment", desc="trying"):
+            rows.append(row)
+            tqdm.write(table([row]).splitlines()[-1])  # should the rest never come
     made = table(rows)
     print(made)
     if not args.only:
