@@ -72,7 +72,7 @@ class Report:
         return all(check.verdict != "fails" for check in self.checks)
 
     def __getitem__(self, name: str) -> Check:
-        return next(check for check in self.checks if check.name == name)
+        return {check.name: check for check in self.checks}[name]
 
     def __str__(self) -> str:
         counts = {v: sum(check.verdict == v for check in self.checks) for v in ("holds", "fails", "note")}
@@ -158,24 +158,22 @@ def first_look(
         finally:
             envs.close()
     for check in report.checks:
-        text = f"{env_id}: {check.name}: it does not hold. {check.case}; {check.change}"
-        if check.verdict == "fails" and (check.name != _SEEDS or shared_contexts):
-            why = " This algorithm compares episodes that share a context." if check.name == _SEEDS else ""
-            raise ValueError(
-                check.case
-                if check.name == _SPACES
-                else f"{env_id}: {_NOT[check.name]}: {check.case};{why} {check.change}"
-            )
-        if check.name in _NOT and check.verdict != "holds":
-            text = f"{env_id}: {_NOT[check.name]}: {check.case}; {check.change}"
-            print(f"note: {text}", file=sys.stderr)
+        if check.name == _SPACES and check.verdict == "fails":
+            raise ValueError(f"{env_id}: {check.case}")
+        if check.name not in _NOT or check.verdict == "holds":
+            continue
+        line = f"{env_id}: {_NOT[check.name]}: {check.case}; {check.change}"
+        if check.verdict == "fails" and check.name == _LASTING:
+            raise ValueError(line)
+        if check.verdict == "fails" and shared_contexts:
+            raise ValueError(f"{line}. This algorithm compares episodes that share a context")
+        print(f"note: {line}", file=sys.stderr)
 
 
 _SPACES = "spaces fit a policy"
 _SEEDS = "seeds decide episodes"
 _LASTING = "nothing is kept from one episode to the next"
 _NOT = {
-    _SPACES: "no policy fits its spaces",
     _SEEDS: "seeds do not decide its episodes, so that no run can be repeated",
     _LASTING: "it keeps something from one episode to the next, so that neither evaluation nor a resumed run is right",
 }
