@@ -103,7 +103,7 @@ PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the l
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
     "markdown": (0.95, 4.25),
     "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "cli": (3.0, 5.4), "limits": (5.05, 5.4), "runs": (5.05, 7.0),
-    "networks": (3.0, 3.2), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
+    "networks": (3.0, 3.2), "spaces": (3.0, 2.3), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
     "llm": (7.2, 7.0), "study": (7.2, 4.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),

@@ -29,9 +29,10 @@ from tqdm import tqdm
 import sppo_envs
 from sppo_control import cli, errors, extras, limits, runs, streams
 from sppo_control.checkpoints import check_module, newest, read_config, short, write_json
-from sppo_control.outcomes import Evaluation
+from sppo_control.outcomes import Evaluation, joined
 from sppo_control.policies import Policy, load_policy, read_policy
-from sppo_control.rollout import evaluate
+from sppo_control.rollout import evaluate, noise_of_steps
+from sppo_control.spaces import to_environment
 from sppo_control.starts import shipped_policy
 
 FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
@@ -130,9 +131,7 @@ def evaluate_in_batches(envs: Any, policy: Policy, args: Args) -> Evaluation:
         while bar.n < args.episodes:
             parts.append(evaluate(envs, policy, min(envs.num_envs, args.episodes - bar.n), rng, args.greedy))
             bar.update(len(parts[-1].outcome))
-    names = set.intersection(*(set(p.info) for p in parts))
-    info = {name: np.concatenate([p.info[name] for p in parts]) for name in sorted(names)}
-    return Evaluation(np.concatenate([p.outcome for p in parts]), info)
+    return Evaluation(np.concatenate([p.outcome for p in parts]), joined([p.info for p in parts]))
 
 
 def report(path: Path, task: dict[str, Any], result: Evaluation, args: Args) -> dict[str, Any]:
@@ -150,14 +149,18 @@ def report(path: Path, task: dict[str, Any], result: Evaluation, args: Args) -> 
             print(f"{'at the end':<16} {'of':<14} {'share or mean':<14} {'5 %':>9} {'50 %':>9} {'95 %':>9}")
         measures[name] = {}
         for group, members in groups.items():
-            x, label = values[members], f"{members.sum()} {group}"
+            told = members & np.isfinite(values)
+            x, label = values[told], f"{told.sum()} {group}"
+            if not len(x):
+                continue
             if x.dtype == bool:
                 numbers, text = {"share": float(x.mean()), "count": int(x.sum())}, f"{x.mean():.3f} ({x.sum()})"
             else:
                 low, middle, high = np.percentile(x, [5, 50, 95]).tolist()
                 numbers = {"mean": float(x.mean()), "percentile_5": low, "median": middle, "percentile_95": high}
                 text = f"{x.mean():<14.4g} {low:>9.4g} {middle:>9.4g} {high:>9.4g}"
-            measures[name][group] = numbers
+            few = {"reported": len(x)} if len(x) < members.sum() else {}
+            measures[name][group] = numbers | few
             print(f"{name:<16} {label:<14} {text}")
     rate = {"episodes": n, "successes": k, "rate": result.rate, "interval_95": result.interval, "actions": actions}
     return {"policy": str(path), **task, **rate, "seed": args.seed, "num_envs": args.num_envs, "measures": measures}
@@ -195,17 +198,15 @@ def drawable(env_id: str, success_return: float | None, horizon: int | None, eng
 
 def play(env: Any, policy: Policy, args: Args, number: int) -> Iterator[tuple[int, bool | None]]:
     """The same as `rollout` with B = 1, step by step: yields t, from 0 on, and the outcome, None before the end."""
-    horizon, act, space = env.get_wrapper_attr("horizon"), policy.behaviour(), env.action_space
+    horizon, act, act_in = env.get_wrapper_attr("horizon"), policy.behaviour(), to_environment(env.action_space)
     rng = streams.new_rng("video", args.seed, number)
     obs, _ = env.reset(seed=int(rng.integers(2**31 - 1)))
-    noise = [None] * horizon if args.greedy else policy.noise(rng, horizon, 1)
+    noise = itertools.repeat(None) if args.greedy else noise_of_steps(policy, rng, horizon, 1)
     over, t = False, 0
     yield t, None
     while not over:
-        (action,), _ = act(np.asarray(obs, dtype=np.float32)[None], noise[t])
-        if isinstance(space, gym.spaces.Box):
-            action = np.clip(action, space.low, space.high)
-        obs, _, over, _, info = env.step(action)
+        action, _ = act(np.asarray(obs, dtype=np.float32)[None], next(noise))
+        obs, _, over, _, info = env.step(act_in(action)[0])
         t += 1
         yield t, info["success"] if over else None
 

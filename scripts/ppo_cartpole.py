@@ -30,7 +30,7 @@ from sppo_control import arguments, cli, core, runs
 from sppo_control.networks import Critic
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import evaluate, rollout
-from sppo_control.starts import starting_policy
+from sppo_control.starts import look_first, starting_policy
 
 
 @dataclass
@@ -90,6 +90,8 @@ class Args:
     """folder in which the run's folder is made"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+    check: bool = False
+    """check the task and exit"""
 
     @staticmethod
     def defaults(env_id: str) -> dict[str, Any]:
@@ -107,6 +109,7 @@ class Args:
 
 def train(args: Args) -> runs.Run:
     # ---- setup
+    look_first(args)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     obs_dim = envs.single_observation_space.shape[0]

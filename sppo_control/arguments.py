@@ -46,6 +46,12 @@ def check_args(args: Any) -> None:
             f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "
             f"got {args.num_minibatches} for {args.num_envs}"
         )
+    group = getattr(args, "group_size", None)
+    if group is not None and args.num_envs % group:
+        raise ValueError(f"--group-size must divide --num-envs, got {group} for {args.num_envs}")
+    if group is not None and getattr(args, "baseline_size", group) < 2:
+        least = "--num-envs must be at least 2" if hasattr(args, "baseline_size") else "--group-size must be at least 2"
+        raise ValueError(f"{least}, because an episode is compared with others, got 1")
     if args.start is not None and args.from_scratch:
         raise ValueError("--start and --from-scratch exclude each other; leave one out")
     if getattr(args, "critic_recipe", "window") == "paper":

@@ -18,6 +18,7 @@ from torch import Tensor
 from .errors import UserError
 from .extras import require
 from .policies import CategoricalPolicy, make_policy
+from .spaces import to_samples
 
 
 def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, Tensor]:
@@ -58,6 +59,8 @@ def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, 
 
     obs, actions = arrays["observations"], arrays["actions"]
     like = make_policy(envs)  # it refuses spaces that no policy of this package fits
+    space = envs.single_action_space
+    first = int(space.start) if isinstance(space, gym.spaces.Discrete) else 0
     discrete = isinstance(like, CategoricalPolicy)
     wanted = {
         "observations": ("fiu", like.sizes[0]),
@@ -75,9 +78,11 @@ def read_demonstrations(name: str, envs: gym.vector.VectorEnv) -> tuple[Tensor, 
             raise UserError(f"{key} of {name} must be finite, but row {row} is {x[row]}")
     if not len(obs) == len(actions) > 0:
         raise UserError(f"{name} must have one action per observation, got {len(obs)} and {len(actions)}")
-    if discrete and not (actions.min() >= 0 and actions.max() < like.num_outputs):
-        row = int(np.flatnonzero((actions < 0) | (actions >= like.num_outputs))[0])
-        raise UserError(f"actions of {name} must be 0 to {like.num_outputs - 1}, but row {row} is {actions[row]}")
+    if discrete and not (actions.min() >= first and actions.max() < first + like.num_outputs):
+        row = int(np.flatnonzero((actions < first) | (actions >= first + like.num_outputs))[0])
+        last = first + like.num_outputs - 1
+        raise UserError(f"actions of {name} must be {first} to {last}, but row {row} is {actions[row]}")
+    actions = to_samples(space, actions)
     actions = actions.astype(np.int64 if discrete else np.float32)
     return torch.from_numpy(obs.astype(np.float32)), torch.from_numpy(actions)
 

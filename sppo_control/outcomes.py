@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,16 +30,73 @@ class Padded:
 
 
 def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Further measures that an environment reports at the end of each episode: numbers and booleans, (B,) each.
+    """Further measures that an environment reports at the end of each episode: numbers and booleans.
 
-    Outcome, return and length are not among them.
+    Each has one entry per episode that reports it. NaN and infinity count as not reported. What no episode reports is left
+    out, and so are outcome, return and length.
     """
     known = ("success", "episode_return", "episode_length")
-    return {
-        name: value
+    found = {
+        name: value[np.isfinite(value)]
         for name, value in sorted(info.items())
         if not name.startswith("_") and name not in known and value.ndim == 1 and value.dtype.kind in "biuf"
     }
+    return {name: value for name, value in found.items() if len(value)}
+
+
+def reported_by(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+    """How many episodes report each of `side_measures`, for those that not all episodes report."""
+    return {name: len(x) for name, x in side_measures(info).items() if len(x) < len(info[name])}
+
+
+def measure_scalars(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """What every algorithm logs of `side_measures`: TensorBoard tag to value."""
+    means = {f"measures/{name}": float(x.mean()) for name, x in side_measures(info).items()}
+    return means | {f"measures/{name}_reported": float(n) for name, n in reported_by(info).items()}
+
+
+def end_infos(info: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """The `info` of a vector environment after the last episode has ended -> name to numbers or booleans, (B,).
+
+    An entry that some episodes have not reported (their mask `_name` is False) becomes float64, with NaN for those. An
+    entry that none has reported is left out, and so is all that is not one number or boolean per episode.
+    """
+    found, num_envs = {}, len(info["success"])
+    for name, value in info.items():
+        if name.startswith("_") or not isinstance(value, np.ndarray) or value.shape != (num_envs,):
+            continue
+        mask = info.get(f"_{name}")
+        if value.dtype.kind in "biuf" and (mask is None or np.any(mask)):
+            found[name] = value.copy() if mask is None or np.all(mask) else np.where(mask, value, np.nan)
+    return found
+
+
+def joined(batches: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+    """`end_infos` of several batches one after the other; NaN for the batches that lack an entry."""
+    sizes = [len(batch["success"]) for batch in batches]
+    names = sorted({name for batch in batches for name in batch})
+    return {
+        name: np.concatenate([b.get(name, np.full(n, np.nan)) for b, n in zip(batches, sizes, strict=True)])
+        for name in names
+    }
+
+
+def nothing_to_learn(outcomes: npt.NDArray[Any] | Tensor, unit: str) -> str | None:
+    """Why binary outcomes teach nothing, if all of a number of episodes failed or all succeeded; None otherwise.
+
+    Args:
+        outcomes: (episodes,), 0 or 1.
+        unit: "step" for control, "response" for a language model.
+    """
+    n, mean = len(outcomes), float(np.asarray(outcomes, dtype=np.float64).mean())
+    what = "episode" if unit == "step" else "response"
+    if mean == 0:
+        way_out = "lower the threshold (--success-return), or give a policy that succeeds sometimes (--start)"
+        way_out = way_out if unit == "step" else "take easier prompts, or a model that succeeds sometimes"
+        return f"no {what} of {n:,} succeeded: nothing can be learnt from binary outcomes; {way_out}"
+    if mean == 1:
+        return f"all {n:,} {what}s succeeded: nothing is left to learn from binary outcomes; make the task harder"
+    return None
 
 
 def advantage_scalars(adv: Tensor, v0: Tensor, outcome: Tensor) -> dict[str, float]:
@@ -70,7 +127,7 @@ class Evaluation:
     outcome: npt.NDArray[np.bool_]
     """Whether each episode succeeded, (episodes,)."""
     info: dict[str, npt.NDArray[Any]]
-    """What the environment reported at the end of each episode; (episodes,) each."""
+    """What the environment reported at the end of each episode; (episodes,) each, NaN where it did not report it."""
 
     @property
     def rate(self) -> float:
@@ -83,9 +140,15 @@ class Evaluation:
         return wilson_interval(int(self.outcome.sum()), len(self.outcome))
 
     def as_dict(self) -> dict[str, Any]:
-        """Values for JSON: rate, its interval, number of episodes, and the mean of each further measure."""
+        """Values for JSON: rate, its interval, number of episodes, and the mean of each further measure.
+
+        A mean is over the episodes that report the measure. `reported` has their number, where it is not all episodes.
+        """
         measures = {name: float(value.mean()) for name, value in side_measures(self.info).items()}
-        return {"rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures}
+        reported = {"reported": few} if (few := reported_by(self.info)) else {}
+        return {
+            "rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures, **reported,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         low, high = self.interval

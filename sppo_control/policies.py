@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .checkpoints import check_entries, check_own_digest, check_values, short, write_tensors, writing
 from .errors import FileError
 from .networks import FloatArray, Network
+from .spaces import action_size, observation_scale, unsupported
 
 Behaviour = Callable[[FloatArray, FloatArray | None], tuple[npt.NDArray[Any], FloatArray]]
 """(observations (B, D), noise (B, A)) -> actions (B,) int64 or (B, A) float32, and the network's outputs (B, A).
@@ -142,27 +143,26 @@ def make_policy(envs: gym.vector.VectorEnv, hidden: Sequence[int] = (64, 64)) ->
     """A policy for the spaces of `envs`, with random weights from torch's global generator.
 
     Args:
-        envs: observations Box (D,); actions Discrete or Box (A,). Its attribute `obs_scale` is used, if it has one.
+        envs: observations Box (D,); actions Discrete or a Box of floats, see `sppo_control.spaces`. Its attribute
+            `obs_scale` is used, if it has one.
         hidden: widths of the hidden layers.
 
     Raises:
         ValueError: a space of another kind.
     """
     obs_space, action_space = envs.single_observation_space, envs.single_action_space
-    if not isinstance(obs_space, gym.spaces.Box) or len(obs_space.shape) != 1:
-        raise ValueError(
-            f"observations must be a Box of shape (D,), got {obs_space}; gymnasium.wrappers.FlattenObservation makes one"
-        )
-    args = (obs_space.shape[0], *_action_size(action_space), hidden, getattr(envs.unwrapped, "obs_scale", None))
+    problem = unsupported(obs_space, action_space)
+    if problem is not None:
+        raise ValueError(problem)
+    assert isinstance(obs_space, gym.spaces.Box)
+    scale = getattr(envs.unwrapped, "obs_scale", None)
+    args = (
+        obs_space.shape[0],
+        action_size(action_space),
+        hidden,
+        observation_scale(obs_space) if scale is None else scale,
+    )
     return CategoricalPolicy(*args) if isinstance(action_space, gym.spaces.Discrete) else GaussianPolicy(*args)
-
-
-def _action_size(space: gym.Space[Any]) -> tuple[int]:
-    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
-        return (int(space.n),)
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        return (space.shape[0],)
-    raise ValueError(f"actions must be Discrete (counted from 0) or a float Box of shape (A,), got {space}")
 
 
 def save_policy(policy: Policy, path: Path, env_id: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,23 +14,28 @@ import torch
 from torch import Tensor
 
 from .checkpoints import check_like
-from .outcomes import Evaluation, Padded
-from .policies import Policy
+from .outcomes import Evaluation, Padded, end_infos, joined
+from .policies import FloatArray, Policy
+from .spaces import to_environment
+
+NOISE_STEPS = 4096
+"""Steps for which noise is drawn at once."""
 
 
 @dataclass(frozen=True)
 class Episodes(Padded):
-    """B whole episodes, padded on the right to the length of the longest one, T steps. All tensors are on the CPU.
+    """B whole episodes, padded on the right with zeros to the length of the longest one, T steps. All tensors are on the
+    CPU.
 
     | field    | shape, dtype                          | meaning                                                    |
     | -------- | ------------------------------------- | ---------------------------------------------------------- |
     | obs      | (B, T, D) float32                     | observation before each action                             |
-    | actions  | (B, T) int64 or (B, T, A) float32     | as sampled (continuous ones before clipping to the bounds) |
+    | actions  | (B, T) int64 or (B, T, A) float32     | as sampled, before `spaces.to_environment`                 |
     | logp     | (B, T) float32                        | log-probability of each action under the policy that acted |
     | reward   | (B, T) float32                        | the environment's reward                                   |
     | mask     | (B, T) bool                           | True on real steps                                         |
     | outcome  | (B,) float32                          | R: 1 for success, 0 for failure                            |
-    | info     | name -> (B,) array                    | what the environment reported at each episode's end        |
+    | info     | name -> (B,) array                    | reported at each episode's end; see `outcomes.end_infos`   |
     """
 
     obs: Tensor
@@ -81,13 +87,13 @@ def rollout(
         `Episodes`, where T is the length of the longest episode.
 
     Raises:
-        ValueError: group_size does not divide B.
+        ValueError: group_size does not divide B, or a group does not share its context. Also if an observation, a reward
+            or an output of the policy is not finite.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs
     horizon = int(getattr(envs, "horizon")) if horizon is None else horizon  # noqa: B009 - VectorEnv does not declare it
-    act, box = policy.behaviour(), envs.single_action_space
-    bounds = (box.low, box.high) if isinstance(box, gym.spaces.Box) else None
+    act, act_in = policy.behaviour(), to_environment(envs.single_action_space)
     if group_size < 1 or num_envs % group_size:
         raise ValueError(f"group_size must divide the number of environments, got {group_size} for {num_envs}")
     # The seeds come from rng, so the environments' randomness depends on rng alone. A resumed run has no state of the
@@ -95,39 +101,123 @@ def rollout(
     seed: Any = int(rng.integers(2**31 - num_envs))
     if group_size > 1:
         seed = np.repeat(rng.integers(2**31, size=num_envs // group_size), group_size).tolist()
-    noise = None if greedy else policy.noise(rng, horizon, num_envs)
+    noise = None if greedy else noise_of_steps(policy, rng, horizon, num_envs)
 
-    raw, _ = envs.reset(seed=seed)
-    obs = np.asarray(raw, dtype=np.float32)
     done = np.zeros(num_envs, dtype=np.bool_)
+    obs = _finite_obs(envs.reset(seed=seed)[0], done, 0, envs)
+    if group_size > 1 and (differ := _groups_that_differ(obs, group_size)):
+        raise ValueError(
+            f"environments {differ[0]} and {differ[1]} of {_name(envs)} were reset with one seed and began in different "
+            "states, so that their group does not share a context; draw from self.np_random in reset()"
+        )
     all_obs, all_actions, all_outputs, all_rewards, all_masks = [], [], [], [], []
     for t in range(horizon):
-        action, output = act(obs, None if noise is None else noise[t])
+        action, output = act(obs, None if noise is None else next(noise))
+        if not math.isfinite(output.sum()):
+            _refuse_output(output, done, t, envs)
         all_obs.append(obs)
         all_actions.append(action)
         all_outputs.append(output)
         all_masks.append(~done)
-        raw, reward, terminated, truncated, info = envs.step(action if bounds is None else np.clip(action, *bounds))
-        obs = np.asarray(raw, dtype=np.float32)
-        all_rewards.append(reward)
+        raw, reward, terminated, truncated, info = envs.step(act_in(action))
+        all_rewards.append(_finite_reward(reward, done, t + 1, envs))
         done = done | terminated | truncated
+        obs = _finite_obs(raw, done, t + 1, envs)
         if done.all():
             break
     else:
         raise RuntimeError(f"{int((~done).sum())} of {num_envs} episodes were not over after {horizon} steps")
 
-    actions = _batch_first(all_actions)
+    actions, mask = _batch_first(all_actions), _batch_first(all_masks)
     with torch.no_grad():
         logp, _ = policy.log_prob_given(_batch_first(all_outputs), actions)
+
+    def real(x: Tensor) -> Tensor:  # a gradient of 0 times an infinity in padding would be NaN
+        return x.masked_fill_(~mask if x.dim() == 2 else ~mask.unsqueeze(-1), 0)
+
     return Episodes(
-        obs=_batch_first(all_obs),
-        actions=actions,
-        logp=logp,
-        reward=_batch_first(all_rewards).float(),
-        mask=_batch_first(all_masks),
+        obs=real(_batch_first(all_obs)),
+        actions=real(actions),
+        logp=real(logp),
+        reward=real(_batch_first(all_rewards).float()),
+        mask=mask,
         outcome=torch.from_numpy(np.asarray(info["success"]).astype(np.float32)),
-        info={key: value.copy() for key, value in info.items() if not key.startswith("_")},
+        info=end_infos(info),
     )
+
+
+def noise_of_steps(policy: Policy, rng: np.random.Generator, horizon: int, num_envs: int) -> Iterator[FloatArray]:
+    """Noise (B, A) of each step: what `policy.noise(rng, horizon, num_envs)` draws, but no more than is needed.
+
+    Up to `NOISE_STEPS` steps, all are drawn at once: then what is drawn from `rng` later does not depend on how long the
+    episodes were. Beyond that, `NOISE_STEPS` steps are drawn at a time, so that the cost follows the longest episode.
+    """
+    drawn = policy.noise(rng, min(horizon, NOISE_STEPS), num_envs)
+
+    def steps() -> Iterator[FloatArray]:
+        yield from drawn
+        for t in range(NOISE_STEPS, horizon, NOISE_STEPS):
+            yield from policy.noise(rng, min(NOISE_STEPS, horizon - t), num_envs)
+
+    return steps()
+
+
+def _name(envs: gym.vector.VectorEnv) -> str:
+    return str(getattr(envs, "env_id", None) or envs)
+
+
+def _finite_obs(raw: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vector.VectorEnv) -> FloatArray:
+    """Observations (B, D) as float32. Those of finished episodes are 0 where not finite, or enormous: nothing may depend
+    on them.
+
+    Raises:
+        ValueError: an unfinished episode's is not finite.
+    """
+    with np.errstate(over="ignore"):
+        obs = np.asarray(raw, dtype=np.float32)
+        if abs(obs.sum()) < 1e18:  # also False for NaN
+            return obs
+    bad = ~np.isfinite(obs)
+    for i, k in np.argwhere(bad & ~done.reshape(-1, *[1] * (obs.ndim - 1)))[:, :2].tolist():
+        when = f"after step {step}" if step else "after reset()"
+        number = np.asarray(raw)[i, k]
+        fits = "" if not np.isfinite(number) else ", which is more than float32 holds"
+        raise ValueError(f"{_name(envs)}: observation {k} of environment {i} is {number} {when}{fits}")
+    enormous = ~(np.abs(obs) < 1e18) & done.reshape(-1, *[1] * (obs.ndim - 1))
+    return np.where(enormous, np.float32(0), obs)
+
+
+def _finite_reward(reward: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vector.VectorEnv) -> npt.NDArray[Any]:
+    """Rewards (B,). Those after an episode's end are 0 where not finite: nothing may depend on them.
+
+    Raises:
+        ValueError: an unfinished episode's is not finite.
+    """
+    reward = np.asarray(reward)
+    if math.isfinite(reward.sum()):
+        return reward
+    for i in np.flatnonzero(~np.isfinite(reward) & ~done).tolist():
+        raise ValueError(f"{_name(envs)}: the reward of environment {i} is {reward[i]} in step {step}")
+    return np.where(np.isfinite(reward), reward, 0.0)
+
+
+def _refuse_output(output: FloatArray, done: npt.NDArray[np.bool_], t: int, envs: gym.vector.VectorEnv) -> None:
+    """
+    Raises:
+        ValueError: the policy's output for an unfinished episode is not finite.
+    """
+    for i in np.flatnonzero(~np.isfinite(output).all(axis=1) & ~done).tolist():
+        raise ValueError(
+            f"{_name(envs)}: the policy's output for environment {i} is {output[i].tolist()} in step {t + 1}, so that "
+            "there is no action; a weight of the policy is not finite, or an observation is very large (Task.obs_scale)"
+        )
+
+
+def _groups_that_differ(obs: FloatArray, group_size: int) -> tuple[int, int] | None:
+    """Two environments of one group whose observations are not equal."""
+    firsts = np.repeat(obs[::group_size], group_size, axis=0)
+    other = np.flatnonzero((obs != firsts).reshape(len(obs), -1).any(axis=1)).tolist()
+    return (other[0] // group_size * group_size, other[0]) if other else None
 
 
 def _batch_first(steps: list[npt.NDArray[Any]]) -> Tensor:
@@ -204,8 +294,7 @@ def evaluate(
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     batches = [rollout(envs, policy, rng, greedy) for _ in range(-(-episodes // envs.num_envs))]
     outcome = torch.cat([b.outcome for b in batches])[:episodes].numpy() > 0.5
-    keys = set.intersection(*(set(b.info) for b in batches))
-    return Evaluation(outcome, {k: np.concatenate([b.info[k] for b in batches])[:episodes] for k in sorted(keys)})
+    return Evaluation(outcome, {name: x[:episodes] for name, x in joined([b.info for b in batches]).items()})
 
 
 def success_by_context(

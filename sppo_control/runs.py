@@ -58,7 +58,7 @@ from .checkpoints import (
 from .core import ClippedSurrogate
 from .errors import NonFiniteError, UserError
 from .events import Writer
-from .outcomes import Evaluation, side_measures
+from .outcomes import Evaluation, measure_scalars, nothing_to_learn
 
 
 class Batch(Protocol):
@@ -160,6 +160,7 @@ class Run:
         """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
         self.parts: Mapping[str, Part] = {}
         self._stop_signal: int | None = None
+        self._equal, self._said = (0, math.nan), False  # how many outcomes have been equal to which; see `_watch`
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
         self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
@@ -207,6 +208,8 @@ class Run:
         """Evaluate before `start`, and note it in summary.json under `key`. A resumed run reads what was noted before."""
         if key not in self.summary:
             result = compute()
+            if why := nothing_to_learn(result.outcome, self.unit):
+                print(f"note: {why}", file=sys.stderr)
             self.summary[key] = result.as_dict()  # `start` writes it, when no checkpoint can be refused any more
         return self.summary[key]
 
@@ -302,19 +305,32 @@ class Run:
             "charts/episodic_length": float(episodes.lengths.float().mean()),
             "charts/episodes": self.episodes,
             "charts/SPS": self.steps / self.seconds,
-            **{f"measures/{name}": float(x.mean()) for name, x in side_measures(episodes.info).items()},
+            **measure_scalars(episodes.info),
             **metrics,
         }
         with self._writing():
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, self.progress)
         self._recent.extend(episodes.outcome.tolist())
+        self._watch(episodes.outcome)
         self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
         self.bar.update(self.progress - before)
         if self._stop_signal is not None:
             self._leave()
         if self.update % self.args.save_every == 0 or self.progress >= self.budget:
             self.save()
+
+    def _watch(self, outcome: Tensor) -> None:
+        """Say once that nothing can be learnt, when all outcomes have been equal for at least 20 updates."""
+        first = float(outcome[0])
+        equal = bool((outcome == first).all())
+        self._equal = (self._equal[0] + len(outcome) if self._equal[1] == first else len(outcome), first)
+        if not equal:
+            self._equal = (0, math.nan)
+        why = nothing_to_learn(np.full(self._equal[0], first), self.unit) if equal else None
+        if why is not None and self._equal[0] >= max(1024, 20 * len(outcome)) and not self._said:
+            self._said = True
+            self.bar.write(f"note: {why}", file=sys.stderr)
 
     def _leave(self) -> NoReturn:
         self.save()
@@ -417,8 +433,10 @@ class Run:
             write_json(self.folder / "summary.json", self.summary)
         remove_leftovers(self.folder)
         low, high = before["interval"]
+        few = {name: f" of the {n} that report it" for name, n in self.summary["after"].get("reported", {}).items()}
         measures = "".join(
-            f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}   (mean)\n"
+            f"{name:15} before {before.get('measures', {}).get(name, math.nan):.3f}   after {value:.3f}"
+            f"   (mean{few.get(name, '')})\n"
             for name, value in self.summary["after"]["measures"].items()
         )
         steps, episodes = ("steps", "episodes") if self.unit == "step" else ("tokens", "responses")

@@ -5,12 +5,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
 import sppo_envs
 
 from .policies import Policy, load_policy, make_policy
+
+
+def look_first(args: Any, shared_contexts: bool = False) -> None:
+    """With --check, check the task, print the report, and exit: status 0 if it holds, 1 if not. Else refuse a foreign task
+    that cannot be trained on, before there is a run folder; see `sppo_envs.first_look`.
+
+    Args:
+        args: a training script's.
+        shared_contexts: the algorithm compares episodes that share a context.
+
+    Raises:
+        ValueError: see `sppo_envs.first_look`.
+    """
+    if args.check:
+        report = sppo_envs.check_task(
+            args.env_id, args.engine, success_return=args.success_return, horizon=args.horizon, seed=args.seed
+        )
+        sys.exit(0 if report.holds else 1)
+    if args.resume is None:
+        sppo_envs.first_look(args.env_id, args.success_return, args.horizon, args.engine, shared_contexts)
 
 
 def policy_name(env_id: str) -> str:

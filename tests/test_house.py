@@ -36,13 +36,14 @@ ALLOWED = {
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
     "networks": {"checkpoints"},
-    "policies": {"checkpoints", "errors", "networks"},
-    "rollout": {"checkpoints", "outcomes", "policies"},
+    "spaces": set(),
+    "policies": {"checkpoints", "errors", "networks", "spaces"},
+    "rollout": {"checkpoints", "outcomes", "policies", "spaces"},
     "starts": {"policies", "sppo_envs"},
     "arguments": {"cli", "limits"},
-    "demonstrations": {"errors", "extras", "policies"},
+    "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
-    "sppo_envs": {"extras"},
+    "sppo_envs": {"extras", "spaces"},
     # the language-model half and the study
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "markdown"},

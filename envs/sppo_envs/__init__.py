@@ -14,7 +14,9 @@ import gymnasium as gym
 from sppo_control.extras import MissingExtra
 
 from . import hopper, lunar_lander, mountain_car, pendulum, precision_cartpole
+from .check import Check, Report, check_task, first_look
 from .engines import Engine, EnvPoolVectorEnv, ProcessVectorEnv, copies
+from .lockstep import BadStep
 from .outcome import (
     Outcome,
     OutcomeReward,
@@ -29,6 +31,8 @@ from .task import Axis, Defaults, Recipe, Task, accepts, import_module, register
 __all__ = [
     "TASKS",
     "Axis",
+    "BadStep",
+    "Check",
     "Defaults",
     "Engine",
     "MissingExtra",
@@ -37,7 +41,10 @@ __all__ = [
     "OutcomeVectorReward",
     "ProcessVectorEnv",
     "Recipe",
+    "Report",
     "Task",
+    "check_task",
+    "first_look",
     "make_one",
     "make_task",
     "register",
@@ -74,8 +81,9 @@ def make_task(
     Args:
         env_id: one of `TASKS`, a task or environment of yours, or any Gymnasium id. "module:id" imports the module first.
         num_envs: B.
-        success_return: an episode succeeds when the sum of the environment's own rewards reaches this number. Needed
-            where nothing else says what success is; refused where a `Task` or an `OutcomeReward` does.
+        success_return: an episode succeeds when the sum of the environment's own rewards reaches this number, X. A sum
+            that is below X by a ten-millionth of X counts too, because sums of rewards are rounded (at X = 0: by 1e-7).
+            Needed where nothing else says what success is; refused where a `Task` or an `OutcomeReward` does.
         horizon: longest episode in steps; None takes the task's or the environment's own.
         engine: see `sppo_envs.engines.Engine`.
         dense: the task's shaped reward at each step, for training an expert.
@@ -84,12 +92,20 @@ def make_task(
         A `gymnasium.vector.VectorEnv` with autoreset off and an attribute `horizon`.
 
     Raises:
-        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon, an
-            engine or a dense reward that the environment does not have.
+        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon. Also
+            an engine or a dense reward that the environment does not have.
         MissingExtra: a package that the task or the engine needs is not installed; the message has the command.
     """
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
+    envs = _make_task(env_id, num_envs, success_return, horizon, engine, dense)
+    envs.env_id = env_id  # for messages
+    return envs
+
+
+def _make_task(
+    env_id: str, num_envs: int, success_return: float | None, horizon: int | None, engine: Engine, dense: bool
+) -> Any:
     found = _known(env_id, success_return)
     if found is None:
         if dense:
@@ -183,6 +199,10 @@ def _single(
         probe = make()
     except (gym.error.Error, ImportError) as error:
         raise ValueError(f"cannot make {env_id}: {error}") from error
+    except TypeError as error:
+        if "gymnasium.Env" not in str(error):  # an environment of the package gym, which Gymnasium has replaced
+            raise
+        raise ValueError(f"cannot make {env_id}: {error}") from error
     probe.close()
     if find_outcome(probe) is not None:
         if success_return is not None:
@@ -199,8 +219,11 @@ def _single(
 
 
 def _reaches(success_return: float) -> Success:
+    # Ten rewards of 0.1 add up to 0.9999999999999999, and ten of float32's 0.7 to 6.99999988.
+    least = success_return - (1e-7 * abs(success_return) if success_return else 1e-7)
+
     def reached(obs: Any, info: dict[str, Any]) -> Any:
-        return info["episode_return"] >= success_return
+        return info["episode_return"] >= least
 
     return reached
 

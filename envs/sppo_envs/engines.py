@@ -7,7 +7,8 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
@@ -20,13 +21,24 @@ from gymnasium.vector.utils import batch_space
 
 from sppo_control.extras import MissingExtra, require
 
-from .lockstep import BoolArray, LockstepVectorEnv, Seed
-from .outcome import Measures, Outcome, OutcomeVectorEnv, Success, checked_success, env_seeds
+from .infos import Scalar, columns, stacked
+from .lockstep import BadStep, BoolArray, LockstepVectorEnv, Seed
+from .outcome import (
+    Measures,
+    Outcome,
+    OutcomeVectorEnv,
+    Success,
+    as_outcome,
+    checked_rewards,
+    checked_success,
+    env_seeds,
+    judged,
+)
 
 Engine = Literal["auto", "numpy", "envpool", "processes", "sync"]
 """numpy: batched dynamics in numpy. envpool: EnvPool's C++ threads. processes: Gymnasium's environments in one worker
-process per core. sync: Gymnasium's environments one after the other. auto: the first of these that the task has; sync for
-environments and tasks from outside this package that are not batched themselves."""
+process per core. sync: Gymnasium's environments one after the other. auto: the first of these that the task has.
+Environments and tasks from outside this package that are not batched themselves take sync."""
 
 
 def cores() -> int:
@@ -45,9 +57,9 @@ def has_envpool() -> bool:
 class EnvPoolVectorEnv(LockstepVectorEnv):
     """B episodes of one of EnvPool's environments, stepped by its C++ threads.
 
-    EnvPool seeds an environment once, when it is made, and draws on from there. Here a reset makes the pool anew (two
-    milliseconds for LunarLander), so that a batch is a function of its seeds alone, equal seeds give equal episodes, and
-    a resumed run repeats. Finished episodes are left out of the calls, not stepped further.
+    EnvPool takes a seed only when an environment is made. Here a reset makes the pool anew, which takes two
+    milliseconds for LunarLander. So a batch is a function of its seeds alone: equal seeds give equal episodes, and a
+    resumed run repeats. Finished episodes are not stepped further.
 
     Args:
         engine_id: EnvPool's id.
@@ -91,8 +103,8 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
             num_envs, own_limit if horizon is None else horizon, dense is not None,
             observation_space or pool.observation_space, action_space or pool.action_space,
         )  # fmt: skip
-        # One step more than the horizon, where `step` ends the episodes: EnvPool reports an episode that the environment
-        # itself ends at the pool's limit (a fall in the last step, say) as truncated and not as terminated.
+        # One step more than the horizon, because `step` ends the episodes at the horizon. An episode may end by itself in
+        # the last step before the pool's limit, by a fall for example. EnvPool reports that as truncated.
         self._limit = min(self.horizon + 1, 2**31 - 1)
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
@@ -125,15 +137,12 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         ids = info["env_id"]
         self._obs = self._obs.copy()
         self._obs[ids], self._reward[ids] = obs, reward
+        checked_rewards(self._reward, ~self._done, self, self._steps + 1)
         self._return[ids] += reward
         self._terminated[ids], self._truncated[ids] = terminated, truncated
         if terminated.any() or truncated.any() or self._steps + 1 >= self.horizon:
-            for name, value in info.items():
-                if (
-                    isinstance(value, np.ndarray)
-                    and value.shape == ids.shape
-                    and name not in ("env_id", "elapsed_step")
-                ):
+            for name, value in columns(info, len(ids)).items():
+                if name not in ("env_id", "elapsed_step"):
                     self._info.setdefault(name, np.zeros(self.num_envs, dtype=value.dtype))[ids] = value
         return self._obs, self._terminated | self._truncated
 
@@ -143,7 +152,7 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
         seen = {**self._info, **own, "last_reward": self._reward}
         seen |= {"terminated": self._terminated, "truncated": truncated}
         success = checked_success(self._success(self._obs, seen), self.num_envs)
-        return {"success": success, **own, **(self._measures(self._obs, seen) if self._measures else {})}
+        return judged(success, own, self._info, None if self._measures is None else self._measures(self._obs, seen))
 
     def _dense_reward(self) -> npt.NDArray[Any]:
         assert self._dense is not None
@@ -158,17 +167,18 @@ class EnvPoolVectorEnv(LockstepVectorEnv):
 class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     """B copies of an `OutcomeReward` in lockstep, spread over worker processes, a chunk of neighbours to each.
 
-    (Gymnasium's AsyncVectorEnv has one process an environment; with more environments than cores it spends three times
-    as long on messages as one process needs for all steps.) Results equal those of `OutcomeVectorEnv`.
+    (Gymnasium's AsyncVectorEnv has one process per environment. With more environments than cores, its messages take
+    three times as long as all steps in one process.) Results equal those of `OutcomeVectorEnv`.
 
     Args:
-        make: makes one of the copies; sent to the workers by cloudpickle.
+        make: makes one of the copies; sent to the workers by cloudpickle. See `OutcomeVectorEnv`.
         num_envs: B, at least 1.
         obs_scale: see `sppo_control.policies.Network`; None for 1.
-        workers: processes; None for one a core.
+        workers: processes; None for one per core.
 
     Raises:
         ValueError: num_envs below 1; what `make` raises.
+        BadStep: (from `step`) see `OutcomeReward`.
         RuntimeError: a worker failed; its traceback is in the message.
     """
 
@@ -185,7 +195,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         self._processes: list[Any] = []
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        first = make()  # its errors are raised here, before there is any process
+        first = as_outcome(make())  # its errors are raised here, before there is any process
         self.horizon, self.num_envs, self.obs_scale = first.horizon, num_envs, obs_scale
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space
         self.observation_space = batch_space(first.observation_space, num_envs)
@@ -198,8 +208,10 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         for chunk in self._chunks:
             here, there = context.Pipe()
             size = chunk.stop - chunk.start
-            process = context.Process(target=_work, args=(there, cloudpickle.dumps(make), size), daemon=True)
-            process.start()
+            work = (there, cloudpickle.dumps(make), size, chunk.start)
+            process = context.Process(target=_work, args=work, daemon=True)
+            with _without_main():
+                process.start()
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
@@ -207,16 +219,14 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(self, *, seed: Seed = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start B new episodes; of one seed, environment i gets seed + i; of B seeds, its own."""
         seeds = env_seeds(seed, self.num_envs)
-        infos: dict[str, Any] = {}
         for pipe, chunk in zip(self._pipes, self._chunks, strict=True):
             _ask(pipe, "reset", None if seed is None else seeds[chunk], options)
         answers = [_answer(pipe) for pipe in self._pipes]
-        self._obs = np.concatenate([obs for obs, _ in answers])
-        for chunk, (_, info) in zip(self._chunks, answers, strict=True):
-            self._merge(infos, info, chunk)
+        self._obs = np.concatenate(answers)
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
-        self._last_infos: dict[str, Any] = {}
-        return self._obs, infos
+        self._ends: list[dict[str, Scalar] | None] = [None] * self.num_envs
+        self._infos: dict[str, Any] = {}
+        return self._obs, {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One step of every unfinished episode; actions (B,) or (B, A)."""
@@ -225,18 +235,15 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
         for pipe, chunk in busy:
             _ask(pipe, "step", actions[chunk])
         obs, rewards = self._obs.copy(), np.zeros(self.num_envs)
-        infos = {name: value.copy() for name, value in self._last_infos.items()}
-        self._done = self._done.copy()
+        self._done, before = self._done.copy(), self._done
         for pipe, chunk in busy:
-            obs[chunk], rewards[chunk], self._done[chunk], info = _answer(pipe)
-            self._merge(infos, info, chunk)
-        self._obs, self._last_infos = obs, infos
-        return obs, rewards, self._done, np.zeros(self.num_envs, dtype=np.bool_), infos
-
-    def _merge(self, infos: dict[str, Any], part: dict[str, Any], chunk: slice) -> None:
-        for name, value in part.items():
-            if isinstance(value, np.ndarray):
-                infos.setdefault(name, np.zeros((self.num_envs, *value.shape[1:]), dtype=value.dtype))[chunk] = value
+            obs[chunk], rewards[chunk], self._done[chunk], news = _answer(pipe)
+            for i, end in news.items():
+                self._ends[chunk.start + i] = end
+        self._obs = obs
+        if (self._done != before).any():
+            self._infos = stacked(self._ends)
+        return obs, rewards, self._done, np.zeros(self.num_envs, dtype=np.bool_), dict(self._infos)
 
     def close_extras(self, **kwargs: Any) -> None:
         """End the workers."""
@@ -247,6 +254,23 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
             process.join(timeout=5)
             if process.is_alive():
                 process.terminate()
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from running the user's script again, as they do where it has no `if __name__ == "__main__":`.
+    They do not need it, because cloudpickle sends what is defined there."""
+    main = sys.modules["__main__"]
+    file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    main.__spec__ = None
+    if file is not None:
+        del main.__file__
+    try:
+        yield
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
 
 
 _DIED = "a worker process died; --engine sync runs the environments in this one"
@@ -264,29 +288,40 @@ def _answer(pipe: Connection) -> Any:
         ok, value = pipe.recv()
     except (EOFError, OSError) as error:
         raise RuntimeError(_DIED) from error
+    if isinstance(value, BadStep):
+        raise BadStep(str(value))
     if not ok:
         raise RuntimeError(f"an environment failed in its worker process:\n{value}")
     return value
 
 
-def _work(pipe: Connection, make: bytes, num_envs: int) -> None:
+def _work(pipe: Connection, make: bytes, num_envs: int, first: int) -> None:
     import signal
     import traceback
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it finishes its update first
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C: it finishes its update first
+    told = 0  # finished episodes that the parent knows of
     try:
         envs = OutcomeVectorEnv(cloudpickle.loads(make), num_envs)
+        envs.first = first
         while True:
             command, value, options = pipe.recv()
             if command == "close":
                 break
             if command == "reset":
-                pipe.send((True, envs.reset(seed=value, options=options)))
+                pipe.send((True, envs.reset(seed=value, options=options)[0]))
+                told = 0
             else:
-                obs, rewards, terminated, _, infos = envs.step(value)
-                pipe.send((True, (obs, rewards, terminated, infos if terminated.any() else {})))
+                obs, rewards, terminated, _, _ = envs.step(value)
+                news = (
+                    {} if terminated.sum() == told else {i: end for i, end in enumerate(envs.ends) if end is not None}
+                )
+                told = int(terminated.sum())
+                pipe.send((True, (obs, rewards, terminated, news)))
     except EOFError:
         pass  # the parent is gone
+    except BadStep as error:
+        pipe.send((False, error))
     except Exception:
         pipe.send((False, traceback.format_exc()))
 
@@ -304,7 +339,7 @@ def copies(
 
 
 def own_make(env_id: str, extra: str, *modules: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """One of Gymnasium's environments that needs packages of its own, without Gymnasium's wrappers.
+    """One of Gymnasium's environments that needs further packages, without Gymnasium's wrappers.
 
     Args:
         env_id: Gymnasium's.

@@ -1,4 +1,4 @@
-"""What the batched tasks share: B whole episodes move together, and a finished one stands still until the next reset."""
+"""What the batched tasks share: B whole episodes move together, and a finished one waits for the next reset."""
 
 from __future__ import annotations
 
@@ -19,13 +19,17 @@ FloatArray = npt.NDArray[np.float64]
 Seed = int | Sequence[int] | None
 
 
+class BadStep(ValueError):
+    """An environment returned something that no training can use; the message names it, the step and the way out."""
+
+
 class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
     """B episodes in lockstep, autoreset off, reward 0 until an episode's last step and then 1 for success or 0.
 
-    A finished episode is left as it is: its observation stays, its reward is 0, and it is reported as terminated until
-    the next reset (never as truncated: the outcome is decided at the horizon, nothing is left to bootstrap from). From
-    the first finished episode on, `info` holds `success` (B,) and the task's side measures (B,), and under the same
-    names with an underscore which entries are valid, as Gymnasium's vector environments mark them.
+    A finished episode is left as it is: its observation stays and its reward is 0. It is reported as terminated until
+    the next reset. It is never reported as truncated, because the outcome is decided at the horizon and nothing is left
+    to bootstrap from. From the first finished episode on, `info` contains `success` (B,) and the task's measures (B,).
+    The same names with an underscore say which entries are valid, as in Gymnasium's vector environments.
 
     A subclass says how episodes begin (`_begin`), move (`_advance`) and are judged (`_judge`).
 
@@ -70,7 +74,8 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
 
     @abstractmethod
     def _judge(self) -> dict[str, npt.NDArray[Any]]:
-        """`success` (bool) and side measures, each (B,), of all episodes as they stand now."""
+        """`success` (bool) and measures, each (B,), of all episodes as they are now. An entry `_name`, (B,) bool, says
+        which episodes report the measure `name`; without it, all do."""
 
     def _dense_reward(self) -> npt.NDArray[Any]:
         """Shaped reward of the step just made, (B,); asked for only if `dense`."""
@@ -83,7 +88,7 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
         """Start B new episodes.
 
         Args:
-            seed: one number for the batch, or B numbers, one an environment: environments of equal seeds start in
+            seed: one number for the batch, or B numbers, one per environment. Environments with equal seeds start in
                 equal states.
             options: of the task.
 
@@ -99,6 +104,7 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_done = False
         self._result: dict[str, npt.NDArray[Any]] = {}
+        self._reported: dict[str, BoolArray] = {}  # measures that some finished episode has not reported: who has
         return self._begin(seed, options), {}
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[Any, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
@@ -122,26 +128,36 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
             ended = ~self._done if at_horizon else over & ~self._done
             if ended.any():
                 judged = self._judge()
-                for name, value in judged.items():
-                    old = self._result.get(name)
-                    self._result[name] = np.where(ended, value, np.zeros_like(value) if old is None else old)
+                self._keep(judged, ended)
                 if not self.dense:
                     reward[ended & judged["success"]] = 1.0
                 self._done = self._done | ended
                 self._any_done = True
             for name, value in self._result.items():
-                infos[name], infos[f"_{name}"] = value, self._done
+                infos[name], infos[f"_{name}"] = value, self._reported.get(name, self._done)
         return obs, reward, self._done.copy(), np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def _keep(self, judged: dict[str, npt.NDArray[Any]], ended: BoolArray) -> None:
+        """Note what the episodes that ended in this step report."""
+        for name, value in judged.items():
+            if name.startswith("_"):
+                continue
+            old, mask = self._result.get(name), judged.get(f"_{name}")
+            if mask is not None or name in self._reported or (old is None and self._any_done):
+                before = self._reported.get(name, self._done if old is not None else np.zeros_like(self._done))
+                self._reported[name] = before | (ended if mask is None else ended & mask)
+            self._result[name] = np.where(ended, value, np.zeros_like(value) if old is None else old)
+        for name in self._result.keys() - judged.keys():  # reported by earlier episodes, and by none of these
+            self._reported.setdefault(name, self._done)
 
     def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
         actions, space = np.asarray(actions), self.single_action_space
         if isinstance(space, spaces.Discrete):
-            n = int(space.n)
+            low, high = int(space.start), int(space.start + space.n)
             whole = actions.dtype.kind in "iu" and actions.shape == (self.num_envs,)
-            if not whole or actions.min() < 0 or actions.max() >= n:
-                raise ValueError(
-                    f"actions must be {self.num_envs} whole numbers, each {' or '.join(map(str, range(n)))}, got {actions}"
-                )
+            if not whole or actions.min() < low or actions.max() >= high:
+                allowed = " or ".join(map(str, range(low, high))) if space.n <= 10 else f"{low} to {high - 1}"
+                raise ValueError(f"actions must be {self.num_envs} whole numbers, each {allowed}, got {actions}")
         elif actions.shape != (self.num_envs, *(space.shape or ())) or not math.isfinite(actions.sum()):
             shape = (self.num_envs, *(space.shape or ()))
             raise ValueError(f"actions must be finite numbers of shape {shape}, got {actions}")
@@ -149,7 +165,7 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
 
 
 class NumpyVectorEnv(LockstepVectorEnv):
-    """A `LockstepVectorEnv` whose whole state is one array, (S, B): each row contiguous, one column an episode.
+    """A `LockstepVectorEnv` whose whole state is one array, (S, B): each row contiguous, one column per episode.
 
     `reset(options={"state": array})`, (B, S), sets the initial states themselves.
     """
