@@ -142,6 +142,7 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
     for run, config in find_runs(args).items():
         trained = config["args"]
         task = {k: trained[k] for k in ("env_id", "success_return", "horizon", "engine") if trained.get(k) is not None}
+        checkpoints.check_module(trained["env_id"], run, args.env_id)  # before make_task imports it
         if (key := str(task)) not in made:
             at_a_time = min(args.num_episodes, 64) if args.what == "tail" else args.num_episodes
             made[key] = sppo_envs.make_task(num_envs=at_a_time, **task)

@@ -1,5 +1,6 @@
 """Run folders and policy files from strangers: damaged, edited and hostile ones are refused in one line, or harmless."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import evaluate
+import probe
 import sppo_cartpole
 from sppo_control import checkpoints, cli, errors
 from sppo_control.checkpoints import OptimizerState
@@ -432,6 +434,10 @@ def test_a_run_folder_imports_no_installed_module(foreign, call):
         assert "'installed_walk'" in err
         assert "--env-id 'installed_walk:own/Walk-v0'" in err
         assert not imported.exists(), words
+    args = probe.Args(what="tail", runs=(folder,), out=folder / "x.json")
+    with contextlib.ExitStack() as stack, pytest.raises(errors.UserError, match="'installed_walk'"):
+        probe.load(args, stack)
+    assert not imported.exists()
     status, err = call(evaluate, "--run", folder, "--episodes", 1, "--env-id", "installed_walk:own/Walk-v0")
     assert status == 0, err
     assert imported.exists(), "what the user types is imported"

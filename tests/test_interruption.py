@@ -218,11 +218,15 @@ def test_a_real_full_disk_and_a_real_read_only_one(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- what is left over
-def test_leftovers_are_removed_in_every_case_and_only_here(tmp_path):
+def test_leftovers_are_removed_in_every_case_and_only_here(tmp_path, monkeypatch):
     """Before the first checkpoint, after it, and at the end of a run that was not resumed; another run's stay."""
     other = tmp_path / "other" / "checkpoints" / ".writing-other"
     other.mkdir(parents=True)
     run = sppo_cartpole.train(sppo_cartpole.Args(**SMALL, runs_dir=str(tmp_path / "a")))
+    seen = []
+    for number in (0, 6):  # the first updates of the two resumed runs
+        at_update(monkeypatch, number, lambda folder: seen.append(list(folder.rglob(".*"))))
+    at_update(monkeypatch, 7, lambda folder: (folder / "checkpoints" / ".writing-late").mkdir())
     for early in (True, False):
         folder = Path(shutil.copytree(run.folder, tmp_path / f"early-{early}"))
         if early:
@@ -233,7 +237,9 @@ def test_leftovers_are_removed_in_every_case_and_only_here(tmp_path):
         (folder / ".summary.json.writing").write_text("{")
         args = sppo_cartpole.Args(**{**SMALL, "total_timesteps": 300}, runs_dir=str(tmp_path), resume=str(folder))
         sppo_cartpole.train(args)
-        assert not list(folder.rglob(".*"))
+        assert not list(folder.rglob(".*")), "at the end of a run"
+    assert len(seen) >= 2
+    assert not any(seen), "at the start of a resumed run"
     assert other.is_dir()
 
 
