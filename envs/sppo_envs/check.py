@@ -509,9 +509,10 @@ def _copying(engine: Engine) -> Literal["processes", "sync"]:
 
 
 def _statistics(env: gym.Env[Any, Any]) -> gym.Env[Any, Any] | None:
-    """A wrapper in the stack that keeps a running mean and variance, unless it is told not to go on with them."""
+    """A wrapper in the stack that keeps a running mean and variance (as Gymnasium's RunningMeanStd), unless it is told not
+    to go on with them."""
     while isinstance(env, gym.Wrapper):
-        running = any(hasattr(x, "mean") and hasattr(x, "var") for x in vars(env).values())
+        running = any(all(hasattr(x, name) for name in ("mean", "var", "count", "update")) for x in vars(env).values())
         if running and getattr(env, "update_running_mean", True):
             return env
         env = env.env
