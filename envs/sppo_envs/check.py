@@ -266,7 +266,7 @@ def _repeats(report: Report, envs: Any, seed: int, steps: int, seconds: float) -
         report.add(_LASTING)
     else:
         case = f"a new copy and a used one, with seed {seed} and equal actions, differ: {again.text}"
-        rounding = "the difference is as small as rounding errors become in some steps; a resumed run may not repeat bit for bit"
+        rounding = "the difference is as small as rounding errors are; a resumed run may not repeat bit for bit"
         report.add(_LASTING, "note" if again.tiny else "fails", case, rounding if again.tiny else STATE)
     return [new, used]
 
