@@ -506,7 +506,14 @@ def test_frozen_statistics_and_fixed_factors_are_no_state(register):
     def fixed():
         return gym.wrappers.TransformObservation(Walk(), lambda obs: obs / 2, None)
 
-    for make in (frozen, fixed, Walk, lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
+    class Caches(gym.Wrapper):
+        """Arrays have a mean and a variance too."""
+
+        def __init__(self):
+            super().__init__(Walk())
+            self.cached = np.zeros(3)
+
+    for make in (frozen, fixed, Walk, Caches, lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
         first_look(register(make), 1.0)
         assert (
             check_task(register(make), success_return=1.0)["nothing is kept from one episode to the next"].verdict
