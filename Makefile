@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl bench pretrained study probes figures study-small clean
+.PHONY: train test test-verl mutants bench pretrained study probes figures study-small clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -17,6 +17,9 @@ test: .venv/.test  ## format, lint, types, tests
 
 test-verl: .venv-verl/.test  ## the verl plug-in, in an environment of its own: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
+
+mutants: .venv/.test  ## single-line bugs, and which test catches each: about fifteen minutes; goes on where it was stopped
+	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
 
 bench: .venv/.bench  ## training speed against Stable-Baselines3, engines against Gymnasium's
 	$(BIN)/python scripts/speed.py

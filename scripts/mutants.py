@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import multiprocessing
 import os
 import queue
 import re
@@ -26,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import types
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -41,6 +43,14 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAST = 0.95
 """Share of the bugs that must be caught."""
 NOTHING, TOO_LATE = "SURVIVED", "the time limit"
+FORK = multiprocessing.get_context("forkserver")
+"""Makes the processes that run tests. Importing these packages takes longer than most tests, so it is done once."""
+FORK.set_forkserver_preload(
+    [
+        "pytest", "numpy", "torch", "torch._dynamo", "torch.utils.tensorboard", "gymnasium", "safetensors.torch", "tyro",
+        "datasets", "transformers",
+    ]
+)  # fmt: skip
 
 
 @dataclass
@@ -186,22 +196,38 @@ def run_tests(copy: Path, tests: Sequence[str], time_limit: float | None) -> tup
     Returns:
         pytest's exit status, None past the time limit; and what it printed.
     """
-    paths = os.pathsep.join(str(copy / name) for name in ("", "envs", "scripts"))
-    # Without bytecode: Python would take that of the right file for a bug of the same length in the same second.
-    env = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]
-    process = subprocess.Popen(
-        command, cwd=copy, env=env, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    try:
-        out, _ = process.communicate(timeout=time_limit)
-    except subprocess.TimeoutExpired:
-        return None, ""
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its worker processes too
-            process.communicate()
-    return process.returncode, out
+    with tempfile.NamedTemporaryFile() as out:
+        process = FORK.Process(target=pytest_in, args=(copy, tests, out.name))
+        process.start()
+        try:
+            process.join(time_limit)
+            if process.exitcode is None:
+                return None, ""
+            return process.exitcode, Path(out.name).read_text(errors="replace")
+        finally:
+            if process.is_alive():
+                os.killpg(process.ident or 0, signal.SIGKILL)  # its worker processes too
+                process.join()
+
+
+def pytest_in(copy: Path, tests: Sequence[str], out: str) -> None:
+    """What a process of `run_tests` does; it ends with pytest's exit status."""
+    import pytest
+
+    os.setsid()
+    file, nothing = os.open(out, os.O_WRONLY), os.open(os.devnull, os.O_RDONLY)
+    for theirs, ours in ((0, nothing), (1, file), (2, file)):
+        os.dup2(ours, theirs)
+    paths = [str(copy / name) for name in ("", "envs", "scripts")]
+    sys.path[:0] = paths
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # of processes that the tests start
+    os.chdir(copy)
+    sys.dont_write_bytecode = True
+    # What this script has imported of the project is not the copy's.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sppo_control"]:
+        del sys.modules[name]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
 
 
 def failed_test(out: str) -> str | None:
@@ -271,6 +297,8 @@ def page(results: Sequence[tuple[Mutant, str]]) -> str:
 
 
 def main(args: Args) -> None:
+    # Without bytecode: Python would take that of the right file for a bug of the same length in the same second.
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     mutants = chosen(args, read(args.mutants))
     for mutant in mutants:
         mutant.apply((ROOT / mutant.file).read_text())  # all must fit before the first one runs

@@ -15,8 +15,8 @@ import sppo_envs
 from sppo_control import outcomes, starts
 from sppo_control.networks import Critic
 from sppo_control.policies import CategoricalPolicy, GaussianPolicy, load_policy, make_policy, save_policy
-from sppo_control.rollout import ContextWindow, evaluate, rollout
-from sppo_envs import OutcomeVectorReward
+from sppo_control.rollout import ContextWindow, evaluate, rollout, success_by_context
+from sppo_envs import OutcomeVectorReward, hopper, lunar_lander, pendulum, precision_cartpole
 
 ID = "sppo/PrecisionCartPole-v0"
 
@@ -87,6 +87,16 @@ def test_a_window_restores_its_contexts_and_keeps_pairs_together():
     assert sorted(context.unique().tolist()) == [*range(10, 14), *range(20, 24), *range(30, 34)]
     with pytest.raises(ValueError, match="do not fit this window"):
         ContextWindow(2, 4, 1).load_tensors(window.named_tensors())
+
+
+def test_success_from_a_context_is_a_share_of_its_episodes():
+    envs = sppo_envs.make_task(ID, 8)
+    policy = starts.starting_policy(envs, ID, None, False, ())
+    _, rate = success_by_context(envs, policy, 6, np.random.default_rng(1))
+    rng = np.random.default_rng(1)
+    expected = [float(rollout(envs, policy, rng, group_size=8).outcome.mean()) for _ in range(6)]
+    assert any(0 < share < 1 for share in expected), "else one episode would say as much"
+    assert rate.tolist() == expected
 
 
 # ------------------------------------------------------------------------------------------- policies and their files
@@ -176,3 +186,19 @@ def test_the_return_of_a_finished_episode_does_not_grow():
     assert info["episode_length"].tolist() == [1, 2, 3]
     np.testing.assert_allclose(obs[:, 0], [0.1, 0.2, 0.3], rtol=1e-6)
     assert reward.tolist() == [0.0, 0.0, 1.0], "each outcome is paid once, in the episode's last step"
+
+
+def test_numbers_of_the_tasks_are_those_of_the_docs():
+    """docs/tasks.md; the other tests take these numbers from the code."""
+    assert precision_cartpole.CONTEXT_SPREAD == (1.6, 1.2, 0.18, 1.2)
+    assert np.degrees([precision_cartpole.MAX_FINAL_ANGLE, precision_cartpole.CONTEXT_MAX_FINAL_ANGLE]) == (
+        pytest.approx([0.5, 3])
+    )
+    assert (pendulum.UPRIGHT, pendulum.WINDOW, pendulum.CONTEXT_WINDOW, pendulum.CONTEXT_MAX_SPEED) == (0.8, 100, 50, 2)
+    assert (lunar_lander.MAX_X, hopper.MIN_DISTANCE) == (0.4, 1.0)
+    horizons = [sppo_envs.task(env_id).horizon for env_id in sppo_envs.TASKS]
+    assert dict(zip(sppo_envs.TASKS, horizons, strict=True)) == {
+        "sppo/PrecisionCartPole-v0": 200, "sppo/ContextCartPole-v0": 200, "sppo/SparseMountainCar-v0": 1000,
+        "sppo/SparsePendulum-v0": 1000, "sppo/ContextPendulum-v0": 100, "sppo/SparseLunarLander-v0": 1000,
+        "sppo/SparseHopper-v0": 1000,
+    }  # fmt: skip

@@ -34,7 +34,7 @@ OWN = {
     "rloo": {"group_size": 4},
     "remax": {},
 }
-"""No number is a default or occurs twice, so that none can stand in for another."""
+"""No number is a default or occurs twice, so that none can replace another."""
 
 
 def watch(script, folder, **changes):
@@ -158,13 +158,13 @@ def test_the_loss_is_the_clipped_surrogate_per_step_less_the_entropy_bonus(name,
     mb = expected_order(seen)[0][0]
     logits = first(seen, CategoricalPolicy, "policy")(seen.episodes.obs[mb])
     entropy = torch.distributions.Categorical(logits=logits).entropy()[seen.episodes.mask[mb]].mean()
-    assert float(seen.means[0][1]) == pytest.approx(float(entropy), rel=1e-4)
+    assert seen.means[0][1].item() == pytest.approx(entropy.item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_without_a_weight_there_is_no_entropy_in_the_loss(name, watched):
     seen = watched(name, ent_coef=0.0, num_minibatches=1, update_epochs=1)
-    assert seen.backward[0] == pytest.approx(float(seen.surrogates[0][1].loss))
+    assert seen.backward[0] == pytest.approx(seen.surrogates[0][1].loss.item())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -230,6 +230,12 @@ def test_what_is_logged_of_the_baseline(name, watched):
         }[name]()
     assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), rel=1e-4, abs=1e-5)
     assert seen.metrics["critic/brier"] == pytest.approx(float((v0 - R).square().mean()), rel=1e-4, abs=1e-6)
+    assert seen.metrics["critic/ece"] == pytest.approx(
+        float(core.expected_calibration_error(v0, R)), rel=1e-4, abs=1e-6
+    )
+    if name != "ppo":  # which logs that of all steps
+        explained = float(core.explained_variance(v0, R))
+        assert seen.metrics["losses/explained_variance"] == pytest.approx(explained, rel=1e-4, abs=1e-5)
     kwargs = [{k: vars(x)[k] for k in ("greedy", "group_size")} for x, _ in seen.rollouts]
     sampled = {"greedy": False, "group_size": {"grpo": 8, "rloo": 4}.get(name, 1)}
     assert kwargs == [sampled, *([{"greedy": True, "group_size": 1}] if name == "remax" else [])]

@@ -112,6 +112,17 @@ def test_a_checkpoint_is_due_every_so_often_and_at_the_end_and_events_are_on_dis
     assert [int(path.name) for path in run.checkpoints()] == [0, 2, 4, 5]
 
 
+def test_a_checkpoint_is_written_when_all_events_before_it_have_been_flushed(tmp_path, monkeypatch):
+    run, calls = new_run(Args(str(tmp_path), save_every=1)), []
+    for owner, name in ((run.writer, "add_scalar"), (run.writer, "flush"), (runs, "write_checkpoint")):
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, n=name, r=real, **kw: calls.append(n) or r(*args, **kw))
+    run.end_update(batch(1, 0), {})
+    assert calls[0] == "add_scalar"
+    last = len(calls) - 1 - calls[::-1].index("add_scalar")
+    assert calls[last + 1 :][:2] == ["flush", "write_checkpoint"]
+
+
 def test_resuming_restores_counters_parts_and_recent_outcomes_and_drops_what_came_later(tmp_path):
     run = new_run(Args(str(tmp_path), save_every=1), net=(net := Critic(2)))
     for update in range(4):
