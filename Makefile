@@ -18,7 +18,7 @@ test: .venv/.test  ## format, lint, types, tests
 test-verl: .venv-verl/.test  ## the verl plug-in, in an environment of its own: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
 
-mutants: .venv/.test  ## single-line bugs, and which test catches each: about fifteen minutes; goes on where it was stopped
+mutants: .venv/.test  ## single-line bugs, and which test catches each: about twenty minutes; goes on where it stopped
 	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
 
 bench: .venv/.bench  ## training speed against Stable-Baselines3, engines against Gymnasium's

@@ -75,6 +75,8 @@ class Args:
             raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if not self.time_limit > 0:
             raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
+        if self.markdown is not None and (self.only or self.files):
+            raise ValueError("--markdown writes a page of all bugs; leave out --only and --files, or --markdown")
 
 
 @dataclass(frozen=True)
@@ -281,8 +283,11 @@ def page(results: Sequence[tuple[Mutant, str]]) -> str:
         "",
         f"{len(results)} mutants were tried. {len(results) - len(survivors)} were caught, {len(survivors)} survived.",
         "",
-        "This page is made by `make mutants`. The column on the right is the first test that failed.",
+        "They were chosen by hand, and some tests were written because a mutant had survived. "
+        "So the number says how well the tests guard against these mistakes, not against all mistakes.",
         "",
+        "`make mutants` makes this page. The column on the right names the first test that failed.",
+        *([""] if survivors else []),
     ]
     for mutant in survivors:
         lines += [f"- `{mutant.name}` survives: {mutant.reason or 'no reason is given.'}"]

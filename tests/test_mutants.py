@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,14 @@ def test_there_are_many_of_every_kind():
     assert number("sppo_control/runs.py", "sppo_control/checkpoints.py") >= 12
     assert number(*(f"scripts/{name}_cartpole.py" for name in ("sppo", "ppo", "grpo", "rloo", "remax"))) >= 25
     assert number("sppo_control/llm", *(f"scripts/{name}_llm.py" for name in ("sppo", "ppo", "grpo"))) >= 20
+
+
+def test_the_page_has_every_mutant():
+    page = (ROOT / "docs" / "mutants.md").read_text()
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.M) == [mutant.name for mutant in LIST], (
+        "run make mutants"
+    )
+    assert f"{len(LIST)} mutants were tried. " in page
 
 
 ENTRY = """
