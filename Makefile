@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl bench pretrained study probes figures study-small soak clean
+.PHONY: train test test-verl mutants bench pretrained study probes figures study-small soak clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -17,6 +17,9 @@ test: .venv/.test  ## check format, lint, types and tests
 
 test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
+
+mutants: .venv/.test  ## make single-line bugs, and see which test catches each: about twenty minutes, resumable
+	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
 
 bench: .venv/.bench  ## compare training speed with Stable-Baselines3, and engines with Gymnasium's
 	$(BIN)/python scripts/speed.py

@@ -180,7 +180,8 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
     """
     words = sys.argv[1:] if words is None else list(words)
     fields = {field.name for field in dataclasses.fields(cast(Any, args_type))}
-    _refuse_empty(words, fields)
+    several = {name for name, hint in get_type_hints(args_type).items() if "tuple[" in str(hint)}
+    _refuse_empty(words, fields - several)
     try:
         early = _read_early(args_type, {*_decisive(args_type), *({"resume"} & fields)}, words)
         resume = early.pop("resume", None)

@@ -657,3 +657,76 @@ def test_groups_divided_by_their_deviation_are_biased():
     control = [(unbiased[r].norm() / true[r].norm()).item() for r in rows]
     assert abs(weight[0] / weight[1] - 1) > 0.01
     assert control == pytest.approx([1.0, 1.0], rel=1e-9)
+
+
+# ------------------------------------------------------------------------ edges where a small mistake could hide
+def test_a_row_of_padding_alone_does_not_count_as_a_sequence():
+    """In "sequence-mean" such a row is in no mean: neither in the divisor, nor through its length of 0."""
+    g = torch.Generator().manual_seed(0)
+    logp, logp_old = torch.randn(2, 3, 4, generator=g)
+    advantage, mask = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]).bool()
+    rows = torch.tensor([0, 2])
+    whole = core.clipped_surrogate(logp.requires_grad_(), logp_old, advantage, mask, reduction="sequence-mean")
+    part = core.clipped_surrogate(logp[rows], logp_old[rows], advantage[rows], mask[rows], reduction="sequence-mean")
+    assert torch.isfinite(whole.loss)
+    torch.testing.assert_close(whole.loss, part.loss)
+    whole.loss.backward()
+    assert (logp.grad[1] == 0).all()
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_extremes_of_the_ratio_are_those_of_real_steps(sign):
+    """All ratios are on one side of 1, which is the ratio of padding."""
+    logp, mask = sign * torch.tensor([[0.1, 0.2, 0.0]]), torch.tensor([[True, True, False]])
+    seen = core.clipped_surrogate(logp, torch.zeros(1, 3), torch.ones(1), mask)
+    ratios = logp[mask].exp()
+    torch.testing.assert_close(seen.ratio_min, ratios.min())
+    torch.testing.assert_close(seen.ratio_max, ratios.max())
+
+
+def test_targets_of_both_value_losses_are_constants():
+    value = torch.randn(2, 3, requires_grad=True)
+    returns, outcome = torch.rand(2, 3, requires_grad=True), torch.rand(3, requires_grad=True)
+    core.squared_value_loss(value, returns, torch.ones(2, 3, dtype=torch.bool)).backward()
+    core.bernoulli_value_loss(value[0], outcome).backward()
+    assert returns.grad is None
+    assert outcome.grad is None
+    assert value.grad is not None
+
+
+def test_bins_of_the_calibration_error_are_tenths():
+    """0.07 and 0.11 are in two bins, 0.11 and 0.19 in one. Rounding would make it the other way round."""
+    apart = core.expected_calibration_error(torch.tensor([0.07, 0.11]), torch.tensor([0.0, 1.0]))
+    together = core.expected_calibration_error(torch.tensor([0.11, 0.19]), torch.tensor([0.0, 1.0]))
+    assert float(apart) == pytest.approx((0.07 + 0.89) / 2)
+    assert float(together) == pytest.approx(abs(0.11 + 0.19 - 1) / 2)
+
+
+@pytest.mark.parametrize("outcome", [-1e-7, 1 + 2e-7, float("nan")])
+def test_an_outcome_just_outside_0_and_1_is_refused(outcome):
+    R, v = torch.tensor([0.0, outcome, 1.0]), torch.zeros(3)
+    for call in (core.sequence_advantage, core.greedy_baseline_advantage):
+        with pytest.raises(ValueError, match="at index 1"):
+            call(R, v)
+    for call in (core.bernoulli_value_loss, core.brier_score, core.expected_calibration_error):
+        with pytest.raises(ValueError, match="at index 1"):
+            call(v, R)
+
+
+def test_advantages_of_every_kind_are_constants():
+    value = torch.rand(1, 3, requires_grad=True)
+    advantage, returns = core.generalized_advantage(torch.ones(1, 3), value, torch.ones(1, 3).bool(), 0.9, 0.5)
+    R, other = torch.rand(4, requires_grad=True), torch.rand(4, requires_grad=True)
+    kinds = [core.sequence_advantage(R, other), core.greedy_baseline_advantage(R, other)]
+    kinds += [core.group_relative_advantage(R, 2), core.leave_one_out_advantage(R, 2)]
+    assert not any(x.requires_grad for x in (advantage, returns, *kinds))
+
+
+def test_share_of_clipped_steps_is_of_the_ratio_not_of_its_logarithm():
+    """exp(-0.21) is 0.81, within 0.2 of 1; exp(0.19) is 1.21, not."""
+    logp = torch.tensor([[-0.21, 0.19]])
+    seen = core.clipped_surrogate(logp, torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2).bool(), clip_coef=0.2)
+    assert float(seen.clipfrac) == 0.5
+    logp = torch.tensor([[-0.21, -0.21]])
+    seen = core.clipped_surrogate(logp, torch.zeros(1, 2), torch.ones(1), torch.ones(1, 2).bool(), clip_coef=0.2)
+    assert float(seen.clipfrac) == 0.0

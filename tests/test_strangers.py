@@ -927,7 +927,7 @@ def test_given_demonstrations_are_in_the_environments_own_actions(tmp_path, regi
         np.savez(tmp_path / "d.npz", observations=np.zeros((3, 1), np.float32), actions=np.array(actions))
         assert read_demonstrations(str(tmp_path / "d.npz"), envs)[1].tolist() == expected
     np.savez(tmp_path / "d.npz", observations=np.zeros((1, 1), np.float32), actions=np.array([0]))
-    with pytest.raises(UserError, match="must be 1 to 2, row 0 is 0"):
+    with pytest.raises(UserError, match="must be 1 to 2, but row 0 is 0"):
         read_demonstrations(str(tmp_path / "d.npz"), envs)
 
 

@@ -1,0 +1,327 @@
+"""What each flag of the control scripts does to an update: one update of each script is run and watched, flags set."""
+
+import dataclasses
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import grpo_cartpole
+import ppo_cartpole
+import remax_cartpole
+import rloo_cartpole
+import sppo_cartpole
+from sppo_control import core, runs
+from sppo_control.networks import Critic
+from sppo_control.policies import CategoricalPolicy
+from sppo_control.rollout import rollout
+
+ID = "sppo/PrecisionCartPole-v0"
+B = 16
+SCRIPTS = {
+    "sppo": sppo_cartpole, "ppo": ppo_cartpole, "grpo": grpo_cartpole, "rloo": rloo_cartpole, "remax": remax_cartpole,
+}  # fmt: skip
+COMMON = {
+    "env_id": ID, "num_envs": B, "num_minibatches": 2, "update_epochs": 3, "learning_rate": 2e-3, "clip_coef": 0.001,
+    "ent_coef": 0.3, "max_grad_norm": 1e-3, "eval_episodes": 1, "total_timesteps": 1, "seed": 11,
+}  # fmt: skip
+OWN = {
+    "sppo": {"critic_learning_rate": 5e-3, "critic_steps": 7, "critic_batch_size": 5, "critic_window": 2},
+    "ppo": {"critic_learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.6},
+    "grpo": {"group_size": 8},
+    "rloo": {"group_size": 4},
+    "remax": {},
+}
+"""No number is a default or occurs twice, so that none can replace another."""
+
+
+def shortened(episodes):
+    """The same episodes, but they end at different times: all of this task's may last equally long."""
+    last = torch.minimum(episodes.lengths - 1, 90 + 5 * torch.arange(B))
+    t = torch.arange(episodes.mask.shape[1])
+    reward = torch.where(t == last[:, None], episodes.outcome[:, None], 0.0)
+    return dataclasses.replace(episodes, mask=t <= last[:, None], reward=reward)
+
+
+def watch(script, folder, **changes):
+    """Run one update, and return what was called with what."""
+    seen = SimpleNamespace(
+        rollouts=[], surrogates=[], means=[], gae=[], value_losses=[], backward=[], adam=[], steps=[]
+    )
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def spy(owner, name, into):
+            real = getattr(owner, name)
+            parameters = inspect.signature(real if name != "rollout" else rollout)
+
+            def call(*args, **kwargs):
+                result = real(*args, **kwargs)
+                bound = parameters.bind(*args, **kwargs)
+                bound.apply_defaults()
+                into.append((SimpleNamespace(**bound.arguments), result))
+                return result
+
+            patch.setattr(owner, name, call)
+
+        real_rollout = script.rollout
+        patch.setattr(script, "rollout", lambda *args, **kwargs: shortened(real_rollout(*args, **kwargs)))
+        spy(script, "rollout", seen.rollouts)
+        spy(core, "clipped_surrogate", seen.surrogates)
+        spy(core, "masked_mean", seen.means)
+        spy(core, "generalized_advantage", seen.gae)
+        spy(core, "bernoulli_value_loss", seen.value_losses)
+        spy(core, "squared_value_loss", seen.value_losses)
+        real_backward, real_adam, real_end = torch.Tensor.backward, torch.optim.Adam.__init__, runs.Run.end_update
+
+        def backward(self, *args, **kwargs):
+            seen.backward.append(float(self.detach()))
+            return real_backward(self, *args, **kwargs)
+
+        def adam(self, *args, **kwargs):
+            real_adam(self, *args, **kwargs)
+            seen.adam.append(self)
+
+        def end_update(self, episodes, metrics, *args, **kwargs):
+            seen.metrics = dict(metrics)
+            return real_end(self, episodes, metrics, *args, **kwargs)
+
+        def before_step(optimizer, args, kwargs):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            seen.steps.append((seen.adam.index(optimizer), float(torch.cat([g.flatten() for g in gradients]).norm())))
+
+        patch.setattr(torch.Tensor, "backward", backward)
+        patch.setattr(torch.optim.Adam, "__init__", adam)
+        patch.setattr(runs.Run, "end_update", end_update)
+        hook = register_optimizer_step_pre_hook(before_step)
+        try:
+            seen.run = script.train(script.Args(**changes, runs_dir=str(folder)))
+        finally:
+            hook.remove()
+    seen.args, seen.episodes = seen.run.args, seen.rollouts[0][1]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """name of the script -> what was seen; each script runs once."""
+    found = {}
+
+    def of(name, **changes):
+        key = (name, *sorted(changes.items()))
+        if key not in found:
+            values = {**COMMON, **OWN[name], **changes}
+            found[key] = watch(SCRIPTS[name], tmp_path_factory.mktemp(name), **values)
+        return found[key]
+
+    return of
+
+
+def rows(seen, logp_old):
+    """Which episodes of the batch these are."""
+    return [int((seen.episodes.logp == row).all(1).nonzero()[0, 0]) for row in logp_old]
+
+
+def expected_order(seen):
+    """The minibatches, and the generator after they were drawn: the stream "shuffle" of update 0."""
+    rng = np.random.default_rng([seen.args.seed, 0, 1])
+    drawn = [rng.permutation(B).reshape(2, -1).tolist() for _ in range(seen.args.update_epochs)]
+    return [mb for epoch in drawn for mb in epoch], rng
+
+
+def first(seen, kind, name):
+    """A network as it was before the update."""
+    network = kind(
+        4, *((2,) if kind is CategoricalPolicy else ()), obs_scale=seen.run.parts["policy"].obs_scale.tolist()
+    )
+    network.load_tensors(load_file(seen.run.checkpoints()[0] / f"{name}.safetensors"))
+    return network
+
+
+# ------------------------------------------------------------------------------------------------------ the policy
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_epochs_and_minibatches_follow_the_stream_shuffle(name, watched):
+    seen = watched(name)
+    assert [rows(seen, x.logp_old) for x, _ in seen.surrogates] == expected_order(seen)[0]
+    for (x, _), mb in zip(seen.surrogates, expected_order(seen)[0], strict=True):
+        assert torch.equal(x.mask, seen.episodes.mask[mb])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_loss_is_the_clipped_surrogate_per_step_less_the_entropy_bonus(name, watched):
+    """--clip-coef and --ent-coef, by the equation; the entropy is that of the policy, in nats."""
+    seen = watched(name)
+    policy_losses = [loss for loss, step in zip(seen.backward, seen.steps, strict=True) if step[0] == 0]
+    clipped = 0
+    for (x, result), (_, entropy), loss in zip(seen.surrogates, seen.means, policy_losses, strict=True):
+        ratio = (x.logp - x.logp_old).exp()
+        A = x.advantage if x.advantage.ndim == 2 else x.advantage[:, None].expand_as(ratio)
+        assert A[x.mask].abs().max() > 0.1
+        bounded = ratio.clamp(1 - 0.001, 1 + 0.001)
+        by_hand = -torch.minimum(ratio * A, bounded * A)[x.mask].mean()
+        clipped += int((ratio != bounded)[x.mask].sum())
+        torch.testing.assert_close(result.loss, by_hand, rtol=1e-4, atol=1e-6)
+        assert loss == pytest.approx((by_hand - 0.3 * entropy).item(), rel=1e-4, abs=1e-6)
+    assert clipped > 0
+    mb = expected_order(seen)[0][0]
+    logits = first(seen, CategoricalPolicy, "policy")(seen.episodes.obs[mb])
+    entropy = torch.distributions.Categorical(logits=logits).entropy()[seen.episodes.mask[mb]].mean()
+    assert seen.means[0][1].item() == pytest.approx(entropy.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_a_weight_there_is_no_entropy_in_the_loss(name, watched):
+    seen = watched(name, ent_coef=0.0, num_minibatches=1, update_epochs=1)
+    assert seen.backward[0] == pytest.approx(seen.surrogates[0][1].loss.item())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_learning_rates_and_epsilon_of_adam(name, watched):
+    seen = watched(name)
+    groups = [group for optimizer in seen.adam for group in optimizer.param_groups]
+    rates = [2e-3, 5e-3] if name in ("sppo", "ppo") else [2e-3]
+    assert [group["lr"] for group in groups] == rates
+    assert {(group["eps"], group["betas"], group["weight_decay"]) for group in groups} == {(1e-5, (0.9, 0.999), 0)}
+    policy = seen.run.parts["policy"]
+    assert [id(p) for p in groups[0]["params"]] == [id(p) for p in policy.parameters()]
+    assert seen.metrics["charts/learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_longer_gradients_are_scaled_down_to_the_norm(name, watched):
+    """--max-grad-norm, of policy and critic each; the log has the norms before."""
+    seen = watched(name)
+    assert {index for index, _ in seen.steps} == set(range(len(seen.adam)))
+    for index, norm in seen.steps:
+        assert norm == pytest.approx(1e-3, rel=1e-2), "policy" if index == 0 else "critic"
+    assert seen.metrics["losses/grad_norm"] > 1e-2
+    assert sum(index == 0 for index, _ in seen.steps) == 2 * 3
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_logged_losses_are_means_over_all_minibatches(name, watched):
+    seen = watched(name)
+    steps = np.array([float(result.num_steps) for _, result in seen.surrogates])
+    for tag, values in {
+        "entropy": [x for _, x in seen.means],
+        "policy_loss": [result.loss for _, result in seen.surrogates],
+        "approx_kl": [result.approx_kl for _, result in seen.surrogates],
+        "clipfrac": [result.clipfrac for _, result in seen.surrogates],
+    }.items():
+        average = np.average([float(x.detach()) for x in values], weights=steps)
+        assert seen.metrics[f"losses/{tag}"] == pytest.approx(average, rel=1e-4), tag
+    assert 0 < seen.metrics["losses/entropy"] < np.log(2)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_from_scratch_and_hidden(name, tmp_path):
+    script = SCRIPTS[name]
+    args = {**COMMON, **OWN[name], "horizon": 2, "update_epochs": 1}
+    run = script.train(script.Args(**args, from_scratch=True, hidden=(5, 3), runs_dir=str(tmp_path)))
+    start = load_file(run.checkpoints()[0] / "policy.safetensors")
+    assert [len(start[f"layers.{i}.weight"]) for i in range(3)] == [5, 3, 2]
+
+
+# ------------------------------------------------------------------------------------------------------- baselines
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_is_logged_of_the_baseline(name, watched):
+    seen = watched(name)
+    R, obs = seen.episodes.outcome, seen.episodes.obs
+    assert 0 < R.mean() < 1
+    with torch.no_grad():
+        v0 = {
+            "sppo": lambda: torch.sigmoid(first(seen, Critic, "critic")(obs[:, 0])),
+            "ppo": lambda: first(seen, Critic, "critic")(obs[:, 0]),
+            "grpo": lambda: R.view(-1, 8).mean(1).repeat_interleave(8),
+            "rloo": lambda: (R.view(-1, 4).sum(1).repeat_interleave(4) - R) / 3,
+            "remax": lambda: seen.rollouts[1][1].outcome,
+        }[name]()
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), rel=1e-4, abs=1e-5)
+    assert seen.metrics["critic/brier"] == pytest.approx(float((v0 - R).square().mean()), rel=1e-4, abs=1e-6)
+    assert seen.metrics["critic/ece"] == pytest.approx(
+        float(core.expected_calibration_error(v0, R)), rel=1e-4, abs=1e-6
+    )
+    if name != "ppo":  # which logs that of all steps
+        explained = float(core.explained_variance(v0, R))
+        assert seen.metrics["losses/explained_variance"] == pytest.approx(explained, rel=1e-4, abs=1e-5)
+    kwargs = [{k: vars(x)[k] for k in ("greedy", "group_size")} for x, _ in seen.rollouts]
+    sampled = {"greedy": False, "group_size": {"grpo": 8, "rloo": 4}.get(name, 1)}
+    assert kwargs == [sampled, *([{"greedy": True, "group_size": 1}] if name == "remax" else [])]
+
+
+ADVANTAGE = {
+    "sppo": lambda R, v0, greedy: R - v0,
+    "grpo": lambda R, v0, greedy: (R - v0) / R.view(-1, 8).std(1, correction=0).repeat_interleave(8).clamp(min=1e-9),
+    "rloo": lambda R, v0, greedy: R - (R.view(-1, 4).sum(1).repeat_interleave(4) - R) / 3,
+    "remax": lambda R, v0, greedy: R - greedy,
+}
+
+
+@pytest.mark.parametrize("name", ADVANTAGE)
+def test_the_advantage_that_reaches_the_loss(name, watched):
+    """In groups with both outcomes, where no two of these formulas agree."""
+    seen = watched(name)
+    R = seen.episodes.outcome
+    size = {"grpo": 8, "rloo": 4}.get(name, B)
+    assert ((R.view(-1, size).mean(1) > 0) & (R.view(-1, size).mean(1) < 1)).any()
+    with torch.no_grad():
+        v0 = R.view(-1, 8).mean(1).repeat_interleave(8) if name == "grpo" else None
+        v0 = torch.sigmoid(first(seen, Critic, "critic")(seen.episodes.context)) if name == "sppo" else v0
+    expected = ADVANTAGE[name](R, v0, seen.rollouts[-1][1].outcome)
+    for x, _ in seen.surrogates:
+        torch.testing.assert_close(x.advantage, expected[rows(seen, x.logp_old)], rtol=1e-4, atol=1e-5)
+
+
+def test_ppo_hands_gamma_and_lambda_to_its_advantage_and_its_critic_learns_the_returns(watched):
+    seen = watched("ppo")
+    ((x, (advantage, returns)),) = seen.gae
+    assert (x.gamma, x.gae_lambda) == (0.9, 0.6)
+    assert torch.equal(x.reward, seen.episodes.reward)
+    torch.testing.assert_close(x.value, first(seen, Critic, "critic")(seen.episodes.obs).detach())
+    assert len(seen.value_losses) == 2 * 3
+    for (loss, _), (policy, _), mb in zip(seen.value_losses, seen.surrogates, expected_order(seen)[0], strict=True):
+        assert torch.equal(loss.returns, returns[mb])
+        assert torch.equal(loss.mask, seen.episodes.mask[mb])
+        assert torch.equal(policy.advantage, advantage[mb])
+    explained = core.explained_variance(x.value, returns, seen.episodes.mask)
+    assert seen.metrics["losses/explained_variance"] == pytest.approx(float(explained), rel=1e-4, abs=1e-6)
+
+
+def test_ppos_cross_entropy_is_over_all_real_steps(watched):
+    seen = watched("ppo", critic_loss="bce")
+    ((x, (_, returns)),) = seen.gae
+    probability = torch.sigmoid(first(seen, Critic, "critic")(seen.episodes.obs)).detach()
+    torch.testing.assert_close(x.value, probability)
+    for (loss, _), mb in zip(seen.value_losses, expected_order(seen)[0], strict=True):
+        mask = seen.episodes.mask[mb]
+        assert loss.value_logit.shape == (int(mask.sum()),)
+        torch.testing.assert_close(loss.outcome, returns[mb][mask].clamp(0, 1))
+    mb = expected_order(seen)[0][0]
+    before = torch.sigmoid(seen.value_losses[0][0].value_logit).detach()
+    torch.testing.assert_close(before, probability[mb][seen.episodes.mask[mb]])
+
+
+# ------------------------------------------------------------------------------------------- SPPO's critic recipes
+def test_the_window_recipe_draws_so_many_contexts_so_often(watched):
+    """--critic-steps, --critic-batch-size; drawn after the minibatches from the same stream."""
+    seen = watched("sppo")
+    rng, R = expected_order(seen)[1], seen.episodes.outcome
+    drawn = [R[torch.from_numpy(rng.integers(B, size=5))] for _ in range(7)]
+    assert [x.outcome.tolist() for x, _ in seen.value_losses] == [x.tolist() for x in drawn]
+    assert [x.value_logit.shape for x, _ in seen.value_losses] == [(5,)] * 7
+    logged = np.mean([float(result.detach()) for _, result in seen.value_losses])
+    assert seen.metrics["losses/value_loss"] == pytest.approx(logged, rel=1e-5)
+    assert len(seen.run.parts["recent"].named_tensors()["contexts"]) == 2, "--critic-window"
+
+
+def test_the_papers_recipe_takes_the_policys_minibatches(tmp_path):
+    values = {**COMMON, "critic_recipe": "paper", "critic_learning_rate": 5e-3}
+    seen = watch(sppo_cartpole, tmp_path, **values)
+    order, R = expected_order(seen)[0], seen.episodes.outcome
+    assert [x.outcome.tolist() for x, _ in seen.value_losses] == [R[mb].tolist() for mb in order]
+    critic = first(seen, Critic, "critic")
+    torch.testing.assert_close(seen.value_losses[0][0].value_logit, critic(seen.episodes.context[order[0]]))

@@ -1,0 +1,275 @@
+"""What each flag of the language-model scripts does to an update: one update of each script is run and watched."""
+
+import copy
+import inspect
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra llm")
+pytest.importorskip("datasets", reason="needs the extra llm")
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+import grpo_llm
+import ppo_llm
+import sppo_llm
+from sppo_control import core, runs
+from sppo_control.llm import addition
+from sppo_control.llm.prompts import Prompts, make_reward
+from sppo_control.llm.responses import token_values
+from sppo_control.outcomes import Evaluation
+
+B = 16
+SCRIPTS = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm}
+COMMON = {
+    "batch_size": B, "num_minibatches": 2, "update_epochs": 2, "micro_batch_size": 3, "learning_rate": 2e-3,
+    "clip_coef": 0.001, "max_grad_norm": 1e-3, "temperature": 0.7, "max_response_length": 21, "eval_prompts": 4,
+    "total_episodes": 1, "device": "cpu", "seed": 8,
+}  # fmt: skip
+OWN = {
+    "sppo": {"critic_learning_rate": 5e-3, "critic_steps": 3, "critic_batch_size": 5},
+    "ppo": {"critic_learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.6},
+    "grpo": {"group_size": 4},
+}
+"""No number is a default or occurs twice, so that none can replace another."""
+PAIRS = addition.problems(48, np.random.default_rng(1))
+
+
+def additions():
+    rows = addition.rows(PAIRS)
+    texts, answers = [row["prompt"] for row in rows], [row["answer"] for row in rows]
+    return Prompts(texts, addition.tokenizer()(texts)["input_ids"], answers)
+
+
+def watch(name, folder, **changes):
+    """Run one update, and return what was called with what."""
+    script = SCRIPTS[name]
+    seen = SimpleNamespace(
+        evaluated=[], generated=[], surrogates=[], means=[], gae=[], value_losses=[], backward=[], adam=[], steps=[]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+
+        def spy(owner, what, into, keep=lambda x: x):
+            real = getattr(owner, what)
+            parameters = inspect.signature(real)
+
+            def call(*args, **kwargs):
+                result = real(*args, **kwargs)
+                bound = parameters.bind(*args, **kwargs)
+                bound.apply_defaults()
+                into.append((SimpleNamespace(**bound.arguments), keep(result)))
+                return result
+
+            patch.setattr(owner, what, call)
+
+        def load_data(args, tokenizer):
+            return additions(), additions(), make_reward("after-equals")
+
+        def evaluate(*args):
+            seen.evaluated.append(args)
+            return Evaluation(np.ones(1, dtype=bool), {})
+
+        def load_policy(args, real=script.load_policy):
+            policy, tokenizer = real(args)
+            seen.policy = copy.deepcopy(policy)
+            return policy, tokenizer
+
+        def make_critic(*args):
+            critic = real_critic(*args)  # its head is not zero, so that V differs from prompt to prompt
+            torch.nn.init.normal_(critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(0))
+            seen.critic = copy.deepcopy(critic)
+            return critic
+
+        patch.setattr(script, "load_data", load_data)
+        patch.setattr(script, "evaluate", evaluate)
+        patch.setattr(script, "load_policy", load_policy)
+        if name != "grpo":
+            real_critic = script.make_critic
+            patch.setattr(script, "make_critic", make_critic)
+        spy(script, "generate", seen.generated)
+        spy(core, "clipped_surrogate", seen.surrogates)
+        spy(core, "masked_mean", seen.means, float)
+        spy(core, "generalized_advantage", seen.gae)
+        spy(core, "bernoulli_value_loss", seen.value_losses, lambda x: float(x.detach()))
+        spy(core, "squared_value_loss", seen.value_losses, lambda x: float(x.detach()))
+        real_adam, real_end = torch.optim.Adam.__init__, runs.Run.end_update
+
+        def adam(self, *args, **kwargs):
+            real_adam(self, *args, **kwargs)
+            seen.adam.append(self)
+
+        def end_update(self, episodes, metrics, *args, **kwargs):
+            seen.metrics = dict(metrics)
+            return real_end(self, episodes, metrics, *args, **kwargs)
+
+        def before_step(optimizer, args, kwargs):
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            seen.steps.append((seen.adam.index(optimizer), float(torch.cat([g.flatten() for g in gradients]).norm())))
+
+        patch.setattr(torch.optim.Adam, "__init__", adam)
+        patch.setattr(runs.Run, "end_update", end_update)
+        patch.setattr(runs.Run, "save", lambda self: None)  # other tests have checkpoints
+        hook = register_optimizer_step_pre_hook(before_step)
+        try:
+            seen.run = script.train(script.Args(**{**COMMON, **OWN[name], **changes}, runs_dir=str(folder)))
+        finally:
+            hook.remove()
+    ((seen.asked, seen.batch),) = seen.generated
+    return seen
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """name of the script -> what was seen; each script runs once."""
+    found = {}
+
+    def of(name):
+        if name not in found:
+            found[name] = watch(name, tmp_path_factory.mktemp(name))
+        return found[name]
+
+    return of
+
+
+def expected_order(seen):
+    """The minibatches: the stream "shuffle" of update 0."""
+    rng = np.random.default_rng([8, 0, 1])
+    return [mb for _ in range(2) for mb in rng.permutation(B).reshape(2, -1).tolist()]
+
+
+def micro(rows):
+    return [part.tolist() for part in torch.tensor(rows).split(3)]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_prompts_and_samples_follow_from_seed_and_update(name, watched):
+    seen = watched(name)
+    rows = additions().batch(0, 4 if name == "grpo" else B, 8)
+    assert list(seen.asked.rows) == [row for row in rows for _ in range(4 if name == "grpo" else 1)]
+    assert seen.asked.seed == int(np.random.default_rng([8, 0, 0]).integers(2**31))
+    assert (seen.asked.max_response_length, seen.asked.temperature, seen.asked.batch_size) == (21, 0.7, 3)
+    assert [args[4:] for args in seen.evaluated] == [(8, 21, 0.7, 3, False)] * 2, "evaluated as it is trained"
+    assert 0 < seen.batch.outcome.mean() < 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_micro_batches_of_each_minibatch_add_up_to_the_clipped_surrogate(name, watched):
+    """--num-minibatches, --update-epochs, --micro-batch-size, --clip-coef, --temperature."""
+    seen, calls = watched(name), iter(watched(name).surrogates)
+    for i, mb in enumerate(expected_order(seen)):
+        total, objective, num_tokens = 0.0, 0.0, int(seen.batch.mask[mb].sum())
+        for part in micro(mb):
+            x, result = next(calls)
+            expected = seen.batch.take(torch.tensor(part))
+            assert torch.equal(x.mask, expected.mask)
+            assert torch.equal(x.logp_old, expected.logp)
+            if i == 0:
+                torch.testing.assert_close(x.logp[x.mask], x.logp_old[x.mask], rtol=0, atol=1e-4)
+            ratio = (x.logp - x.logp_old).exp()
+            A = x.advantage if x.advantage.ndim == 2 else x.advantage[:, None].expand_as(ratio)
+            bounded = ratio.clamp(1 - 0.001, 1 + 0.001)
+            objective += torch.minimum(ratio * A, bounded * A)[x.mask].sum().item()
+            total += result.loss.item()
+        assert total == pytest.approx(-objective / num_tokens, rel=1e-3, abs=1e-5)
+    assert next(calls, None) is None
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_learning_rates_and_gradient_norms(name, watched):
+    seen = watched(name)
+    groups = [group for optimizer in seen.adam for group in optimizer.param_groups]
+    assert [group["lr"] for group in groups] == [2e-3, 5e-3][: len(groups)]
+    assert len(groups) == (1 if name == "grpo" else 2)
+    assert {(group["eps"], group["betas"], group["weight_decay"]) for group in groups} == {(1e-8, (0.9, 0.999), 0)}
+    for index, norm in seen.steps:
+        assert norm == pytest.approx(1e-3, rel=1e-2), "policy" if index == 0 else "critic"
+    updates = [sum(index == i for index, _ in seen.steps) for i in range(2)]
+    assert updates == [4, {"sppo": 3, "ppo": 4, "grpo": 0}[name]]
+    assert seen.metrics["losses/grad_norm"] > 1e-2
+    assert seen.metrics["charts/learning_rate"] == 2e-3
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_advantage_that_reaches_the_loss_and_the_log(name, watched):
+    seen = watched(name)
+    R, mask = seen.batch.outcome, seen.batch.mask
+    with torch.no_grad():
+        if name == "sppo":
+            v0 = torch.sigmoid(seen.critic(*seen.batch.prompts))
+            A = R - v0
+        elif name == "ppo":
+            value = token_values(seen.critic, seen.batch)
+            ((x, (A, returns)),) = seen.gae
+            assert (x.gamma, x.gae_lambda) == (0.9, 0.6)
+            torch.testing.assert_close(x.value[mask], value[mask], rtol=1e-3, atol=1e-4)
+            last = seen.batch.lengths - 1
+            assert torch.equal(x.reward[torch.arange(B), last], R)
+            assert x.reward.sum() == R.sum()
+            v0 = value[:, 0]
+            explained = core.explained_variance(value, returns, mask)
+            assert seen.metrics["losses/explained_variance"] == pytest.approx(float(explained), rel=1e-3, abs=1e-4)
+        else:
+            groups = R.view(4, 4)
+            assert ((groups.mean(1) > 0) & (groups.mean(1) < 1)).any()
+            v0 = groups.mean(1).repeat_interleave(4)
+            A = (R - v0) / groups.std(1, correction=0).repeat_interleave(4).clamp(min=1e-9)
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), rel=1e-3, abs=1e-5)
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, _) in zip(parts, seen.surrogates, strict=True):
+        expected = A[part] if A.ndim == 1 else A[part, : x.mask.shape[1]]
+        torch.testing.assert_close(x.advantage, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_logged_losses_are_means_over_all_micro_batches(name, watched):
+    seen = watched(name)
+    tokens = np.array([float(result.num_steps) for _, result in seen.surrogates])
+    entropy = np.average([mean for _, mean in seen.means], weights=tokens)
+    assert seen.metrics["losses/entropy"] == pytest.approx(entropy, rel=1e-4)
+    assert 0 < entropy < np.log(14)
+    loss = np.array([result.loss.item() for _, result in seen.surrogates]).sum() / 4
+    sizes = [int(seen.batch.mask[mb].sum()) for mb in expected_order(seen)]
+    whole = [loss_of(seen, i) for i in range(4)]
+    assert seen.metrics["losses/policy_loss"] == pytest.approx(np.average(whole, weights=sizes), rel=1e-3, abs=1e-6)
+    assert np.mean(whole) == pytest.approx(loss)
+
+
+def loss_of(seen, i):
+    """Loss of a minibatch: the sum over its three micro-batches of 3, 3 and 2 responses."""
+    return sum(result.loss.item() for _, result in seen.surrogates[3 * i : 3 * i + 3])
+
+
+def test_ppos_critic_learns_the_returns_of_the_policys_minibatches(watched):
+    seen = watched("ppo")
+    ((_, (_, returns)),) = seen.gae
+    parts = [(part, mb) for mb in expected_order(seen) for part in micro(mb)]
+    for (part, mb), (x, _) in zip(parts, seen.value_losses, strict=True):
+        assert torch.equal(x.returns, returns[part, : x.mask.shape[1]])
+        assert torch.equal(x.mask, seen.batch.take(torch.tensor(part)).mask)
+        assert int(x.denominator) == int(seen.batch.mask[mb].sum())
+    sizes = [int(seen.batch.mask[mb].sum()) for mb in expected_order(seen)]
+    whole = [sum(loss for _, loss in seen.value_losses[3 * i : 3 * i + 3]) for i in range(4)]
+    assert seen.metrics["losses/value_loss"] == pytest.approx(np.average(whole, weights=sizes), rel=1e-4)
+
+
+def test_sppos_critic_makes_so_many_updates_of_so_many_prompts(watched):
+    """--critic-steps and --critic-batch-size of the window recipe; drawn after the minibatches, from their stream."""
+    seen = watched("sppo")
+    rng, R = np.random.default_rng([8, 0, 1]), seen.batch.outcome
+    for _ in range(2):
+        rng.permutation(B)
+    order = rng.permutation(B)
+    drawn = [R[part].tolist() for rows in (order[:5], order[5:10], order[10:15]) for part in micro(rows.tolist())]
+    assert [x.outcome.tolist() for x, _ in seen.value_losses] == drawn
+    assert seen.metrics["losses/value_loss"] == pytest.approx(sum(loss for _, loss in seen.value_losses) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sppo", "ppo"])
+def test_in_a_warm_up_the_critic_alone_is_trained(name, tmp_path):
+    seen = watch(name, tmp_path, critic_warmup_batches=1, update_epochs=1)
+    assert {index for index, _ in seen.steps} == {1}
+    assert not seen.surrogates
+    assert seen.metrics["charts/warmup"] == 1.0
