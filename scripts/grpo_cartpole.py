@@ -111,10 +111,9 @@ def train(args: Args) -> runs.Run:
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage (GRPO, section 4.1.2): A_i = (R_i - mean) / std over the group
+            groups = R.unflatten(0, (-1, args.group_size))  # (B / N, N)
+            baseline = groups.mean(1).repeat_interleave(args.group_size)  # (B,), for the log
             adv = core.group_relative_advantage(R, args.group_size)  # (B,)
-            baseline = (
-                R.unflatten(0, (-1, args.group_size)).mean(1).repeat_interleave(args.group_size)
-            )  # (B,), for the log
 
             # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
