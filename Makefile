@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-verl mutants bench pretrained study probes figures study-small soak clean
+.PHONY: train test test-slow test-verl mutants bench pretrained study probes figures study-small soak clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -14,6 +14,9 @@ test: .venv/.test  ## check format, lint, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # worksteal, because tests of training are few and long
+
+test-slow: .venv/.test  ## the few tests that take more than ten seconds each: about two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl

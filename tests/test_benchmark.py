@@ -229,6 +229,7 @@ def test_two_folders_of_starting_policies_with_one_name(grid, tmp_path, monkeypa
     assert scratch[0].start_sha256 == ""
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_goes_on_from_its_checkpoint(tmp_path, monkeypatch, capsys):
     """Its script dies by SIGKILL after the second checkpoint; the next start ends with the weights of a run left alone."""
     setting = "total-timesteps=30000,num-envs=8,num-minibatches=2,save-every=2"
@@ -301,6 +302,7 @@ def test_a_script_that_outlived_its_benchmark_is_waited_for(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------------- failures
+@pytest.mark.slow
 def test_a_failed_cell_is_named_and_tried_again_at_the_next_start_only(tmp_path, capsys):
     """One of two starting policies is missing at first: its script refuses."""
     starts = tmp_path / "fresh"
@@ -381,6 +383,7 @@ def comparable(table):
     return table.sort_values([*CELL, "steps"], ignore_index=True)
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_runs_the_same_grid(cluster, grid, tmp_path):
     """Started as a user would, by its command line: what is run is then sent to the workers by value."""
     _, _, ((local, _), _) = grid

@@ -276,6 +276,7 @@ def test_the_limit_of_this_process_is_as_before():
 
 
 # ------------------------------------------------------------------------------------------------- soak.py
+@pytest.mark.slow
 def test_soak_with_two_kills(tmp_path, monkeypatch, capsys):
     out = tmp_path / "soak.json"
     given = ["soak.py", "--kills", "2", "--seed", "3", "--scripts", "rloo_cartpole", "--json", str(out)]

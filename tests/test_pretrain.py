@@ -26,7 +26,9 @@ TWO_CHECKPOINTS = {"expert_success": 0.6}
 
 
 # ------------------------------------------------------------------------------------------------- shipped policies
-@pytest.mark.parametrize("env_id", sppo_envs.TASKS)
+@pytest.mark.parametrize(
+    "env_id", [pytest.param(id_, marks=[pytest.mark.slow] if "Hopper" in id_ else []) for id_ in sppo_envs.TASKS]
+)
 def test_shipped_policy_matches_its_card(env_id):
     """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate is in the task's band."""
     card = json.loads(shipped_policy(env_id).with_suffix(".json").read_text())
@@ -106,6 +108,7 @@ def launch(tmp_path, name, *words):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_ends_the_same(tmp_path):
     """SIGKILL while the expert is trained, Ctrl-C later on; also as two stages. The policy is the same, bit for bit."""
     make(tmp_path, "whole", max_success=0.9, **TWO_CHECKPOINTS)
