@@ -36,7 +36,7 @@ from sppo_control.spaces import to_environment
 from sppo_control.starts import shipped_policy
 
 FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
-"""Endings of --video: width of a picture in pixels, most pictures an episode."""
+"""Endings of --video: width of a picture in pixels, most pictures per episode."""
 
 
 @dataclass
@@ -257,7 +257,7 @@ def film(env: Any, policy: Policy, result: Evaluation, title: str, args: Args, p
 
 
 def write(path: Path, episodes: Iterable[list[Any]], fps: float, title: str) -> None:
-    """A strip: one row an episode. A movie: one after the other, the last picture of each stays for a second."""
+    """A strip: one row per episode. A movie: one after the other, the last picture of each stays for a second."""
     from PIL import Image, ImageDraw
 
     if path.suffix == ".mp4":

@@ -379,8 +379,9 @@ def _is_users_own(package: str, run: Path) -> bool:
 
 # ------------------------------------------------------------------------------------------------ writing and reading
 def write_checkpoint(target: Path, parts: Mapping[str, Part], state: Mapping[str, Any]) -> None:
-    """Write `<name>.safetensors` (or a folder `<name>`) for each part and `state.json` into the folder `target`, all of it
-    or nothing: into a temporary folder beside it first, renamed once it is on disk.
+    """Write all of a checkpoint, or nothing: `<name>.safetensors` or a folder `<name>` per part, and `state.json`.
+
+    It is written into a temporary folder beside `target`, which gets its name once everything is on disk.
 
     Raises:
         UserError: it cannot be written. What was there before is as it was.

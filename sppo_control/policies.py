@@ -180,8 +180,8 @@ def read_policy(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What a policy file says of itself (policy: the class, env_id: the task), and its tensors. Executes no code.
 
     Raises:
-        FileError: it cannot be read, is no policy of this package, or has an entry that none has; also where it is part
-            of a checkpoint and not as it was written.
+        FileError: it cannot be read, is no policy of this package, or has an entry that none has. Or it is part of a
+            checkpoint and has changed since that was written.
     """
     try:
         with safe_open(path, framework="pt") as file:

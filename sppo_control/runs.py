@@ -85,7 +85,7 @@ class Means:
         self._weights: dict[str, list[float]] = {}
 
     def add(self, weight: Tensor | float, **values: Tensor | float) -> None:
-        """Add one minibatch's means (scalars), `weight` being how many steps or episodes they stand for."""
+        """Add one minibatch's means (scalars), `weight` being the number of steps or episodes behind them."""
         weight = float(weight)
         for name, value in values.items():
             self._values.setdefault(name, []).append(float(value))

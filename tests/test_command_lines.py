@@ -120,9 +120,9 @@ def test_malformed_command_lines(monkeypatch, capsys, tmp_path):
 
 def test_the_limits_leave_the_defaults_and_common_values_alone():
     for module in (*CONTROL, *LANGUAGE):
-        module.Args()
-    for changes in ({"learning_rate": 1e-6}, {"clip_coef": 10.0}, {"max_grad_norm": 1e9}, {"horizon": 100_000}):
-        sppo_cartpole.Args(**changes)
+        assert module.Args() == cli.make_args(module.Args)
+    for name, value in {"learning_rate": 1e-6, "clip_coef": 10.0, "max_grad_norm": 1e9, "horizon": 100_000}.items():
+        assert getattr(sppo_cartpole.Args(**{name: value}), name) == value
 
 
 def test_memory_is_estimated_before_it_is_taken(monkeypatch):
