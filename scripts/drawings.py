@@ -172,7 +172,7 @@ def draw_rooms(plt: Any) -> Any:
         )
         axes.add_patch(box)
         axes.text(x, y, label, ha="center", va="center", fontsize=9, zorder=4, family="monospace")
-        for other in targets:
+        for other in sorted(targets):  # in one order, so that the file is the same each time
             c, d = PLACES[other]
             if c < x - 0.1:
                 start, end, bend = (x - half - 0.05, y), (c + 0.82, d), 0.06 if abs(y - d) > 0.1 else 0.0
