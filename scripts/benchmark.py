@@ -38,12 +38,14 @@ success before and after training.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
 import hashlib
+import importlib
 import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -59,6 +61,7 @@ from tqdm import tqdm
 
 import sppo_envs
 from sppo_control import cli, errors, extras
+from sppo_control.outputs import File, Folder, check_output, only_writer, wait_for_heirs
 from sppo_control.starts import policy_name, shipped_policy
 
 with cli.one_line_errors():
@@ -67,6 +70,7 @@ with cli.one_line_errors():
     from sppo_control.study import variants
     from sppo_control.study.cells import CELL_COLUMNS, Cell, Job, refuse_others
     from sppo_control.study.grids import FIELDS, Grid, change, flags_of, key, read_grids
+    from sppo_control.study.results import read_table
 
 CURVES = ("charts/success_rate", "charts/skipped", "critic/v0_mean", "critic/brier", "measures/balanced")
 """What is kept of a run in addition to its x-axes: means over the updates of each point."""
@@ -108,8 +112,6 @@ class Args:
 
     def __post_init__(self) -> None:
         self.grid = None if self.grid is None else Path(self.grid)
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
         if self.ray_address is not None and self.jobs is not None:
             raise ValueError("--jobs is for local processes; a Ray cluster runs as many cells as it has CPUs")
         self.grids()
@@ -163,14 +165,14 @@ def run(words: list[str], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("a") as file:
-        # The script inherits the lock. If it is still running after a killed benchmark, this line waits until it ends.
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for_heirs(file)  # the script of a killed benchmark, if it is still running
         started = sorted(p.parent for p in folder.glob("*/config.json"))
         rest = ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
         command, one_thread = [sys.executable, words[0], *rest], {**os.environ, "OMP_NUM_THREADS": "1"}
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread).returncode
     if status:
-        last = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()[-1:]
+        lines = re.split(r"[\r\n]+", log.read_text(errors="replace"))
+        last = [line.strip() for line in lines if re.search(r"\w", line)][-1:]  # not the lower edge of a box
         raise errors.UserError(f"exit status {status}; {' '.join(last)}")
     return max(p.parent for p in folder.glob("*/config.json"))
 
@@ -252,6 +254,36 @@ def all_jobs(grids: Sequence[Grid]) -> dict[Path, list[Job]]:
     return by_file
 
 
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Refuse cells whose script would refuse them. Of cells that differ only in their seeds one is looked at.
+
+    Your own scripts are not looked at, because importing them could run them.
+
+    Raises:
+        UserError: names a cell and what its script says.
+    """
+    looked: set[Any] = set()
+    for job in jobs:
+        cell, script = job.cell, Path(job.words[0])
+        if cell.script_sha256 or (about := (cell.env_id, cell.algorithm, cell.setting)) in looked:
+            continue
+        looked.add(about)
+        try:
+            args = cli.parse_args(importlib.import_module(script.stem).Args, None, job.words[1:])
+            task = (args.env_id, args.success_return, args.horizon, args.engine)
+            if task not in looked:
+                looked.add(task)
+                sppo_envs.make_task(args.env_id, 1, *task[1:]).close()
+        except (errors.UserError, ValueError, ImportError) as error:
+            if not cli.is_refusal(error):
+                raise
+            raise errors.UserError(f"the grid has an impossible cell, {cell}: {error}") from error
+        except SystemExit as error:  # --help
+            raise errors.UserError(
+                f"the grid has an impossible cell, {cell}: --settings must not ask for help"
+            ) from error
+
+
 def available_cores() -> int:
     """Number of cores that this process may use. OMP_NUM_THREADS does not matter: every cell has one thread anyway."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -282,14 +314,29 @@ def main(args: Args) -> None:
     if args.ray_address:
         extras.require("ray", "ray", wanted_by="--ray-address")
     by_file = all_jobs(args.grids())
+    for out, jobs in by_file.items():
+        check_output("--out", out, File(".parquet", new_folder=True))
+        for folder in {job.grid.work_dir for job in jobs}:
+            check_output("--work-dir", folder, Folder())
+        if out.is_file():
+            refuse_others(read_table(out), jobs)
+    check_jobs([job for jobs in by_file.values() for job in jobs])
+    # ---- all that can be refused has been refused
+    with contextlib.ExitStack() as stack:
+        for out in by_file:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(out))
+        run_all(by_file, args)
+
+
+def run_all(by_file: dict[Path, list[Job]], args: Args) -> None:
+    """Run the cells that are not in the results files, and add them."""
     tables, finished = {}, {}
-    for out, jobs in by_file.items():  # refuse all that can be refused before anything runs
-        tables[out] = pd.read_parquet(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
+    for out, jobs in by_file.items():  # read again, now that nobody else writes
+        tables[out] = read_table(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
         finished[out] = {Cell(*cell) for cell in tables[out][CELL_COLUMNS].drop_duplicates().itertuples(index=False)}
         refuse_others(tables[out], jobs)
     waiting = [job for out, jobs in by_file.items() for job in jobs if job.cell not in finished[out]]
-    for job in waiting:
-        job.grid.out.parent.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     added = dict.fromkeys(by_file, 0)
     with tqdm(total=len(waiting), unit="run", desc="benchmark", dynamic_ncols=True) as bar:

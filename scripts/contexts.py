@@ -9,16 +9,17 @@ The left side shows how the rates are distributed. The right side shows from whi
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors, extras
+from sppo_control import cli, errors, extras, limits
+from sppo_control.outputs import File
 from sppo_control.rollout import success_by_context
 from sppo_control.starts import shipped_policy, starting_policy
 
@@ -37,19 +38,13 @@ class Args:
     """episodes from each initial state"""
     seed: int = 1
     """seed of initial states and actions"""
-    out: Path = Path("contexts.png")
+    out: Annotated[Path, File(*FORMATS)] = Path("contexts.png")
     """picture to write; its ending decides the format (.png, .svg, .pdf)"""
 
     def __post_init__(self) -> None:
         if not self.env_ids:
             raise ValueError("--env-ids takes one task or more, got none")
-        for name, least in {"contexts": 1, "episodes": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
-        if self.out.suffix not in FORMATS:
-            raise ValueError(f"--out must end in {', '.join(FORMATS)}, got {self.out}")
-        if self.out.is_dir() or not os.access(self.out.resolve().parent, os.W_OK):
-            raise ValueError(f"cannot write {self.out}: name a file in a folder that exists and is writable")
+        limits.check_memory({f"--episodes {self.episodes}": self.episodes * limits.EPISODE})
 
 
 def axes_of(env_id: str, obs_dim: int) -> tuple[sppo_envs.Axis, ...]:

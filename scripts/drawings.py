@@ -15,11 +15,12 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from sppo_control import cli, extras
+from sppo_control.outputs import Folder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,12 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 class Args:
     what: Literal["all", "episode", "rooms"] = "all"
     """which picture; the text above describes them"""
-    out: Path = ROOT / "docs" / "figures"
+    out: Annotated[Path, Folder()] = ROOT / "docs" / "figures"
     """folder to write to"""
-
-    def __post_init__(self) -> None:
-        if not self.out.is_dir():
-            raise ValueError(f"--out must be a folder that exists, got {self.out}")
 
 
 # ------------------------------------------------------------------------------------------------ one episode
@@ -102,7 +99,8 @@ def imports(path: Path) -> set[str]:
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
     "markdown": (0.95, 4.25),
-    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "cli": (3.0, 5.4), "limits": (5.05, 5.4), "runs": (5.05, 7.0),
+    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "outputs": (3.0, 5.4), "limits": (3.0, 4.5), "cli": (5.05, 5.4),
+    "runs": (5.05, 7.0),
     "networks": (3.0, 3.2), "spaces": (3.0, 2.3), "policies": (5.05, 3.2), "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
     "llm": (7.2, 7.0), "study": (7.2, 4.95),
@@ -213,6 +211,7 @@ def main(args: Args) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    args.out.mkdir(parents=True, exist_ok=True)
     for name, (file, draw) in DRAWINGS.items():
         if args.what in ("all", name):
             figure = draw(plt)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -30,6 +30,7 @@ import sppo_envs
 from sppo_control import cli, errors, extras, limits, runs, streams
 from sppo_control.checkpoints import check_module, newest, read_config, short, write_json
 from sppo_control.outcomes import Evaluation, joined
+from sppo_control.outputs import File
 from sppo_control.policies import Policy, load_policy, read_policy
 from sppo_control.rollout import evaluate, noise_of_steps
 from sppo_control.spaces import to_environment
@@ -59,9 +60,9 @@ class Args:
     """episodes at a time; another number gives other episodes"""
     engine: sppo_envs.Engine | None = None
     """what steps the environments (envs/sppo_envs/engines.py); None is the run's, else the fastest there is"""
-    json: Path | None = None
+    json: Annotated[Path | None, File()] = None
     """write the numbers to this file too"""
-    video: Path | None = None
+    video: Annotated[Path | None, File(*FORMATS)] = None
     """film strip (.png) or moving picture (.gif, .mp4) of some more episodes; needs a single --run"""
     video_episodes: int = 4
     """episodes to show: half successes, half failures, where there are such (1: the first one, whatever its outcome)"""
@@ -69,20 +70,10 @@ class Args:
     def __post_init__(self) -> None:
         if not self.run or (self.video is not None and len(self.run) > 1):
             raise ValueError(f"--run takes one policy or more, with --video one, got {len(self.run)}")
-        for name, least in {"episodes": 1, "num_envs": 1, "video_episodes": 1, "horizon": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
         limits.check_limits(self)
         sizes = f"--num-envs {self.num_envs}" + (f" with --horizon {self.horizon}" if self.horizon else "")
         limits.check_memory({sizes: min(self.num_envs, self.episodes) * (self.horizon or 200) * 17})
-        for out in filter(None, (self.json, self.video)):
-            if out.is_dir() or not os.access(out.resolve().parent, os.W_OK):
-                name = "--json" if out is self.json else "--video"
-                raise ValueError(f"{name}: cannot write {out}: name a file in a folder that exists and is writable")
         if self.video is not None:
-            if self.video.suffix not in FORMATS:
-                raise ValueError(f"--video must end in {', '.join(FORMATS)}, got {self.video}")
             modules = ("PIL", "imageio", "imageio_ffmpeg") if self.video.suffix == ".mp4" else ("PIL",)
             extras.require("video", *modules, wanted_by=f"--video {self.video}")
 

@@ -21,21 +21,22 @@ import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from sppo_control import checkpoints, cli, errors, runs
+from sppo_control import checkpoints, cli, errors, limits, runs
 from sppo_control.checkpoints import complete
 from sppo_control.llm import addition
 from sppo_control.llm.average_at_k import Record, open_folder, read_records, results_table, summarize
 from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward
-from sppo_control.llm.setup import ADDER, find_device, naming, require_packages
+from sppo_control.llm.setup import ADDER, check_device, find_device, naming, require_packages
 from sppo_control.llm.tokenizers import load_tokenizer
+from sppo_control.outputs import Folder, only_writer
 
 BENCHMARKS = {
     # name: (Hub id, column of the question, column of the answer); the split is "test"
@@ -80,7 +81,7 @@ class Args:
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
     bf16: bool = False
     """weights and computation in bfloat16 instead of float32"""
-    out: Path | None = None
+    out: Annotated[Path | None, Folder()] = None
     """folder for responses and results; None is a folder in runs/ with a name made of the model and these settings"""
 
     def __post_init__(self) -> None:
@@ -106,21 +107,16 @@ class Args:
             self.k = 1 if self.temperature == 0 else 4 if adds else 16
         if self.max_response_length is None:
             self.max_response_length = addition.MAX_RESPONSE + 1 if adds else 8192
-        for field, least in {"k": 1, "max_response_length": 1, "batch_size": 1, "seed": 0}.items():
-            if (value := getattr(self, field)) < least:
-                raise ValueError(f"--{field.replace('_', '-')} must be at least {least}, got {value}")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature must be 0 or above, got {self.temperature}")
+        limits.check_limits(self)
         if self.temperature == 0 and self.k > 1:
             raise ValueError(f"--temperature 0 gives the same response every time; use --k 1, got {self.k}")
         if self.prompt_template is not None and "{question}" not in self.prompt_template:
             raise ValueError(f"--prompt-template must have {{question}} in it, got {self.prompt_template!r}")
         if "addition" in names and (self.prompt_template is not None or self.prompt_format == "chat"):
             raise ValueError("--benchmarks addition has its own prompts: no --prompt-template, no --prompt-format chat")
+        check_device(self.device)
         if self.device == "auto":
             self.device = find_device("auto").type
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {self.device}: torch sees no CUDA device here; use --device cpu")
 
     @property
     def sources(self) -> dict[str, str]:
@@ -229,19 +225,6 @@ def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- responses
-def lock(file: Any) -> None:
-    """Keep other processes from writing the same file; on Windows, which has no such locks, nothing does.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    try:
-        import fcntl
-    except ImportError:
-        return
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args, out: Path) -> list[Record]:
     """Records of k responses per problem. Those that are not in the benchmark's file are sampled and appended to it."""
     assert args.k is not None  # Args fills these in
@@ -250,11 +233,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
     judge = Judge(args.reward or ("after-equals" if name == "addition" else "math"))
     path = out / f"{name}.jsonl"
     pairs = [(problem, sample) for sample in range(args.k) for problem in range(len(prompts))]
-    with path.open("a+b") as file:
-        try:
-            lock(file)
-        except BlockingIOError as error:
-            raise errors.UserError(f"another process is writing {path}; wait for it, or name another --out") from error
+    with only_writer(path), path.open("a+b") as file:
         done = read_records(file, len(prompts), args.k)
         with tqdm(total=len(pairs), initial=len(done), desc=name, unit="response", dynamic_ncols=True) as bar:
             # The batches are always the same ones, and each has its seed. A batch that was written in part is sampled

@@ -32,12 +32,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 from tqdm import tqdm
 
 from sppo_control import checkpoints, cli
 from sppo_control.errors import UserError
 from sppo_control.markdown import markdown_table
+from sppo_control.outputs import File
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAST = 0.95
@@ -65,16 +67,12 @@ class Args:
     """bugs that are tried at the same time, each in its own copy"""
     time_limit: float = 300.0
     """seconds for the tests of one bug; a bug that needs longer is caught"""
-    json: Path | None = None
+    json: Annotated[Path | None, File(".json", new_folder=True)] = None
     """file of the results; what is in it and has not changed is not run again"""
-    markdown: Path | None = None
+    markdown: Annotated[Path | None, File(".md")] = None
     """Markdown page to write, with a table of all bugs"""
 
     def __post_init__(self) -> None:
-        if self.jobs < 1:
-            raise ValueError(f"--jobs must be at least 1, got {self.jobs}")
-        if not self.time_limit > 0:
-            raise ValueError(f"--time-limit must be above 0, got {self.time_limit}")
         if self.markdown is not None and (self.only or self.files):
             raise ValueError("--markdown writes a page of all bugs; leave out --only and --files, or --markdown")
 
@@ -128,13 +126,18 @@ def read(file: Path) -> list[Mutant]:
     """
     try:
         entries = tomllib.loads(file.read_text())["mutant"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
+        if not isinstance(entries, list):
+            raise ValueError("each mutant begins with a line [[mutant]]")
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise UserError(f"cannot read --mutants {file}: {error}") from error
+    hints = get_type_hints(Mutant)
     mutants = []
     for i, entry in enumerate(entries, start=1):
         try:
+            if wrong := [key for key, value in entry.items() if key in hints and not cli.fits(value, hints[key])]:
+                raise TypeError(f"{', '.join(wrong)} of another type")
             mutant = Mutant(**{**entry, "tests": tuple(entry["tests"])})
-        except (TypeError, KeyError) as error:
+        except (AttributeError, TypeError, KeyError) as error:
             raise UserError(f"{file}, mutant {i}: {error}") from error
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", mutant.name):
             raise UserError(f"{file}, mutant {i}: the name must be words with hyphens, got {mutant.name!r}")
@@ -309,6 +312,11 @@ def main(args: Args) -> None:
         mutant.apply((ROOT / mutant.file).read_text())  # all must fit before the first one runs
     marks = {mutant.name: fingerprint(mutant) for mutant in mutants}
     stored = {} if args.json is None or not args.json.is_file() else checkpoints.read_json(args.json)
+    for name, x in stored.items():
+        if not isinstance(x, dict) or not all(isinstance(x.get(key), str) for key in ("fingerprint", "caught_by")):
+            raise UserError(
+                f"--json {args.json} was not written by this script: look at {name!r}, or name another file"
+            )
     done = {name: x for name, x in stored.items() if name not in marks or x["fingerprint"] == marks[name]}
     to_do = [mutant for mutant in mutants if mutant.name not in done]
 

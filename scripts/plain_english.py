@@ -41,9 +41,10 @@ import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from sppo_control import checkpoints, cli, errors
+from sppo_control.outputs import File
 
 GENERATED = {"docs/figures/tables.md", "docs/figures/rates.md"}
 """Files that scripts write."""
@@ -98,7 +99,7 @@ class Args:
     """files, and folders, which are read with all that is in them"""
     list: bool = False
     """print each finding with its file and line"""
-    json: Path | None = None
+    json: Annotated[Path | None, File(".json")] = None
     """write counts and findings to this file too"""
 
 
@@ -223,7 +224,10 @@ def units(path: Path) -> Iterator[Unit]:
     """The prose of one file."""
     readers: dict[str, Callable[[str], Iterator[Unit]]]
     readers = {"Markdown": markdown_units, "Python": python_units, "other": shell_units}
-    yield from readers[KINDS[path.suffix]](path.read_text())
+    try:
+        yield from readers[KINDS[path.suffix]](path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, tokenize.TokenError, RecursionError) as error:
+        raise errors.UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 
 # ---------------------------------------------------------------------------------------------------- what is counted

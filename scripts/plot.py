@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sppo_control import checkpoints, cli, errors, extras
+from sppo_control.outputs import File
 
 NO_SETTING = cli.RESUMABLE_CHANGES | {"seed", "runs_dir"}
 """Arguments in which equal runs may differ."""
@@ -30,7 +31,7 @@ NO_SETTING = cli.RESUMABLE_CHANGES | {"seed", "runs_dir"}
 class Args:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """run folders"""
-    out: Path = Path("curve.png")
+    out: Annotated[Path, File(".png", ".svg", ".pdf")] = Path("curve.png")
     """picture to write; its ending decides the format (.png, .svg, .pdf)"""
     tag: str = "charts/success_rate"
     """TensorBoard tag of the curve; docs/metrics.md lists them"""
@@ -40,8 +41,6 @@ class Args:
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("name at least one run folder")
-        if self.smooth < 1:
-            raise ValueError(f"--smooth must be at least 1, got {self.smooth}")
 
 
 class Curve(NamedTuple):
@@ -63,8 +62,14 @@ def read(folder: Path, tag: str) -> Curve | str:
     """The curve of a run folder, or why there is none."""
     if not (folder / "config.json").is_file():
         return "no run in it: there is no config.json"
-    config = checkpoints.read_json(folder / "config.json")
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    try:
+        config = checkpoints.read_config(folder)
+        if not isinstance(config.get("script"), str):
+            return "a config.json that no training script wrote"
+        with checkpoints.naming_file(folder):  # TensorBoard raises what it likes at damaged files
+            events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    except errors.FileError as error:
+        return f"no curve that can be read ({error})"
     tags = events.Tags()["scalars"]
     if tag not in tags:
         return f"no curve {tag!r}; it has {', '.join(tags) or 'none at all'}"

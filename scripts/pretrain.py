@@ -34,7 +34,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, core, errors, runs
+from sppo_control import cli, core, errors, limits, runs
 from sppo_control.checkpoints import (
     OptimizerState,
     Part,
@@ -56,6 +56,7 @@ from sppo_control.checkpoints import (
 )
 from sppo_control.demonstrations import read_demonstrations
 from sppo_control.networks import Critic
+from sppo_control.outputs import File, Folder, check_output
 from sppo_control.policies import GaussianPolicy, Policy, load_policy, make_policy, save_policy
 from sppo_control.rollout import evaluate, rollout
 from sppo_control.starts import policy_name, shipped_policy
@@ -75,10 +76,10 @@ class Args:
     succeeds"""
     seed: int = 1
     """seed of everything random"""
-    out: str | None = None
+    out: Annotated[str | None, Folder()] = None
     """folder for the policy and its card. None means the folder where training looks: sppo_control/pretrained. For your own
     task it is the folder pretrained beside its module."""
-    work_dir: str = "runs/pretrain"
+    work_dir: Annotated[str, Folder()] = "runs/pretrain"
     """parent of the folder for intermediate results: the expert and its demonstrations"""
     engine: sppo_envs.Engine = "auto"
     """engine that runs the environments"""
@@ -136,27 +137,14 @@ class Args:
             raise ValueError(
                 "--success-return is only for --demonstrations-from, because an expert's task reports success itself"
             )
-        if not 0 <= self.min_success < self.max_success <= 1:
+        limits.check_limits(self)
+        if not self.min_success < self.max_success:
             raise ValueError(
-                f"need 0 <= --min-success < --max-success <= 1, got {self.min_success}, {self.max_success}"
+                f"--min-success must be below --max-success, got {self.min_success} and {self.max_success}"
             )
         if not 0 < self.aim <= self.max_success:
             raise ValueError(f"--target must be above 0 and not above --max-success, got {self.aim}")
-        if not 0 < self.expert_success < 1:
-            raise ValueError(f"--expert-success must be between 0 and 1, got {self.expert_success}")
-        least = {"expert_timesteps": 1, "expert_num_envs": 1, "demonstrations": 1, "clone_batch": 1, "clone_updates": 1}
-        for name, low in (least | {"eval_every": 1, "eval_episodes": 1, "seed": 0}).items():
-            if getattr(self, name) < low:
-                raise ValueError(f"{cli.flag(name)} must be at least {low}, got {getattr(self, name)}")
-        for name in ("expert_learning_rate", "clone_learning_rate", "reward_scale"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{cli.flag(name)} must be a number above 0, got {getattr(self, name)}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{cli.flag(name)} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("expert_log_std", "log_std"):
-            if not abs(getattr(self, name)) < 20:
-                raise ValueError(f"{cli.flag(name)} must be a number between -20 and 20, got {getattr(self, name)}")
+        limits.check_memory({f"--expert-num-envs {self.expert_num_envs}": self.expert_num_envs * limits.EPISODE})
 
     @property
     def aim(self) -> float:
@@ -404,7 +392,10 @@ def make(args: Args) -> None:
         )
     path = home if args.out is None else Path(args.out) / (args.file if home is None else home.name)
     assert path is not None
-    path.parent.mkdir(parents=True, exist_ok=True)  # now, so that no work is lost if this fails
+    for file in (path, path.with_suffix(".json")):  # now, so that no work is lost
+        check_output("--out", file, File(new_folder=True))
+    sppo_envs.first_look(args.env_id, args.success_return, engine=args.engine)
+    path.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     # One thread, so that the number of cores does not change the sums. More threads would not be faster here.
     torch.set_num_threads(1)

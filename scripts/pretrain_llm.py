@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,11 +28,12 @@ from sppo_control.llm.prompts import load_prompts, make_reward
 from sppo_control.llm.responses import Responses, evaluate, policy_log_probs
 from sppo_control.llm.setup import ADDER, require_packages
 from sppo_control.outcomes import Evaluation
+from sppo_control.outputs import Folder
 
 
 @dataclass
 class Args:
-    out: str = str(ADDER)
+    out: Annotated[str, Folder()] = str(ADDER)
     """folder for the model, its tokenizer and its card"""
     seed: int = 0
     """of weights and demonstrations"""
@@ -51,6 +53,10 @@ class Args:
     """give up after so many steps"""
     target: float = 0.35
     """stop when this share of held-out additions is right, sampled at temperature 1"""
+
+    def __post_init__(self) -> None:
+        if self.width % 24:
+            raise ValueError(f"--width must be a multiple of 24, got {self.width}")
 
 
 def demonstrations(args: Args, tokenizer: addition.PreTrainedTokenizerFast, rng: np.random.Generator) -> Responses:

@@ -20,11 +20,10 @@ script needs the extra `study`.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +32,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import checkpoints, cli, core, errors, runs
+from evaluate import check_task
+from sppo_control import checkpoints, cli, core, errors, limits, runs
 from sppo_control.networks import Critic
+from sppo_control.outputs import File
 from sppo_control.policies import Policy, load_policy
 from sppo_control.rollout import rollout, success_by_context
 
@@ -54,7 +55,7 @@ class Args:
     """V along episodes, or V(s_0) against success rates"""
     runs: tuple[Path, ...]
     """run folders, and folders in which to search for runs"""
-    out: Path
+    out: Annotated[Path, File(".json", new_folder=True)]
     """JSON file to write"""
     update: int | None = None
     """tail: take the newest checkpoint of at most this many updates; None means the newest of all"""
@@ -75,9 +76,10 @@ class Args:
         self.episodes = {"tail": 256, "calibration": 64}[self.what] if self.episodes is None else self.episodes
         if self.updates if self.what == "tail" else self.update is not None:
             raise ValueError("--update belongs to --what tail, --updates to --what calibration")
-        for name, least in {"episodes": 1, "contexts": 1, "seed": 0}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.runs:
+            raise ValueError("--runs takes one folder or more, got none")
+        at_a_time = min(self.num_episodes, 64) if self.what == "tail" else self.num_episodes
+        limits.check_memory({f"--episodes {self.episodes}": at_a_time * limits.EPISODE})
 
     @property
     def num_episodes(self) -> int:
@@ -116,7 +118,7 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
     """The run folders that --runs selects, each with the content of its config.json."""
     found: dict[Path, dict[str, Any]] = {}
     for path in args.runs:
-        configs = {p.parent: checkpoints.read_json(p) for p in sorted(path.rglob("config.json"))}
+        configs = {p.parent: checkpoints.read_config(p.parent) for p in sorted(path.rglob("config.json"))}
         if not configs:
             raise errors.UserError(f"there is no run in {path}: no config.json in it or below it")
         critics = {folder: config for folder, config in configs.items() if algorithm_of(config)}
@@ -126,6 +128,13 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
             print(f"note: {less} runs in {path} have no critic and are left out", file=sys.stderr)
         for folder, config in critics.items():
             trained = config["args"]
+            check_task(folder / "config.json", trained)
+            if not cli.fits(trained.get("seed"), int) or not cli.fits(
+                trained.get("critic_hidden", []), tuple[int, ...]
+            ):
+                raise errors.FileError(
+                    f'{folder / "config.json"}: "seed" or "critic_hidden" of "args" is of another type'
+                )
             if args.env_id in (None, trained["env_id"]) and (not args.seeds or trained["seed"] in args.seeds):
                 found[folder.resolve()] = config
     tasks = sorted({config["args"]["env_id"] for config in found.values()})
@@ -240,11 +249,6 @@ def main(args: Args) -> None:
     with contextlib.ExitStack() as stack:
         # Refuse all that can be refused, before the long work.
         probes = load(args, stack)
-        with contextlib.suppress(OSError):
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-        if args.out.is_dir() or not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
-            raise errors.UserError(f"cannot write {args.out}: name a file in a folder that is writable")
-
         measure, each = (tail, args.num_episodes) if args.what == "tail" else (calibration, args.contexts)
         found = []
         with tqdm(total=each * len(probes), unit="episode" if measure is tail else "context", desc=args.what) as bar:
@@ -252,6 +256,7 @@ def main(args: Args) -> None:
                 bar.write(f"{probe.about['run']}: checkpoint of update {probe.about['update']}", file=sys.stderr)
                 found.append(plain(measure(probe, args, bar)))
     content = {"env_id": probes[0].about["env_id"], "runs": found} if args.what == "tail" else {"rows": found}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write_json(args.out, {**content, **runs.versions()})
     print(f"wrote {args.out}")
 

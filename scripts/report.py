@@ -31,10 +31,11 @@ import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import sppo_envs
 from sppo_control import cli, errors
+from sppo_control.outputs import Folder
 
 with cli.one_line_errors():
     from sppo_control.study.figures import FIGURES, Looks, plt
@@ -48,7 +49,7 @@ NAMES = (*FIGURES, "tables")
 class Args:
     results: tuple[Path, ...] = ()
     """results of scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json); fig2 needs none"""
-    out: Path = Path("docs/figures")
+    out: Annotated[Path, Folder()] = Path("docs/figures")
     """folder to write to"""
     figures: tuple[str, ...] = ()
     """names from the table above; without any, all for which the results are enough"""

@@ -16,11 +16,12 @@ import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import sppo_envs
 from sppo_control import cli, errors
 from sppo_control.markdown import markdown_table
+from sppo_control.outputs import File
 
 with cli.one_line_errors():
     from sppo_control.study import rates
@@ -30,7 +31,7 @@ with cli.one_line_errors():
 class Args(rates.Question):
     what: Literal["choose", "table"]
     """print the chosen rates and the commands for missing runs, or write the table"""
-    out: Path = Path("docs/figures/rates.md")
+    out: Annotated[Path, File(".md", new_folder=True)] = Path("docs/figures/rates.md")
     """Markdown file to write"""
 
 

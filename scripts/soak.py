@@ -24,12 +24,13 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import numpy as np
 from tqdm import tqdm
 
 from sppo_control import checkpoints, cli, errors, runs
+from sppo_control.outputs import File
 
 Script = Literal[
     "sppo_cartpole",
@@ -61,16 +62,12 @@ class Args:
     """kills: training scripts, in turn; steady: the first one"""
     minutes: float = 10.0
     """steady: how long"""
-    json: Path | None = None
+    json: Annotated[Path | None, File(".json")] = None
     """write the results to this file too; kills go on from what is in it"""
 
     def __post_init__(self) -> None:
         if not self.scripts:
             raise ValueError("--scripts needs at least one script")
-        if self.kills < 1 or not 0 <= self.seed < 2**32 or not 0 < self.minutes < 10_000:
-            raise ValueError("--kills must be at least 1, --seed from 0 to 2^32 - 1, --minutes above 0 and below 10000")
-        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
-            raise ValueError(f"--json: cannot write {self.json}; name a file in a folder that exists")
 
 
 @dataclass
@@ -250,7 +247,15 @@ def kills(args: Args) -> dict[str, Any]:
         stored = checkpoints.read_json(args.json)
         if (stored.get("seed"), stored.get("scripts")) != (args.seed, list(args.scripts)):
             raise errors.UserError(f"{args.json} has another seed or other scripts; name another --json")
-        done = {row["number"]: Trial(**row) for row in stored["trials"]}
+        try:
+            for row in stored["trials"]:
+                if odd := [key for key, hint in get_type_hints(Trial).items() if not cli.fits(row[key], hint)]:
+                    raise TypeError(f"{', '.join(odd)} of another type")
+                done[row["number"]] = Trial(**row)
+        except (KeyError, TypeError) as error:
+            raise errors.UserError(
+                f"--json {args.json} was not written by this script ({error}); name another"
+            ) from error
     result: dict[str, Any] = {}
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as work,

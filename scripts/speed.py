@@ -32,7 +32,7 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -40,7 +40,8 @@ import torch
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import checkpoints, cli, extras, runs
+from sppo_control import checkpoints, cli, extras, limits, runs
+from sppo_control.outputs import File
 from sppo_control.rollout import rollout
 from sppo_control.starts import shipped_policy, starting_policy
 from sppo_envs.engines import EnvPoolVectorEnv, cores
@@ -64,10 +65,16 @@ class Args:
     """training: environment steps per run of this project's scripts"""
     sb3_timesteps: int = 128_000
     """training: environment steps per run of Stable-Baselines3"""
-    out: str | None = None
+    out: Annotated[str | None, File(".json", new_folder=True)] = None
     """JSON file for the table; None means runs/speed_<what>.json"""
     worker: Literal["sb3"] | None = None
     """internal: run as the measured process"""
+
+    def __post_init__(self) -> None:
+        if self.out is None and self.worker is None:
+            self.out = f"runs/speed_{self.what}.json"
+        if self.num_envs is not None:
+            limits.check_memory({f"--num-envs {self.num_envs}": self.num_envs * limits.EPISODE})
 
 
 def measure_sb3(timesteps: int) -> dict[str, float]:
@@ -195,7 +202,8 @@ def measure_engines(args: Args) -> None:
 
 def write_table(args: Args, table: dict[str, Any]) -> None:
     """Write the table as a JSON file."""
-    out = Path(args.out or f"runs/speed_{args.what}.json")
+    assert args.out is not None  # Args fills it in
+    out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     checkpoints.write_json(out, table)
     print(f"\nwritten to {out}")

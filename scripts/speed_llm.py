@@ -29,6 +29,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ from tqdm import tqdm
 
 from sppo_control import checkpoints, cli, core, errors, runs
 from sppo_control.llm import token_log_probs
+from sppo_control.outputs import File
 
 # (vocabulary, sequences, tokens in each, width). The second differs from the first in length alone.
 SIZES = {
@@ -66,10 +68,23 @@ class Args:
     """how often each is measured"""
     seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
     """of --what addition"""
-    out: str | None = None
+    out: Annotated[str | None, File(".json", new_folder=True)] = None
     """JSON file for the table; None is docs/speed_llm_<what>.json, with the device in its name unless it is cpu"""
     worker: str | None = None
     """internal: this is the measured process; variant:index of the size, or variant:seed"""
+
+    def __post_init__(self) -> None:
+        if self.device == "cuda" and self.what == "addition":
+            raise ValueError("--device cuda: --what addition is measured on one thread of the CPU; use --device cpu")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        if self.worker is not None and not re.fullmatch(r".+:\d+", self.worker):
+            raise ValueError(f"--worker must be variant:number, got {self.worker}; leave it out")
+        if self.out is None and self.worker is None:
+            suffix = "" if self.device == "cpu" else f"_{self.device}"
+            self.out = f"docs/speed_llm_{self.what}{suffix}.json"
+        if not self.seeds:
+            raise ValueError("--seeds takes one seed or more, got none")
 
 
 # ------------------------------------------------------------------------------------------------------------- loss
@@ -388,8 +403,16 @@ def addition_run(name: str, seed: int) -> dict[str, Any]:
 
 
 def measure_addition(args: Args, out: Path) -> dict[str, Any]:
-    rows = checkpoints.read_json(out)["rows"] if out.is_file() else []
-    there = {(row["variant"], row["seed"]) for row in rows}
+    rows: Any = checkpoints.read_json(out).get("rows") if out.is_file() else []
+    try:
+        there = {(row["variant"], row["seed"]) for row in rows}
+        points = [point for row in rows for point in row["curve"]]
+        if not all(map(len, (row["curve"] for row in rows))) or not all(map(is_point, points)):
+            raise ValueError("a curve is not a list of three numbers per point")
+    except (TypeError, KeyError, ValueError) as error:
+        raise errors.UserError(
+            f"--out {out} was not written by --what addition ({type(error).__name__}: {error}); name another file"
+        ) from error
     cells = [(name, seed) for seed in args.seeds for name in ADDITION if (name, seed) not in there]
     for name, seed in tqdm(cells, unit="run"):
         rows.append(child(args, f"{name}:{seed}"))
@@ -410,6 +433,11 @@ def measure_addition(args: Args, out: Path) -> dict[str, Any]:
         cost = statistics.median(1000 * curve[-1][1] / curve[-1][0] for curve in mine)
         print(f"| {name} | {' | '.join(cells_text)} | {cost:.1f} |")
     return {"rows": rows}
+
+
+def is_point(x: Any) -> bool:
+    """Whether an entry of a curve is responses, seconds and mean outcome."""
+    return isinstance(x, list) and len(x) == 3 and all(map(checkpoints.is_number, x)) and x[0] > 0
 
 
 def first_reached(curve: Sequence[Sequence[float]], threshold: float) -> tuple[float, float] | None:
@@ -471,15 +499,11 @@ def head(args: Args) -> dict[str, Any]:
 
 
 def main(args: Args) -> None:
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise errors.UserError("--device cuda: torch sees no CUDA device here; use --device cpu")
-    if args.device == "cuda" and args.what == "addition":
-        raise errors.UserError("--what addition is measured on one thread of the CPU; the model is too small for a GPU")
     if args.worker:
         print(json.dumps(work(args)))
         return
-    suffix = "" if args.device == "cpu" else f"_{args.device}"
-    out = Path(args.out or f"docs/speed_llm_{args.what}{suffix}.json")
+    assert args.out is not None  # Args fills it in
+    out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if args.what == "addition":
         table = measure_addition(args, out)

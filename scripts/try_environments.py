@@ -27,21 +27,26 @@ import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from tqdm import tqdm
 
 from sppo_control import cli, errors
+from sppo_control.outputs import File
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = {"id", "success-return", "wrapper", "options", "horizon", "total-timesteps", "package", "note"}
+KEYS: dict[str, Any] = {
+    "id": str, "success-return": float, "wrapper": str, "options": dict, "horizon": int, "total-timesteps": int,
+    "package": str, "note": str,
+}  # fmt: skip
+"""What an [[environment]] may have, and of which type."""
 
 
 @dataclass
 class Args:
     environments: Path = ROOT / "results" / "environments.toml"
     """list of environments"""
-    out: Path = ROOT / "docs" / "environments.md"
+    out: Annotated[Path, File(".md")] = ROOT / "docs" / "environments.md"
     """page whose table is replaced"""
     only: tuple[str, ...] = ()
     """ids to try; none is all. The table is then printed and not written"""
@@ -52,11 +57,6 @@ class Args:
     jobs: int = 1
     """environments at a time"""
 
-    def __post_init__(self) -> None:
-        for name in ("total_timesteps", "timeout", "jobs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{cli.flag(name)} must be at least 1, got {getattr(self, name)}")
-
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The environments of a list.
@@ -66,11 +66,16 @@ def read(path: Path) -> list[dict[str, Any]]:
     """
     try:
         found = tomllib.loads(path.read_text()).get("environment", [])
-    except (OSError, ValueError) as error:
-        raise errors.UserError(f"cannot read {path}: {error}") from error
+        if not isinstance(found, list):
+            raise ValueError("each environment begins with a line [[environment]]")
+    except (OSError, ValueError, RecursionError) as error:
+        raise errors.UserError(f"cannot read --environments {path}: {error}") from error
     for number, entry in enumerate(found, start=1):
-        if "id" not in entry or set(entry) - KEYS:
-            raise errors.UserError(f"{path}, environment {number}: needs an id, and may have {', '.join(sorted(KEYS))}")
+        where = f"{path}, environment {number}"
+        if not isinstance(entry, dict) or "id" not in entry or set(entry) - KEYS.keys():
+            raise errors.UserError(f"{where}: needs an id, and may have {', '.join(sorted(KEYS))}")
+        if wrong := [key for key, value in entry.items() if not cli.fits(value, KEYS[key])]:
+            raise errors.UserError(f"{where}: {', '.join(wrong)} of another type")
     return found
 
 

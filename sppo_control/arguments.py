@@ -1,20 +1,15 @@
-"""Which values the arguments of the control scripts may have; called by every `Args.__post_init__`."""
+"""Rules between the arguments of the control scripts; called by every `Args.__post_init__`.
+
+The range of each argument is in limits.py.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from typing import Any
 
-from .cli import flag
-from .limits import check_limits, check_memory
+from .limits import check_limits, check_memory, flag
 
-AT_LEAST_ONE = (
-    "total_timesteps", "num_envs", "update_epochs", "num_minibatches", "eval_episodes", "save_every", "horizon",
-    "group_size", "critic_steps", "critic_batch_size", "critic_window",
-)  # fmt: skip
-ABOVE_ZERO = ("learning_rate", "critic_learning_rate", "clip_coef", "max_grad_norm")
 WINDOW_ONLY = ("critic_steps", "critic_batch_size", "critic_window")
 """What belongs to the critic's recipe "window". The recipe "paper" trains on the policy's minibatches instead."""
 
@@ -27,18 +22,6 @@ def check_args(args: Any) -> None:
     """
     if getattr(args, "critic_steps", 1) == 0:
         raise ValueError("--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper")
-    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
-        **dict.fromkeys(AT_LEAST_ONE, (lambda x: x >= 1, "at least 1")),
-        **dict.fromkeys(ABOVE_ZERO, (lambda x: 0 < x < math.inf, "above 0 and finite")),
-        **dict.fromkeys(("gamma", "gae_lambda"), (lambda x: 0 <= x <= 1, "in [0, 1]")),
-        **dict.fromkeys(("ent_coef", "seed"), (lambda x: 0 <= x < math.inf, "0 or above")),
-        "success_return": (math.isfinite, "a finite number"),
-        **dict.fromkeys(("hidden", "critic_hidden"), (lambda x: all(w >= 1 for w in x), "widths of at least 1")),
-    }
-    for name, (allowed, words) in rules.items():
-        value = getattr(args, name, None)
-        if value is not None and not allowed(value):
-            raise ValueError(f"{flag(name)} must be {words}, got {value}")
     check_limits(args)
     check_memory(_bytes(args))
     if args.num_envs % args.num_minibatches:

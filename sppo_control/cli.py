@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import dis
 import inspect
+import io
 import math
 import os
 import re
@@ -32,6 +33,9 @@ import tyro
 
 from .checkpoints import check_layout, check_module, read_config, run_folder, short
 from .errors import FileError, NonFiniteError, UserError
+from .limits import check_limits
+from .limits import flag as flag
+from .outputs import check_outputs
 
 ArgsT = TypeVar("ArgsT")
 
@@ -187,13 +191,10 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
         resume = early.pop("resume", None)
         if resume is None:
             default = make_args(args_type, **early) if hasattr(args_type, "defaults") else None
-            args = cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
-            _refuse_odd_numbers(args)
-            return args
+            return _read_words(args_type, description, words, default)
         folder = run_folder(Path(resume))
         stored = _stored_args(args_type, folder, early.get("env_id"))
-        args = tyro.cli(args_type, description=_wrapped(description), args=words, default=stored)
-        _refuse_odd_numbers(args)
+        args = _read_words(args_type, description, words, stored)
     except ValueError as error:
         raise UserError(str(error)) from error
     may_change = RESUMABLE_CHANGES & fields
@@ -225,7 +226,7 @@ def read_commands(args_type: type[ArgsT], file: Path) -> list[ArgsT]:
     """
     try:
         commands = tomllib.loads(file.read_text()).get("command")
-    except (OSError, ValueError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: TOMLDecodeError, UnicodeDecodeError
         raise UserError(f"cannot read {file}: {error}") from error
     if not isinstance(commands, list) or not commands or not all(isinstance(c, dict) for c in commands):
         raise UserError(f"{file} has no command: each one begins with a line [[command]]")
@@ -242,8 +243,6 @@ def read_commands(args_type: type[ArgsT], file: Path) -> list[ArgsT]:
             found.append(parse_args(args_type, None, words))
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        except SystemExit as error:  # the parser has printed what is wrong
-            raise UserError(f"{where}: see above") from error
     return found
 
 
@@ -301,22 +300,51 @@ def _refuse_empty(words: Sequence[str], fields: set[str]) -> None:
             raise UserError(f"{name} must not be empty; leave it out, or give it a value")
 
 
-def _refuse_odd_numbers(args: Any) -> None:
-    """NaN, infinity and numbers of more than 63 bits mean nothing to any script.
+def _read_words(args_type: type[ArgsT], description: str | None, words: Sequence[str], default: ArgsT | None) -> ArgsT:
+    """The real parser, and what is checked of every script: numbers make sense, and outputs can be written.
 
     Raises:
-        UserError: names the flag.
+        UserError: what the parser refuses; it prints a box, of which this is the text in one line.
+        ValueError: see `check_limits` and `check_outputs`.
     """
-    for field in dataclasses.fields(args):
-        value = getattr(args, field.name)
-        for x in value if isinstance(value, tuple | list) else (value,):
-            if (isinstance(x, float) and not math.isfinite(x)) or (isinstance(x, int) and abs(x) >= 2**63):
-                raise UserError(f"{flag(field.name)} must be finite and below 2^63, got {short(x)}")
+    said = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    try:
+        if not {"-h", "--help"} & set(words):
+            os.environ["COLUMNS"] = "10000"  # a box that is narrower would cut long words in two
+        with contextlib.redirect_stderr(said):
+            args = cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
+    except SystemExit:
+        if not said.getvalue():  # --help
+            raise
+        raise UserError(_unboxed(said.getvalue())) from None
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+    check_limits(args)
+    check_outputs(args)
+    return args
 
 
-def flag(name: str) -> str:
-    """The flag of an argument: critic_steps -> --critic-steps."""
-    return "--" + name.replace("_", "-")
+def _unboxed(box: str) -> str:
+    """One line for the parser's box: its first paragraph, and the flags that may have been meant."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    paragraphs: list[list[str]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("│"):
+            inside = line.strip("│ ")
+            if inside.strip("─"):
+                paragraphs[-1].append(inside)
+            else:
+                paragraphs.append([])
+    first, *rest = (" ".join(lines) for lines in paragraphs)
+    if own := re.match(r"Error parsing (?!--)\S+: (.*)", first):  # a ValueError of __post_init__
+        return own[1]
+    meant = [re.findall(r"(?:^|\s)(--[\w-]+)(?= |$)", words) for words in rest if words.startswith("Perhaps you meant")]
+    names = dict.fromkeys(name for found in meant for name in found)
+    hint = f"; perhaps you meant {' or '.join(names)}" if names else ""
+    return f"{first.rstrip('.') or ' '.join(text.split())}{hint}; --help shows all flags"
 
 
 def _wrapped(description: str | None) -> str:

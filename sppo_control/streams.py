@@ -11,8 +11,12 @@ import numpy as np
 
 TRAINING = {"rollout": 0, "shuffle": 1, "evaluate": 2}
 """Streams of a training update: the third number."""
-PURPOSES = {"evaluate.py": 1, "video": 2, "contexts.py": 3, "probe.py": 4, "pretrain.py": 5}
-"""Everything else: the fourth number."""
+PURPOSES = {"evaluate.py": 1, "video": 2}
+"""Everything else: the fourth number.
+
+contexts.py, probe.py and pretrain.py draw from [seed] or [seed, stage, count], as training does. docs/contexts.png, the
+files that results/commands/probes.toml makes and every shipped policy were made so, and would become others.
+"""
 LARGEST_SEED = 2**32 - 1
 
 

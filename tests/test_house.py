@@ -16,6 +16,7 @@ TRUNK = {
     "limits",
     "markdown",
     "outcomes",
+    "outputs",
     "checkpoints",
     "cli",
     "runs",
@@ -30,9 +31,10 @@ ALLOWED = {
     "outcomes": {"core"},
     "checkpoints": {"errors"},
     "events": set(),
-    "limits": {"cli"},
+    "limits": set(),
+    "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
-    "cli": {"checkpoints", "errors"},
+    "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
     "networks": {"checkpoints"},
@@ -40,13 +42,13 @@ ALLOWED = {
     "policies": {"checkpoints", "errors", "networks", "spaces"},
     "rollout": {"checkpoints", "outcomes", "policies", "spaces"},
     "starts": {"policies", "sppo_envs"},
-    "arguments": {"cli", "limits"},
+    "arguments": {"limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
     "sppo_envs": {"extras", "spaces"},
     # the language-model half and the study
     "llm": TRUNK,
-    "study": {"core", "errors", "checkpoints", "extras", "markdown"},
+    "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown"},
     "pretrained": set(),
     "__init__": set(),
 }

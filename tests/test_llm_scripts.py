@@ -914,10 +914,10 @@ def test_help_shows_every_argument(script, monkeypatch, capsys):
     ("words", "message"),
     [
         ("--batch-size 15 --num-minibatches 2", "--num-minibatches must divide --batch-size, got 2 for 15"),
-        ("--learning-rate 0", "--learning-rate must be above 0 and finite, got 0.0"),
-        ("--temperature 0", "--temperature must be above 0 and finite, got 0.0"),
-        ("--micro-batch-size 0", "--micro-batch-size must be at least 1, got 0"),
-        ("--seed -1", "--seed must be 0 or above, got -1"),
+        ("--learning-rate 0", "--learning-rate must be from 1e-10 to 10, got 0.0"),
+        ("--temperature 0", "--temperature must be at least 0.001 in training, got 0.0"),
+        ("--micro-batch-size 0", "--micro-batch-size must be from 1 to 2^20, got 0"),
+        ("--seed -1", "--seed must be from 0 to 2^32 - 1, got -1"),
         ("--device cuda", "--device cuda: torch sees no CUDA device here; use --device cpu"),
         ("--model absent/model", "--model absent/model is neither a model's folder nor a Hub id that can be reached: "),
         ("--dataset absent.jsonl", "no such dataset: absent.jsonl"),
@@ -933,14 +933,18 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        ("grpo_llm", "--group-size 1", "--group-size must be at least 2, got 1"),
+        (
+            "grpo_llm",
+            "--group-size 1",
+            "--group-size must be at least 2, because a response is compared with others",
+        ),
         ("grpo_llm", "--group-size 3", "--group-size must divide --batch-size, got 3 for 16"),
         (
             "sppo_llm",
             "--critic-steps 0",
             "--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe pa",
         ),
-        ("sppo_llm", "--critic-batch-size 0", "--critic-batch-size must be at least 1, got 0"),
+        ("sppo_llm", "--critic-batch-size 0", "--critic-batch-size must be from 1 to 2^24, got 0"),
         (
             "sppo_llm",
             "--critic-batch-size 17",
@@ -956,10 +960,10 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
             "--critic-recipe paper --critic-batch-size 8",
             "--critic-batch-size 8 means nothing with --critic-recipe paper",
         ),
-        ("sppo_llm", "--critic-warmup-batches -1", "--critic-warmup-batches must be 0 or above, got -1"),
-        ("sppo_llm", "--critic-learning-rate inf", "--critic-learning-rate must be above 0 and finite, got inf"),
-        ("ppo_llm", "--gamma 1.5", "--gamma must be in [0, 1], got 1.5"),
-        ("ppo_llm", "--gae-lambda -1", "--gae-lambda must be in [0, 1], got -1.0"),
+        ("sppo_llm", "--critic-warmup-batches -1", "--critic-warmup-batches must be from 0 to 2^31 - 1, got -1"),
+        ("sppo_llm", "--critic-learning-rate inf", "--critic-learning-rate must be from 1e-10 to 10, got inf"),
+        ("ppo_llm", "--gamma 1.5", "--gamma must be from 0 to 1, got 1.5"),
+        ("ppo_llm", "--gae-lambda -1", "--gae-lambda must be from 0 to 1, got -1.0"),
         (
             "sppo_llm",
             "--critic absent/model",

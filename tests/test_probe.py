@@ -375,7 +375,7 @@ def test_runs_that_cannot_be_probed_are_refused_before_the_long_work(what, train
         assert message in refusal(monkeypatch, capsys, *words), message
     shutil.rmtree(damaged / "checkpoints" / "000000")
     flag = {"tail": "--update", "calibration": "--updates"}[what]
-    error = refusal(monkeypatch, capsys, *("--what", what, "--out", tmp_path / "o", "--runs", damaged, flag, 0))
+    error = refusal(monkeypatch, capsys, *("--what", what, "--out", tmp_path / "o.json", "--runs", damaged, flag, 0))
     assert f"{damaged} has no complete checkpoint of at most 0 updates" in error
     assert not (tmp_path / "out.json").exists()
 
@@ -391,7 +391,7 @@ def test_out_that_cannot_be_written_is_refused_before_the_long_work(what, traine
     (tmp_path / "file").write_text("x")
     for out in (tmp_path, tmp_path / "file" / "out.json", tmp_path / "file" / "below" / "out.json"):
         error = refusal(monkeypatch, capsys, "--what", what, "--runs", trained["ppo", POLE], "--out", out)
-        assert f"cannot write {out}: name a file in a folder that is writable" in error
+        assert f"cannot write --out {out}: " in error
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -400,9 +400,9 @@ def test_out_that_cannot_be_written_is_refused_before_the_long_work(what, traine
     [
         (["tail", "--updates", "3"], "--update belongs to --what tail, --updates to --what calibration"),
         (["calibration", "--update", "3"], "--update belongs to --what tail, --updates to --what calibration"),
-        (["tail", "--episodes", "0"], "--episodes must be at least 1, got 0"),
-        (["calibration", "--contexts", "0"], "--contexts must be at least 1, got 0"),
-        (["calibration", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["tail", "--episodes", "0"], "--episodes must be from 1 to .*, got 0"),
+        (["calibration", "--contexts", "0"], "--contexts must be from 1 to .*, got 0"),
+        (["calibration", "--seed", "-1"], "--seed must be from 0 to .*, got -1"),
         (["heads"], "invalid choice|heads"),
     ],
 )

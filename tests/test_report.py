@@ -615,7 +615,7 @@ def test_refusals_of_probe_files(tmp_path, capsys):
 def test_out_that_cannot_be_written(tmp_path, capsys, inputs):
     (tmp_path / "file").write_text("x")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert f"cannot write to --out {out}" in refused(capsys, out, "--results", inputs[0])
+        assert f"cannot write --out {out}" in refused(capsys, out, "--results", inputs[0])
 
 
 def test_nothing_is_left_of_a_report_that_fails(tmp_path, inputs, monkeypatch):

@@ -351,12 +351,12 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path, m
     ("words", "message"),
     [
         (["--num-minibatches", "5"], "--num-minibatches must divide --num-envs.*got 5 for 64"),
-        (["--learning-rate", "-1"], "--learning-rate must be above 0 and finite, got -1.0"),
-        (["--total-timesteps", "0"], "--total-timesteps must be at least 1, got 0"),
-        (["--clip-coef", "0"], "--clip-coef must be above 0"),
-        (["--seed", "-1"], "--seed must be 0 or above"),
-        (["--hidden", "64", "0"], "--hidden must be widths of at least 1"),
-        (["--critic-hidden", "0"], "--critic-hidden must be widths of at least 1"),
+        (["--learning-rate", "-1"], "--learning-rate must be from 1e-10 to 10, got -1.0"),
+        (["--total-timesteps", "0"], "--total-timesteps must be from 1 to .*, got 0"),
+        (["--clip-coef", "0"], "--clip-coef must be from 1e-06 to 100, got 0"),
+        (["--seed", "-1"], "--seed must be from 0 to"),
+        (["--hidden", "64", "0"], "--hidden must be from 1 to .*, got 0"),
+        (["--critic-hidden", "0"], "--critic-hidden must be from 1 to .*, got 0"),
         (
             ["--critic-steps", "0"],
             "--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper",
@@ -373,7 +373,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path, m
         (["--env-id", "CartPol-v1", "--success-return", "5"], "did you mean .*CartPole-v1"),
         (["--success-return", "5"], "has a success rule of its own"),
         (["--env-id", "sppo/SparseHoper-v0"], "did you mean .*sppo/SparseHopper-v0"),
-        (["--horizon", "0"], "--horizon must be at least 1, got 0"),
+        (["--horizon", "0"], "--horizon must be from 1 to .*, got 0"),
         (["--engine", "envpool"], "sppo/PrecisionCartPole-v0 has the engines numpy, processes and sync, not envpool"),
         (
             ["--start", "sppo_control/pretrained/SparsePendulum-v0.safetensors"],

@@ -18,7 +18,7 @@ from sppo_control import cli, errors
 from sppo_control.study import variants
 from sppo_control.study.figures import FIGURES
 from sppo_control.study.grids import Grid, change, read_grids
-from sppo_control.study.results import Study
+from sppo_control.study.results import JSON_COLUMNS, NUMBERS, Study
 
 ROOT = Path(__file__).resolve().parents[1]
 POLE, CAR = "sppo/PrecisionCartPole-v0", "sppo/SparseMountainCar-v0"
@@ -105,7 +105,7 @@ def test_nothing_of_the_study_is_left_to_run(monkeypatch, capsys):
         ("seeds = [3]", 'seeds = ["3"]', "grid 2: seeds must be a list of whole numbers, got ['3']"),
         ("seeds = [3]", "seeds = [true]", "grid 2: seeds must be a list of whole numbers, got [True]"),
         ("points = 7", "points = 7.0", "grid 2: points must be a whole number, got 7.0"),
-        ("points = 7", "points = 0", "grid 2: points must be at least 1, got 0"),
+        ("points = 7", "points = 0", "grid 2: --points must be from 1 to 2^31 - 1, got 0"),
         ('work-dir = "a"', 'work-dir = ["a"]', "grid 1: work-dir must be a text, got ['a']"),
         ('"grpo"]', '"sac"]', "grid 2: algorithms must be of sppo, sppo-paper,"),
         ('"grpo"]', '"gone/mine.py"]', "grid 2: algorithms must be names or existing scripts, and there is no file"),
@@ -137,7 +137,8 @@ def test_results_of_any_grid_that_were_made_otherwise_are_refused_before_anythin
     monkeypatch.chdir(tmp_path)
     file = write(tmp_path, GOOD)
     cell = benchmark.all_jobs(read_grids(file))[Path("rates.parquet")][0].cell
-    row = {**dataclasses.asdict(cell), "eval_episodes": 9, "updates": 1}
+    row = {**dataclasses.asdict(cell), **dict.fromkeys(NUMBERS, 1), "eval_episodes": 9, "commit": ""}
+    row |= dict.fromkeys(JSON_COLUMNS, "{}")
     pd.DataFrame([row]).to_parquet("rates.parquet")
     assert "--out rates.parquet was made with other values: --eval-episodes 9, not 5 (1 cells" in refused(
         ["--grid", file], capsys
@@ -259,7 +260,10 @@ def test_a_runs_arguments_say_which_variant_it_is():
             "[[command]]\nfigure = ['fig2']",
             "commands.toml, command 1: unknown key figure; there are results, out, figures",
         ),
-        ("[[command]]\nfigures = ['fig2']\n[[command]]\nfigures = ['fig3']", "commands.toml, command 2: see above"),
+        (
+            "[[command]]\nfigures = ['fig2']\n[[command]]\nfigures = ['fig3']",
+            "commands.toml, command 2: --figures must",
+        ),
         ("[command", "cannot read "),
     ],
 )

@@ -191,11 +191,11 @@ def test_the_middle_of_the_band_follows_the_band(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--contexts", "0"], "--contexts must be at least 1, got 0"),
-        (["--episodes", "-1"], "--episodes must be at least 1, got -1"),
-        (["--seed", "-1"], "--seed must be at least 0, got -1"),
-        (["--out", "c.doc"], "--out must end in .png, .svg, .pdf, got c.doc"),
-        (["--out", "nowhere/c.png"], "cannot write nowhere/c.png"),
+        (["--contexts", "0"], "--contexts must be from 1 to 2^31 - 1, got 0"),
+        (["--episodes", "-1"], "--episodes must be from 1 to 2^31 - 1, got -1"),
+        (["--seed", "-1"], "--seed must be from 0 to 2^32 - 1, got -1"),
+        (["--out", "c.doc"], "cannot write --out c.doc: its name must end in .png or .svg or .pdf"),
+        (["--out", "nowhere/c.png"], "cannot write --out nowhere/c.png: there is no folder nowhere"),
         (["--env-ids", "sppo/SparseHoper-v0"], "did you mean sppo/SparseHopper-v0"),
         (["--env-ids", "CartPole-v1"], "CartPole-v1 has no success rule"),
         (["--env-ids", SIGNS], f"{SIGNS} has no starting policy; make one with scripts/pretrain.py"),

@@ -119,7 +119,7 @@ def test_plot_tells_settings_apart(tmp_path, monkeypatch):
 def test_plot_refuses_in_one_line(tmp_path):
     for words, message in (
         ([], "name at least one run folder"),
-        (["--smooth", "0", "x"], "--smooth must be at least 1"),
+        (["--smooth", "0", "x"], "--smooth must be from 1 to"),
     ):
         done = subprocess.run([sys.executable, plot.__file__, *words], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sppo_control.errors import UserError
+from sppo_control.limits import check_limits
 from sppo_control.study import variants
 
 OF_THE_GRID = {  # flag of the training scripts: what sets it in place of a setting
@@ -65,9 +66,7 @@ class Grid:
         if taken := [flag for flag in OF_THE_GRID if flag in given]:
             instead = ", ".join(OF_THE_GRID[flag] for flag in taken)
             raise ValueError(f"settings must leave {', '.join(taken)} to the grid, that is to {instead}")
-        for name in ("eval_episodes", "points"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{key(name)} must be at least 1, got {getattr(self, name)}")
+        check_limits(self)
         if self.out.suffix != ".parquet" or self.out.is_dir():
             raise ValueError(f"out must be a file whose name ends in .parquet, got {self.out}")
 
@@ -109,7 +108,7 @@ def read_grids(file: Path) -> list[Grid]:
         content = tomllib.loads(file.read_text())
     except OSError as error:
         raise UserError(f"cannot read the grid file {file}: {error.strerror}") from error
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
         raise UserError(f"{file} is not a TOML file: {error}") from error
     grids = content.pop("grid", [])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):

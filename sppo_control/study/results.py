@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sppo_control.checkpoints import read_json
+from sppo_control.checkpoints import is_number, read_json
 from sppo_control.errors import UserError
 from sppo_control.study import variants
 
@@ -21,6 +21,9 @@ RUN_COLUMNS = ["env_id", "algorithm", "setting", "seed"]
 NUMBERS = [*AXES, "updates", "success_rate", "success_before", "success_after", "eval_episodes", "peak_memory_mib"]
 COLUMNS = [*RUN_COLUMNS, "starts", *NUMBERS, "commit", "arguments", "measures_after"]
 """The columns that are read; a results file may have more."""
+JSON_COLUMNS = ["arguments", "measures_after"]
+TEXTS = ["env_id", "algorithm", "setting", "starts", *JSON_COLUMNS]
+COUNTS = ["seed", "updates", "eval_episodes"]
 TAIL = ("progress", "mean", "low", "high")
 MEASURES = ("pearson", "spearman", "brier", "ece")
 JSON_WRITERS = "scripts/probe.py or scripts/speed_llm.py --what addition"
@@ -59,6 +62,59 @@ class StudyRun:
         return float(np.sum(self.success * np.diff(ends, prepend=0)) / ends[-1])
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    """The table of a results file.
+
+    Raises:
+        UserError: it is missing, damaged or has other columns, or a column has values that are missing or of another kind.
+    """
+    if not path.is_file():
+        raise UserError(f"no results file {path}; scripts/benchmark.py --out {path} makes it")
+    try:
+        table = pd.read_parquet(path)
+    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"{path} is damaged, or is not a Parquet file ({' '.join(str(error).split())})") from error
+    if missing := [c for c in COLUMNS if c not in table]:
+        raise UserError(f"{path} was not written by scripts/benchmark.py: no column {', '.join(missing)}")
+    if twice := [c for c in COLUMNS if isinstance(table[c], pd.DataFrame)]:
+        raise UserError(f"{path} was not written by scripts/benchmark.py: two columns {', '.join(twice)}")
+    odd = [c for c in TEXTS if not table[c].map(lambda x: isinstance(x, str)).all()]
+    measured = [c for c in NUMBERS if c != "peak_memory_mib"]  # which Windows does not say
+    odd += [c for c in ("seed", *measured) if not (len(table) == 0 or pd.api.types.is_numeric_dtype(table[c]))]
+    odd += [c for c in COUNTS if c not in odd and not (table[c].astype(float) % 1 == 0).all()]
+    odd += [c for c in JSON_COLUMNS if c not in odd and not all(map(_is_object, table[c].unique()))]
+    if odd:
+        raise UserError(f"{path} has missing or impossible values in {', '.join(odd)}")
+    return table
+
+
+def _is_object(text: str) -> bool:
+    """Whether a text is a JSON object."""
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _check_arguments(path: Path, algorithm: str, arguments: dict[str, Any]) -> None:
+    """Refuse a run's arguments if those that figures and tables read are missing, or of another type.
+
+    Raises:
+        UserError: names the file and the argument.
+    """
+    needed = ["total_timesteps", *(["hidden", "critic_hidden"] if algorithm in ("sppo", "ppo") else [])]
+    needed += ["critic_steps", "critic_window", "critic_learning_rate"] if algorithm == "sppo" else []
+    for name in (*needed, "learning_rate"):
+        value = arguments.get(name, 1)
+        values = value if isinstance(value, list) and name.endswith("hidden") else [value]
+        good = all(is_number(x) for x in values) and (name != "total_timesteps" or value >= 1)
+        if not good or (name in needed and name not in arguments):
+            raise UserError(
+                f"{path} was not written by scripts/benchmark.py: {name} is missing in arguments of {algorithm}, or of "
+                "another type"
+            )
+
+
 def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[StudyRun], list[str]]:
     """All runs of some results files, and a line about each file.
 
@@ -71,19 +127,14 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[St
     """
     tables, lines = [], []
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"no results file {path}; scripts/benchmark.py --out {path} makes it")
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise UserError(f"{path} is damaged, or is not a Parquet file ({error})") from error
-        if missing := [c for c in COLUMNS if c not in table]:
-            raise UserError(f"{path} was not written by scripts/benchmark.py: no column {', '.join(missing)}")
+        table = read_table(path)
         numbers = {c: pd.to_numeric(table[c], errors="coerce") for c in NUMBERS}
-        if gaps := [c for c in NUMBERS if not np.isfinite(numbers[c]).all()] + [
-            c for c in RUN_COLUMNS if table[c].isna().any()
-        ]:
+        gaps = [c for c in NUMBERS if not np.isfinite(numbers[c]).all() or (numbers[c] < 0).any()]
+        gaps += [c for c in ("episodes", "steps", "updates") if c not in gaps and (numbers[c] < 1).any()]
+        if gaps:
             raise UserError(f"{path} has missing or impossible values in {', '.join(gaps)}")
+        for algorithm, text in table[["algorithm", "arguments"]].drop_duplicates().itertuples(index=False):
+            _check_arguments(path, algorithm, json.loads(text))
         if table.empty:
             raise UserError(f"{path} has no runs")
         cells = table.drop_duplicates([*RUN_COLUMNS, "starts"])
@@ -205,7 +256,7 @@ class Study:
                 raise ValueError("it has neither runs (tail.json) nor rows (calibration.json, speed_llm_addition.json)")
         except KeyError as error:
             raise UserError(f"{path} was not written by {JSON_WRITERS}: {error} is missing") from error
-        except (TypeError, ValueError) as error:
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             raise UserError(f"{path} was not written by {JSON_WRITERS}: {error}") from error
 
     def __bool__(self) -> bool:

@@ -1,0 +1,324 @@
+"""Malformed command lines of the scripts that are tools, and files of strangers that they are given."""
+
+import itertools
+import json
+import os
+import sys
+import types
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import benchmark
+import contexts
+import drawings
+import evaluate_llm
+import mutants
+import plain_english
+import plot
+import pretrain
+import pretrain_llm
+import probe
+import report
+import report_rates
+import soak
+import speed
+import speed_llm
+import try_environments
+from sppo_control import cli, limits
+from sppo_control.study import rates
+
+ROOT = Path(__file__).resolve().parents[1]
+POLE = "sppo/PrecisionCartPole-v0"
+WORK = {
+    benchmark: ["results_of"],
+    contexts: ["success_by_context"],
+    drawings: [],
+    evaluate_llm: ["respond"],
+    mutants: ["copy_checkout", "run_tests"],
+    plain_english: ["sentences"],
+    plot: ["groups"],
+    pretrain: ["train_expert", "collect", "clone"],
+    pretrain_llm: ["demonstrations"],
+    probe: ["tail", "calibration"],
+    report: ["draw", "tables"],
+    report_rates: [],
+    soak: ["launch"],
+    speed: ["measure", "measure_engines", "measure_sb3"],
+    speed_llm: ["child", "measure_loss", "work"],
+    try_environments: ["attempt"],
+}
+"""Script -> the functions that do its work, none of which may be called."""
+HUGE = (str(2**63), "9" * 400)
+
+
+def counts(*flags, least=1):
+    """A flag for a whole number: below its range, above it, and no whole number."""
+    return [(flag, x) for flag in flags for x in (str(least - 1), "-7", "1.5", "nan", "many", "", *HUGE)]
+
+
+def numbers(*flags, low="-1e40", high="1e40"):
+    """A flag for a number."""
+    return [(flag, x) for flag in flags for x in (low, high, "nan", "inf", "-inf", "much", "")]
+
+
+def files(flag, ending, parent_made=False):
+    """A flag for a file to write."""
+    bad = [
+        "",
+        ".",
+        "folder",
+        f"file/x{ending}",
+        f"{'n' * 300}{ending}",
+        f"x{ending}.zip",
+        f"pipe{ending}",
+        f"odd{ending}",
+    ]
+    bad += [f"/proc/x{ending}"] * (sys.platform == "linux") + [f"absent/x{ending}"] * (not parent_made)
+    return [(flag, x) for x in bad]
+
+
+def folders(*flags):
+    """A flag for a folder to write to."""
+    bad = ["", "file", "file/below", "file/below/it", "n" * 300, *["/proc/x"] * (sys.platform == "linux")]
+    return [(flag, x) for flag in flags for x in bad]
+
+
+RUNS = ("absent", "folder", "file", "run_of_list", "run_of_text", "run_without_args", "run_of_other_types")
+TABLES = ("absent", "text", "empty", "csv", "other", "types", "folder", "twice", "arguments")
+JSONS = ("absent", "text", "empty", "list", "rows", "runs", "deep", "nan")
+CASES = {
+    benchmark: [
+        *counts("--eval-episodes", "--points", "--jobs"),
+        *counts("--seeds", least=0),
+        *[("--env-ids", x) for x in ("sppo/Pole-v0", "", "absent_module:x/Y-v0", "CartPole-v1")],
+        *[("--algorithms", x) for x in ("dqn", "", "absent.py", "folder.py")],
+        *[
+            ("--settings", x)
+            for x in ("no-such-flag=1", "learning-rate=", "learning-rate=-1", "hidden=x", "num-envs=0", "help", "x", "==")
+        ],
+        *[("--settings", x) for x in ("critic-recipe=other", "num-envs=7", "horizon=100000000", "env-id=x")],
+        *files("--out", ".parquet", parent_made=True),
+        *[("--out", f"{name}.parquet") for name in TABLES if name not in ("absent", "folder")],
+        *folders("--work-dir"),
+        *[("--grid", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "huge", "deep", "cells")],
+        ("--grid", "folder"), ("--nope", "1"), ("--ray-address", ""),
+    ],
+    contexts: [
+        *counts("--contexts", "--episodes"), *counts("--seed", least=0),
+        *files("--out", ".png"), *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
+        *[("--policy", x) for x in ("", "absent", "folder", "file", "text.safetensors")], ("--nope", "1"),
+    ],
+    drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
+    evaluate_llm: [
+        *counts("--k", "--batch-size", "--max-response-length"), *counts("--seed", least=0),
+        *numbers("--temperature", low="-0.1"), *folders("--out"), ("--out", "folder_with_file"),
+        *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+        *[("--benchmarks", x) for x in ("aime99", "", "../x=y", "mine=absent.jsonl", "mine=text.json")],
+        *[("--model", x) for x in ("", "absent/model", "folder")], ("--reward", "none"), ("--prompt-template", "Hi"),
+    ],
+    mutants: [
+        *counts("--jobs"), *numbers("--time-limit", low="0"), *files("--json", ".json", parent_made=True),
+        *files("--markdown", ".md"), ("--only", "no-such-mutant"), ("--files", "no/such/file.py"),
+        *[("--json", f"{name}.json") for name in JSONS if name not in ("absent", "empty_object")],
+        *[("--mutants", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "mutant")],
+    ],
+    plain_english: [
+        *files("--json", ".json"), ("--paths", "absent.md"), ("--paths", "file"), ("--paths", "bytes.md"),
+        ("--paths", "bytes.py"), ("--paths", "no_python.py"), ("--nope", "1"), ("--paths", ""),
+    ],
+    plot: [
+        *counts("--smooth"), *files("--out", ".png"), ("--tag", ""), ("--nope", "1"), ("--tag", "no/such"),
+        *[(name, None) for name in RUNS],
+    ],
+    pretrain: [
+        *counts("--expert-timesteps", "--expert-num-envs", "--demonstrations", "--clone-batch", "--clone-updates"),
+        *counts("--eval-every", "--eval-episodes"), *counts("--seed", least=0),
+        *numbers("--expert-success", "--expert-learning-rate", "--reward-scale", "--gamma", "--gae-lambda", "--target"),
+        *numbers("--clone-learning-rate", "--min-success", "--max-success", "--expert-log-std", "--log-std"),
+        ("--clone-learning-rate", "-1"), ("--reward-scale", "0"), ("--success-return", "1"), ("--stage", "all of them"),
+        *folders("--out", "--work-dir"), ("--out", "taken"),
+        *[("--env-id", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
+        *[("--demonstrations-from", x) for x in ("", "absent.npz", "text.npz", "folder", "text.safetensors")],
+        ("--engine", "warp"), ("--imitate", ""),
+    ],
+    pretrain_llm: [
+        *counts("--layers", "--batch-size", "--max-steps"), *counts("--width", least=24), *counts("--seed", least=0),
+        *numbers("--learning-rate", "--forgets-carry", "--wrong-digit", "--target"), *folders("--out"), ("--width", "25"),
+    ],
+    probe: [
+        *counts("--episodes", "--contexts"), *counts("--seed", "--seeds", "--update", least=0),
+        *files("--out", ".json", parent_made=True), ("--what", "heads"), ("--env-id", ""), ("--updates", "3"),
+        *[("--runs", x) for x in (*RUNS, "")], ("--env-id", "other/Task-v0"),
+        *[("--commands", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "huge")],
+    ],
+    report: [
+        *folders("--out"), *[("--figures", x) for x in ("fig3", "")], ("--starts", ""), ("--starts", "elsewhere"),
+        *[("--results", f"{name}.parquet") for name in TABLES], *[("--results", f"{name}.json") for name in JSONS],
+        *[("--results", x) for x in ("", "file", "table.csv")],
+        *[("--commands", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "command")],
+    ],
+    report_rates: [
+        *counts("--seeds", "--tuning-seeds", least=0), *files("--out", ".md", parent_made=True),
+        *[("--tuning", f"{name}.parquet") for name in TABLES], ("--tuning", ""), ("--starts", ""),
+        *[("--algorithms", x) for x in ("dqn", "", "grpo")], *[("--env-ids", x) for x in ("nope", "")], ("--what", "all"),
+    ],
+    soak: [
+        *counts("--kills"), *counts("--seed", least=0), *numbers("--minutes", low="0"), *files("--json", ".json"),
+        *[("--json", f"{name}.json") for name in ("text", "empty", "list", "trials", "rows", "deep")],
+        ("--scripts", "dqn"), ("--scripts", ""), ("--what", "all"),
+    ],
+    speed: [
+        *counts("--rounds", "--num-envs", "--total-timesteps", "--sb3-timesteps"), *numbers("--seconds", low="0"),
+        *files("--out", ".json", parent_made=True), ("--what", "loss"), ("--worker", "ppo"),
+    ],
+    speed_llm: [
+        *counts("--rounds"), *counts("--seeds", least=0), *files("--out", ".json", parent_made=True),
+        ("--device", "cuda"), ("--device", "tpu"), ("--what", "engines"), ("--worker", "ours"), ("--worker", ""),
+        *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep")],
+    ],
+    try_environments: [
+        *counts("--total-timesteps", "--timeout", "--jobs"), *files("--out", ".md"), ("--only", "no-such-id"),
+        *[("--environments", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "tried")],
+    ],
+}  # fmt: skip
+BASE = {
+    probe: {"--what": ["tail"], "--runs": ["folder"], "--out": ["new.json"]},
+    report: {"--results": ["good.parquet"]},
+    report_rates: {"--what": ["choose"]},
+}
+"""What a command line of the script needs beside the malformed flag."""
+TOMLS = {
+    "text": "[command", "list": "command = 5\ngrid = 5\nmutant = 5\nenvironment = 5",
+    "types": "\n".join(f"[[{x}]]\n{y}" for x, y in {
+        "command": "out = {a = 1}\nresults = [[1]]", "grid": "out = 5", "mutant": "name = 5\ntests = 5",
+        "environment": "id = 5"}.items()),
+    "unknown": "\n".join(f"[[{x}]]\nnope = 1" for x in ("command", "grid", "mutant", "environment")),
+    "huge": f"[[command]]\nwhat = 'tail'\nruns = ['x']\nout = 'x.json'\nseed = {2**70}\n"
+            f"[[grid]]\nout = 'x.parquet'\nwork-dir = 'w'\nenv-ids = ['{POLE}']\nalgorithms = ['sppo']\nseeds = [{2**70}]",
+    "deep": "x = " + "[" * 5000,
+    "cells": f"[[grid]]\nout = 'x.parquet'\nwork-dir = 'w'\nenv-ids = ['{POLE}']\nalgorithms = ['sppo']\nseeds = [1]\n"
+             "settings = ['clip-coef=-1']",
+    "mutant": "[[mutant]]\nname = 'a-b'\nmistake = 'x'\nfile = 'README.md'\nold = 'not there'\nnew = 'x'\ntests = ['t']",
+    "tried": "[[environment]]\nid = 'x'\nhorizon = 'long'",
+    "command": "[[command]]\nfigures = ['fig2']\n[[command]]\nfigures = ['fig3']",
+}  # fmt: skip
+TEXTS = {
+    "file": "text", "text.parquet": "text", "empty.parquet": "", "csv.parquet": "a,b\n1,2\n", "text.json": "{", "empty.json": "",
+    "list.json": "[1]", "rows.json": '{"rows": 5}', "runs.json": '{"runs": [5]}', "deep.json": '{"rows": ' + "[" * 100_000,
+    "nan.json": '{"rows": [NaN, Infinity]}', "text.npz": "x", "text.safetensors": "x", "table.csv": "a,b\n", "x.png": "",
+    "trials.json": json.dumps({"seed": 1, "scripts": [*soak.CONTROL, *soak.LANGUAGE], "trials": [{"number": "1"}]}),
+    "no_python.py": "def (", "run_of_list/config.json": "[]", "run_of_text/config.json": "{",
+    "run_without_args/config.json": '{"script": "sppo_cartpole.py"}', "folder_with_file/x": "",
+    "run_of_other_types/config.json": '{"script": "sppo_cartpole.py", "args": {"env_id": 5, "seed": "x"}}',
+}  # fmt: skip
+
+
+@pytest.fixture
+def strange(tmp_path, monkeypatch):
+    """The current folder, full of things that are not what their names say."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "folder",
+        "folder.py",
+        "folder.parquet",
+        "folder.json",
+        "odd.png",
+        "odd.json",
+        "odd.md",
+        "odd.parquet",
+    ):
+        Path(name).mkdir()
+    Path("taken", "PrecisionCartPole-v0.safetensors").mkdir(parents=True)
+    for name, text in (TEXTS | {f"{name}.toml": text for name, text in TOMLS.items()}).items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    for name in ("bytes.md", "bytes.py"):
+        Path(name).write_bytes(b"\xff\xfe\xfa")
+    for ending in ("png", "json", "md", "parquet") if hasattr(os, "mkfifo") else ():
+        os.mkfifo(f"pipe.{ending}")
+    good = table()
+    good.to_parquet("good.parquet")
+    pd.DataFrame({"a": [1]}).to_parquet("other.parquet")
+    good.assign(seed="one", steps="many").to_parquet("types.parquet")
+    good.assign(arguments="no JSON").to_parquet("arguments.parquet")
+    pd.concat([good, good.assign(seed=1.5)]).to_parquet("twice.parquet")
+    return tmp_path
+
+
+def table(**changes):
+    """A results file with one run."""
+    row = {"env_id": POLE, "algorithm": "sppo", "setting": "", "seed": 1, "starts": "shipped", "commit": "x"}
+    row |= dict.fromkeys(("episodes", "steps", "updates", "eval_episodes"), 9)
+    row |= dict.fromkeys(("seconds", "success_rate", "success_before", "success_after", "peak_memory_mib"), 0.5)
+    arguments = {"total_timesteps": 9, "learning_rate": 1e-3, "hidden": [8], "critic_hidden": [8], "critic_steps": 1}
+    row["arguments"] = json.dumps({**arguments, "critic_window": 1, "critic_learning_rate": 1e-3})
+    return pd.DataFrame([{**row, "measures_after": "{}", **changes}])
+
+
+def tree(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+def line_of(module, flag, value):
+    """The words of a case: what the script needs, with the malformed flag in its place."""
+    words = [flag] if value is None else [flag, value]
+    if flag == "--commands":
+        return words
+    rest = {name: some for name, some in BASE.get(module, {}).items() if name != flag}
+    if module is speed_llm and flag == "--out" and value.endswith(".json"):
+        rest["--what"] = ["addition"]
+    if module is speed and flag == "--worker":
+        rest["--what"] = ["training"]
+    if flag in ("--updates",):
+        rest["--what"] = ["tail"]
+    return [*words, *itertools.chain.from_iterable([name, *some] for name, some in rest.items())]
+
+
+def refused(module, words, monkeypatch, capsys):
+    """What a command line prints, which must be one line, with exit status 2."""
+    monkeypatch.setattr(sys, "argv", [module.__file__, *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(module.main, module.Args, "test", command_files=module in (report, probe))
+    out, err = capsys.readouterr()
+    said = f"{module.__name__} {' '.join(words)[:100]}: {out[-500:]} {err[-1500:]}"
+    assert stop.value.code == 2, said
+    lines = err.splitlines()
+    assert len(lines) == 1, said
+    assert lines[0].startswith("error: "), said
+    assert len(err) < 2500, said
+    return lines[0]
+
+
+@pytest.mark.parametrize("module", CASES, ids=lambda module: module.__name__)
+def test_malformed_command_lines_of_tools(module, strange, monkeypatch, capsys):
+    """Each is refused in one line that names its flag or its value, before any work, and nothing is written."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(limits, "memory_bytes", lambda: 2**34)
+    monkeypatch.setattr(rates, "table", lambda *args: pytest.fail(f"{sys.argv} was accepted"))
+    monkeypatch.setattr(drawings, "DRAWINGS", {"all": ("x", lambda plt: pytest.fail(f"{sys.argv} was accepted"))})
+    for name in WORK[module]:
+        assert isinstance(getattr(module, name), types.FunctionType)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: pytest.fail(f"{sys.argv} was accepted"))
+    before = tree(strange)
+    for flag, value in CASES[module]:
+        line = refused(module, line_of(module, flag, value), monkeypatch, capsys)
+        assert flag in line or (value and value[:40] in line), f"{flag} {value}: {line}"
+        assert tree(strange) == before, f"{flag} {value} left something behind"
+
+
+def test_there_are_many_command_lines():
+    """docs/reliability.md says how many."""
+    number = sum(map(len, CASES.values()))
+    assert number >= 300
+    assert f" {number}: " in (ROOT / "docs" / "reliability.md").read_text()
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")}
+    training = {f"{name}_cartpole" for name in ("sppo", "ppo", "grpo", "rloo", "remax")} | {
+        "sppo_llm",
+        "ppo_llm",
+        "grpo_llm",
+    }
+    assert {module.__name__ for module in CASES} == scripts - training - {"evaluate"}, (
+        "test_command_lines.py has the rest"
+    )
