@@ -42,8 +42,9 @@ class Args:
     """picture to write; its ending decides the format (.png, .svg, .pdf)"""
 
     def __post_init__(self) -> None:
-        if not self.env_ids:
+        if not all(self.env_ids or [""]):
             raise ValueError("--env-ids takes one task or more, got none")
+        limits.check_limits(self)
         limits.check_memory({f"--episodes {self.episodes}": self.episodes * limits.EPISODE})
 
 

@@ -308,15 +308,15 @@ def main(args: Args) -> None:
     # Without bytecode: Python would take that of the right file for a bug of the same length in the same second.
     os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     mutants = chosen(args, read(args.mutants))
-    for mutant in mutants:
-        mutant.apply((ROOT / mutant.file).read_text())  # all must fit before the first one runs
-    marks = {mutant.name: fingerprint(mutant) for mutant in mutants}
     stored = {} if args.json is None or not args.json.is_file() else checkpoints.read_json(args.json)
     for name, x in stored.items():
         if not isinstance(x, dict) or not all(isinstance(x.get(key), str) for key in ("fingerprint", "caught_by")):
             raise UserError(
                 f"--json {args.json} was not written by this script: look at {name!r}, or name another file"
             )
+    for mutant in mutants:
+        mutant.apply((ROOT / mutant.file).read_text())  # all must fit before the first one runs
+    marks = {mutant.name: fingerprint(mutant) for mutant in mutants}
     done = {name: x for name, x in stored.items() if name not in marks or x["fingerprint"] == marks[name]}
     to_do = [mutant for mutant in mutants if mutant.name not in done]
 

@@ -78,6 +78,7 @@ class Args:
             raise ValueError("--update belongs to --what tail, --updates to --what calibration")
         if not self.runs:
             raise ValueError("--runs takes one folder or more, got none")
+        limits.check_limits(self)
         at_a_time = min(self.num_episodes, 64) if self.what == "tail" else self.num_episodes
         limits.check_memory({f"--episodes {self.episodes}": at_a_time * limits.EPISODE})
 

@@ -71,13 +71,14 @@ class Args:
     """internal: run as the measured process"""
 
     def __post_init__(self) -> None:
+        limits.check_limits(self)
         if self.out is None and self.worker is None:
             self.out = f"runs/speed_{self.what}.json"
         if self.num_envs is not None:
             limits.check_memory({f"--num-envs {self.num_envs}": self.num_envs * limits.EPISODE})
 
 
-def measure_sb3(timesteps: int) -> dict[str, float]:
+def measure_sb3(timesteps: int) -> dict[str, Any]:
     """Train PPO of Stable-Baselines3. Returns steps, seconds and peak memory (MiB)."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv

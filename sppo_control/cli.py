@@ -184,7 +184,7 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
     """
     words = sys.argv[1:] if words is None else list(words)
     fields = {field.name for field in dataclasses.fields(cast(Any, args_type))}
-    several = {name for name, hint in get_type_hints(args_type).items() if "tuple[" in str(hint)}
+    several = {name for name, hint in get_type_hints(args_type).items() if "tuple[str" in str(hint)}
     _refuse_empty(words, fields - several)
     try:
         early = _read_early(args_type, {*_decisive(args_type), *({"resume"} & fields)}, words)
@@ -331,20 +331,19 @@ def _unboxed(box: str) -> str:
     """One line for the parser's box: its first paragraph, and the flags that may have been meant."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
     paragraphs: list[list[str]] = [[]]
-    for line in text.splitlines():
-        if line.startswith("│"):
-            inside = line.strip("│ ")
-            if inside.strip("─"):
-                paragraphs[-1].append(inside)
-            else:
-                paragraphs.append([])
-    first, *rest = (" ".join(lines) for lines in paragraphs)
+    for line in (line.strip("│╭╮╰╯ ") for line in text.splitlines()):
+        if re.fullmatch(r"[─-]*|─ .* ─*", line):  # a ruler, or the upper edge with the title in it
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(line)
+    joined = [" ".join(lines) for lines in paragraphs if lines]
+    first, *rest = joined if "│" in text else joined[1:]  # a box without edges begins with its title
     if own := re.match(r"Error parsing (?!--)\S+: (.*)", first):  # a ValueError of __post_init__
         return own[1]
     meant = [re.findall(r"(?:^|\s)(--[\w-]+)(?= |$)", words) for words in rest if words.startswith("Perhaps you meant")]
     names = dict.fromkeys(name for found in meant for name in found)
     hint = f"; perhaps you meant {' or '.join(names)}" if names else ""
-    return f"{first.rstrip('.') or ' '.join(text.split())}{hint}; --help shows all flags"
+    return f"{first.rstrip('.')}{hint}; --help shows all flags"
 
 
 def _wrapped(description: str | None) -> str:

@@ -1,7 +1,6 @@
 """scripts/evaluate_llm.py: Average@k and its interval against numbers by hand, the five benchmarks' formats, prompts as the
 model reads them, stopping and going on, refusals before the long work."""
 
-import fcntl
 import itertools
 import json
 import runpy
@@ -26,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import evaluate_llm
 from evaluate_llm import Args, Judge
-from sppo_control import errors
+from sppo_control import errors, outputs
 from sppo_control.llm import average_at_k, responses
 from sppo_control.llm.setup import ADDER
 
@@ -571,10 +570,9 @@ def test_two_processes_do_not_write_one_file(monkeypatch):
     Canned(monkeypatch, lambda prompts, row, sample: "")
     Path("out").mkdir()
     args = adder(out=Path("out"))
-    with Path("out/mine.jsonl").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with outputs.only_writer(Path("out/mine.jsonl")):
         monkeypatch.setattr(evaluate_llm, "open_folder", lambda *args: None)
-        with pytest.raises(errors.UserError, match=r"another process is writing out/mine.jsonl"):
+        with pytest.raises(errors.UserError, match=r"another process \(process .*\) is writing out/mine.jsonl"):
             evaluate_llm.main(args)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from sppo_control import extras, limits
 from sppo_control.checkpoints import check_like
+from sppo_control.cli import is_refusal
 from sppo_control.limits import flag
 from sppo_control.llm import addition
 from sppo_control.llm.critic import PromptCritic, load_critic
@@ -222,8 +223,10 @@ def naming(argument: str, path: str | Path) -> Iterator[None]:
     """Say in one line which model could not be loaded. The libraries' messages are long, and some do not name it."""
     try:
         yield
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and is_refusal(error):  # our own, which is one line
+            raise
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OSError(
             f"{argument} {path} is neither a model's folder nor a Hub id that can be reached: {reason}"
         ) from error

@@ -343,6 +343,7 @@ def addition(rows: list[Any], looks: Looks) -> Any:
     figure, axes = panels(1, 2, 2.8)
     for name, look in ADDITION.items():
         curves = [np.array(row["curve"], float) for row in rows if row["variant"] == name]
+        curves = [curve for curve in curves if len(curve) >= round(1024 / curve[0, 0])]
         for i, curve in enumerate(curves):
             batches = max(1, round(1024 / curve[0, 0]))
             mean = np.convolve(curve[:, 2], np.ones(batches) / batches, "valid")

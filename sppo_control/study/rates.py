@@ -52,7 +52,8 @@ class Question:
                 f"--algorithms must contain sppo, because the others are compared with it, got {self.algorithms}"
             )
         for name in ("env_ids", "algorithms", "tuning_seeds", "seeds"):
-            if len(set(getattr(self, name))) != len(getattr(self, name)) or not getattr(self, name):
+            values = getattr(self, name)
+            if len(set(values)) != len(values) or not values or "" in values:
                 raise ValueError(
                     f"--{name.replace('_', '-')} must be different values, at least one, got {getattr(self, name)}"
                 )

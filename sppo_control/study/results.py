@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sppo_control.checkpoints import is_number, read_json
+from sppo_control.checkpoints import is_count, is_number, read_json
+from sppo_control.checkpoints import short as short_repr
 from sppo_control.errors import UserError
 from sppo_control.study import variants
 
@@ -94,6 +95,20 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _check_entry(entry: dict[str, Any], texts: Sequence[str], counts: Sequence[str]) -> None:
+    """Refuse an entry of a JSON file whose values are of other types.
+
+    Raises:
+        KeyError, ValueError: names the key.
+    """
+    for name in texts:
+        if not isinstance(entry[name], str):
+            raise ValueError(f"{name} must be a text, got {short_repr(entry[name])}")
+    for name in counts:
+        if not is_count(entry[name]) or entry[name] >= 2**31:
+            raise ValueError(f"{name} must be a whole number from 0 to 2^31 - 1, got {short_repr(entry[name])}")
 
 
 def _check_arguments(path: Path, algorithm: str, arguments: dict[str, Any]) -> None:
@@ -227,9 +242,14 @@ class Study:
         try:
             if any("curve" in row for row in content.get("rows", [])):
                 for row in content["rows"]:
-                    _ = row["variant"], int(row["seed"])
+                    _check_entry(row, ("variant",), ("seed",))
                     curve = np.array(row["curve"], float)
-                    if curve.ndim != 2 or curve.shape[1] != 3 or not np.isfinite(curve).all():
+                    if (
+                        curve.ndim != 2
+                        or curve.shape[1] != 3
+                        or not np.isfinite(curve).all()
+                        or (curve[:, :2] <= 0).any()
+                    ):
                         raise ValueError(
                             f"the curve of {row['variant']} seed {row['seed']} is not a list of three numbers per point"
                         )
@@ -237,7 +257,10 @@ class Study:
                 return
             if "runs" in content:
                 for run in content["runs"]:
-                    _ = content["env_id"], run["algorithm"], int(run["seed"]), int(run["update"])
+                    _check_entry({**run, "env_id": content["env_id"]}, ("env_id", "algorithm"), ("seed", "update"))
+                    _check_entry({"variant": "", **run}, ("variant",), ())
+                    for name in ("successes", "failures"):
+                        _check_entry(run[name], (), ("episodes",))
                     groups = [run[name] for name in ("successes", "failures") if run[name]["episodes"]]
                     numbers = [group[name] for group in groups for name in TAIL] + [run["auc"]] * (len(groups) == 2)
                     if not np.isfinite(np.array(numbers, float)).all():  # unequal lengths raise ValueError already
@@ -247,9 +270,13 @@ class Study:
                 self.tails += [(content["env_id"], runs)] if runs else []
             elif "rows" in content:
                 for row in content["rows"]:
-                    _ = row["env_id"], row["algorithm"], [row[name] for name in (*MEASURES, "contexts", "episodes")]
-                    _ = int(row["seed"]), int(row["update"])
-                    if not np.isfinite(np.array([row["v0"], row["rate"]], float)).all():
+                    _check_entry(row, ("env_id", "algorithm"), ("seed", "update", "contexts", "episodes"))
+                    if odd := [name for name in MEASURES if row[name] is not None and not is_number(row[name])]:
+                        raise ValueError(f"{', '.join(odd)} must be numbers or null")
+                    v0, rate = np.array([row["v0"], row["rate"]], float)
+                    if not row["episodes"] or ((rate < 0) | (rate > 1)).any():
+                        raise ValueError(f"a rate of {row['algorithm']} seed {row['seed']} is impossible")
+                    if not np.isfinite([v0, rate]).all() or v0.ndim != 1:
                         raise ValueError(f"a number is missing in {row['algorithm']} seed {row['seed']}")
                 self.calibration += content["rows"]
             else:
