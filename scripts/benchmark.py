@@ -318,9 +318,8 @@ def main(args: Args) -> None:
         check_output("--out", out, File(".parquet", new_folder=True))
         for folder in {job.grid.work_dir for job in jobs}:
             check_output("--work-dir", folder, Folder())
-        if out.is_file():
-            refuse_others(read_table(out), jobs)
-    check_jobs([job for jobs in by_file.values() for job in jobs])
+        _, finished = read(out, jobs)
+        check_jobs([job for job in jobs if job.cell not in finished])
     # ---- all that can be refused has been refused
     with contextlib.ExitStack() as stack:
         for out in by_file:
@@ -329,13 +328,22 @@ def main(args: Args) -> None:
         run_all(by_file, args)
 
 
+def read(out: Path, jobs: Sequence[Job]) -> tuple[pd.DataFrame, set[Cell]]:
+    """The table of a results file, and the cells in it; both are empty if there is no file yet.
+
+    Raises:
+        UserError: see `read_table` and `refuse_others`.
+    """
+    table = read_table(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
+    refuse_others(table, jobs)
+    return table, {Cell(*cell) for cell in table[CELL_COLUMNS].drop_duplicates().itertuples(index=False)}
+
+
 def run_all(by_file: dict[Path, list[Job]], args: Args) -> None:
     """Run the cells that are not in the results files, and add them."""
     tables, finished = {}, {}
     for out, jobs in by_file.items():  # read again, now that nobody else writes
-        tables[out] = read_table(out) if out.is_file() else pd.DataFrame(columns=CELL_COLUMNS)
-        finished[out] = {Cell(*cell) for cell in tables[out][CELL_COLUMNS].drop_duplicates().itertuples(index=False)}
-        refuse_others(tables[out], jobs)
+        tables[out], finished[out] = read(out, jobs)
     waiting = [job for out, jobs in by_file.items() for job in jobs if job.cell not in finished[out]]
     failures: list[str] = []
     added = dict.fromkeys(by_file, 0)

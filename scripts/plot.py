@@ -101,7 +101,7 @@ def smoothed(points: npt.NDArray[np.float64], window: int) -> tuple[npt.NDArray[
 
 def count(curves: list[Curve]) -> str:
     """How many runs a mean is over, for the legend."""
-    seeds = {curve.arguments.get("seed") for curve in curves}
+    seeds = {str(curve.arguments.get("seed")) for curve in curves}
     return "1 run" if len(curves) == 1 else f"{len(curves)} {'seeds' if len(seeds) == len(curves) else 'runs'}, mean"
 
 

@@ -130,9 +130,9 @@ def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
         for folder, config in critics.items():
             trained = config["args"]
             check_task(folder / "config.json", trained)
-            if not cli.fits(trained.get("seed"), int) or not cli.fits(
-                trained.get("critic_hidden", []), tuple[int, ...]
-            ):
+            widths = trained.get("critic_hidden", [])
+            sizes = cli.fits(widths, tuple[int, ...]) and all(1 <= width <= limits.WIDTH[1] for width in widths)
+            if not cli.fits(trained.get("seed"), int) or not sizes:
                 raise errors.FileError(
                     f'{folder / "config.json"}: "seed" or "critic_hidden" of "args" is of another type'
                 )

@@ -78,13 +78,18 @@ def test_plot_draws_runs_of_both_kinds_with_their_units(tmp_path, monkeypatch):
 def test_plot_leaves_out_what_is_no_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "study.parquet").write_text("")
+    for name, config in (("broken", "{"), ("list", "[]"), ("no_events", '{"script": "ppo_cartpole.py", "args": {}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
     run_folder(tmp_path / "run", "ppo_cartpole.py", {"env_id": "Pole-v0"}, [(1, 0.5), (2, 0.5)])
     axes = drawn(monkeypatch, plot.Args(tuple(sorted(tmp_path.iterdir()))))
     assert axes.get_legend_handles_labels()[1] == ["PPO, Pole-v0 (1 run)"]
-    assert capsys.readouterr().err.splitlines() == [
-        f"note: {tmp_path / name} has no run in it: there is no config.json; it is left out"
-        for name in ("folder", "study.parquet")
-    ]
+    unread = "no curve that can be read (cannot read"
+    whys = {"broken": unread, "folder": "no run in it", "list": unread, "no_events": "no curve 'charts/success_rate'"}
+    notes = capsys.readouterr().err.splitlines()
+    for note, (name, why) in zip(notes, {**whys, "study.parquet": "no run in it"}.items(), strict=True):
+        assert note.startswith(f"note: {tmp_path / name} has {why}")
+        assert note.endswith("; it is left out")
     with pytest.raises(errors.UserError, match=r"folder has no run in it: .*; .*study.parquet has no run in it"):
         plot.main(plot.Args((tmp_path / "folder", tmp_path / "study.parquet")))
 

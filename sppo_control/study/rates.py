@@ -115,7 +115,7 @@ def read(
         wanted = run.env_id in question.env_ids and run.algorithm in names and run.seed in seeds
         rate = rate_of(run.setting) if run.setting else default.get(run.env_id, np.nan)
         if wanted and not np.isnan(rate):
-            if (had := run.arguments["learning_rate"]) != rate:
+            if (had := run.arguments.get("learning_rate", np.nan)) != rate:
                 raise errors.UserError(
                     f"{run.algorithm} {run.env_id} seed {run.seed} {run.setting or 'without settings'} had the learning "
                     f"rate {had:g}, not {rate:g}; was the task's default changed?"

@@ -24,6 +24,7 @@ COLUMNS = [*RUN_COLUMNS, "starts", *NUMBERS, "commit", "arguments", "measures_af
 """The columns that are read; a results file may have more."""
 JSON_COLUMNS = ["arguments", "measures_after"]
 TEXTS = ["env_id", "algorithm", "setting", "starts", *JSON_COLUMNS]
+SHARES = ["success_rate", "success_before", "success_after"]
 COUNTS = ["seed", "updates", "eval_episodes"]
 TAIL = ("progress", "mean", "low", "high")
 MEASURES = ("pearson", "spearman", "brier", "ece")
@@ -146,6 +147,7 @@ def read_runs(paths: Sequence[Path], starts: str | None = None) -> tuple[list[St
         numbers = {c: pd.to_numeric(table[c], errors="coerce") for c in NUMBERS}
         gaps = [c for c in NUMBERS if not np.isfinite(numbers[c]).all() or (numbers[c] < 0).any()]
         gaps += [c for c in ("episodes", "steps", "updates") if c not in gaps and (numbers[c] < 1).any()]
+        gaps += [c for c in SHARES if c not in gaps and (numbers[c] > 1).any()]
         if gaps:
             raise UserError(f"{path} has missing or impossible values in {', '.join(gaps)}")
         for algorithm, text in table[["algorithm", "arguments"]].drop_duplicates().itertuples(index=False):
