@@ -314,15 +314,18 @@ def main(args: Args) -> None:
     if args.ray_address:
         extras.require("ray", "ray", wanted_by="--ray-address")
     by_file = all_jobs(args.grids())
+    outs = []  # the results files that will be written
     for out, jobs in by_file.items():
-        check_output("--out", out, File(".parquet", new_folder=True))
-        for folder in {job.grid.work_dir for job in jobs}:
-            check_output("--work-dir", folder, Folder())
         _, finished = read(out, jobs)
-        check_jobs([job for job in jobs if job.cell not in finished])
+        if waiting := [job for job in jobs if job.cell not in finished]:
+            outs.append(out)
+            check_output("--out", out, File(".parquet", new_folder=True))
+            for folder in {job.grid.work_dir for job in waiting}:
+                check_output("--work-dir", folder, Folder())
+            check_jobs(waiting)
     # ---- all that can be refused has been refused
     with contextlib.ExitStack() as stack:
-        for out in by_file:
+        for out in outs:
             out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(only_writer(out))
         run_all(by_file, args)

@@ -418,6 +418,7 @@ def test_ray_runs_a_cell_a_node_and_lists_failures_and_dead_workers(cluster, gri
         return job, [{**row, **dataclasses.asdict(job[0])}], ""
 
     monkeypatch.setattr(benchmark, "run_cell", cell)
+    monkeypatch.setattr(benchmark, "check_jobs", lambda jobs: None)  # GRPO has no critic, whose size the setting names
     try:
         with pytest.raises(SystemExit) as stop:
             benchmark.main(args)
