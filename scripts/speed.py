@@ -134,7 +134,7 @@ def steps_alone(envs: Any, seconds: float) -> float:
     """Steps per second of whole batches of episodes with random actions. Only steps of unfinished episodes count."""
     rng, steps, began = np.random.default_rng(0), 0, time.perf_counter()
     actions = random_actions(envs.single_action_space, (envs.horizon, envs.num_envs), rng)
-    while time.perf_counter() - began < seconds:
+    while not steps or time.perf_counter() - began < seconds:
         envs.reset(seed=int(rng.integers(2**30)))
         done = np.zeros(envs.num_envs, dtype=bool)
         for action in actions:
@@ -150,7 +150,7 @@ def steps_with_autoreset(envs: Any, space: gym.Space[Any], num_envs: int, second
     actions = random_actions(space, (100, num_envs), np.random.default_rng(0))
     envs.reset()
     steps, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
+    while not steps or time.perf_counter() - began < seconds:
         for action in actions:
             envs.step(action)
         steps += num_envs * len(actions)
@@ -180,7 +180,7 @@ def measure_engines(args: Args) -> None:
             else:
                 row["bare"].append(steps_with_autoreset(pool, space, num_envs, args.seconds))
             steps, began = 0, time.perf_counter()
-            while time.perf_counter() - began < args.seconds:
+            while not steps or time.perf_counter() - began < args.seconds:
                 steps += rollout(envs, policy, rng).num_steps
             row["rollout"].append(steps / (time.perf_counter() - began))
             row["sync"].append(steps_with_autoreset(sync, space, num_envs, args.seconds))

@@ -412,7 +412,7 @@ def test_impossible_arguments(words, message, tmp_path, monkeypatch, capsys):
 
 
 def test_episodes_are_256_along_and_64_a_context():
-    assert {what: probe.Args(what, (), Path("x")).episodes for what in ("tail", "calibration")} == {
+    assert {what: probe.Args(what, (Path("run"),), Path("x")).episodes for what in ("tail", "calibration")} == {
         "tail": 256,
         "calibration": 64,
     }
