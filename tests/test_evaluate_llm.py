@@ -662,7 +662,9 @@ def test_unusable_models_are_refused(made, monkeypatch):
         ):
             evaluate_llm.main(Args(model=name, **args))
     Path("empty").mkdir()
-    with pytest.raises(ValueError, match=r"Unrecognized model in ./empty"):
+    with pytest.raises(
+        OSError, match=r"^--model ./empty is neither a model's folder .*: Unrecognized model in ./empty"
+    ):
         evaluate_llm.main(Args(model="./empty", **args))
     shutil.copytree(made.plain, "letters")
     inner = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "1": 2}, unk_token="<pad>"))
