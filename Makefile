@@ -60,7 +60,8 @@ clean:  ## remove the virtual environment; runs/ stays
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv (one to three minutes the first time) ..."
 	@$(PIP) torch
-	@$(PIP) -e .
+	@$(PIP) -e '.[fast]'
+	@$(BIN)/python -m sppo_control.compiled  # numba compiles now, so that the first training need not
 	@touch $@
 
 .venv/.test: .venv/.core

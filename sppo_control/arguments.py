@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from . import compiled
 from .cli import flag
 from .limits import check_limits, check_memory
 
@@ -39,6 +40,7 @@ def check_args(args: Any) -> None:
         value = getattr(args, name, None)
         if value is not None and not allowed(value):
             raise ValueError(f"{flag(name)} must be {words}, got {value}")
+    args.kernels = compiled.resolve(args.kernels)  # config.json says which, so that a resumed run takes the same
     check_limits(args)
     check_memory(_bytes(args))
     if args.num_envs % args.num_minibatches:

@@ -1,15 +1,16 @@
 """Compiled kernels for small networks and for rollouts: the choice between them and plain torch, and the way to them.
 
-Plain torch and numpy are the reference and the default. `choose("numba")` makes networks and rollouts take the kernels of
-`kernels.py` where these can do the work. Both agree to float32 rounding. Nothing is imported or compiled before that.
+Plain torch and numpy are the reference and the default. Inside `with use("numba"):` networks and rollouts take the kernels
+of `kernels.py` where these can do the work. Both agree to float32 rounding. Nothing is imported or compiled before that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -26,6 +27,8 @@ Kernels = Literal["auto", "numba", "torch"]
 """numba: compiled kernels. torch: plain torch and numpy. auto: numba where the extra `fast` is installed."""
 PART = 256
 """Rows of a batch that one thread takes at a time."""
+EPISODES = 32
+"""Episodes of a rollout that one thread takes at a time."""
 MOST_PARTS = 64
 """Larger batches have larger parts, because each part has its own gradient."""
 LARGEST_WIDTH = 256
@@ -47,20 +50,27 @@ def resolve(kernels: Kernels) -> Literal["numba", "torch"]:
     return kernels
 
 
-def choose(kernels: Kernels) -> None:
-    """Take these kernels from now on, in this process. Compiles them if this machine has not done so before.
+@contextlib.contextmanager
+def use(kernels: Kernels) -> Iterator[None]:
+    """Take these kernels inside a `with`; afterwards those from before. numba compiles them once on each machine.
+
+    The choice holds for the whole process, not for one thread.
 
     Raises:
         MissingExtra: see `resolve`.
     """
     global _chosen
-    _chosen = resolve(kernels)
-    if _chosen == "numba":
-        _compile()
+    before, _chosen = _chosen, resolve(kernels)
+    try:
+        if _chosen == "numba":
+            _compile()
+        yield
+    finally:
+        _chosen = before
 
 
 def chosen() -> Literal["numba", "torch"]:
-    """What was chosen last."""
+    """The present choice."""
     return _chosen
 
 
@@ -110,7 +120,7 @@ class _Network(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None]:
         _ = ctx.saved_tensors  # refuses weights that were changed since
-        totals = _totals(*grads[0].shape[:1], ctx.given)
+        totals = _totals(len(grads[0]), ctx.given)
         _spread(_kernels().backward_share, len(grads[0]), *ctx.given, ctx.hidden, grads[0].contiguous().numpy(), totals)
         return None, None, torch.from_numpy(totals.sum(axis=0)), None
 
@@ -201,6 +211,8 @@ def run_episodes(
     count, outputs, kernel = len(state), sizes[-1], _kernels().rollout_share
     given = _turned((None, scale.numpy(), flat.detach().numpy(), _array(sizes)))[1:]
     lengths, over, memory = np.zeros(count, np.int64), np.zeros(count, np.bool_), np.zeros((count, 1))
+    # Shares do not depend on the number of threads: a product of other shape may round differently.
+    share = EPISODES if count >= 2 * EPISODES else -(-count // 2) if count >= EPISODES // 2 else count
     blocks: list[tuple[Any, Any, Any]] = []
     start = 0
     while start < horizon and not over.all():
@@ -209,10 +221,10 @@ def run_episodes(
         discrete = np.zeros((count, steps) if len(std) == 0 else (0, 0), np.int64)
         continuous = np.zeros((count, steps, outputs) if len(std) else (0, 0, 0), np.float32)
         arguments = (
-            kind, constants, state, memory, noise(steps), *given, std, obs, discrete, continuous, out, lengths, over, start, horizon,
+            kind, constants, state, memory, noise(steps), *given, std, obs, discrete, continuous, out, lengths, over,
+            start, horizon,
         )  # fmt: skip
-        edges = np.linspace(0, count, min(threads(), -(-count // 8)) + 1).astype(int).tolist()
-        _together([(kernel, (*arguments, a, b)) for a, b in itertools.pairwise(edges)])
+        _together([(kernel, (*arguments, first, min(count, first + share))) for first in range(0, count, share)])
         blocks.append((obs, continuous if len(std) else discrete, out))
         start += steps
     longest = int(lengths.max())
@@ -229,9 +241,15 @@ def _spread(kernel: Any, rows: int, *arguments: Any) -> None:
 
 
 def _together(calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
-    """All calls at the same time; the first of them in this thread."""
-    futures = [_pool(os.getpid()).submit(kernel, *arguments) for kernel, arguments in calls[1:]]
-    calls[0][0](*calls[0][1])
+    """All calls, as many at the same time as there are threads. This thread takes its share."""
+    number = min(threads(), len(calls))
+
+    def work(me: int) -> None:
+        for kernel, arguments in calls[me::number]:
+            kernel(*arguments)
+
+    futures = [_pool(os.getpid()).submit(work, me) for me in range(1, number)]
+    work(0)
     for future in futures:
         future.result()
 
@@ -264,3 +282,8 @@ def _compile() -> None:
         (logp.sum() + entropy.sum()).backward()
     policy = (torch.ones(3), torch.zeros(3 * 2 + 2), (3, 2), np.ones(0, np.float32))
     run_episodes(1, np.ones(8), np.zeros((2, 2)), lambda n: np.zeros((n, 2, 2), np.float32), policy, 2, 2, 3)
+
+
+if __name__ == "__main__":  # python -m sppo_control.compiled: compile now, so that no training has to
+    with use("numba"):
+        pass

@@ -114,7 +114,7 @@ def network(
 def network_gradient(
     x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, grad: Array, total: Array, first: int, last: int
 ) -> None:
-    """Add the gradient of `flat` from rows `first` to `last` to `total`; grad (last - first, O) is that of their outputs."""
+    """Add to `total` the gradient of `flat` from rows `first` to `last`; their outputs have the gradient grad."""
     rows, depth = x.shape[0], len(sizes) - 1
     for r in range(first, last, TILE):
         n = min(TILE, last - r)
@@ -145,17 +145,18 @@ def network_gradient(
                 g = below
 
 
-@njit(**OPTIONS)
+@njit(cache=True, nogil=True, error_model="numpy")
 def log_softmax(y: Array) -> None:
-    """Each row of y (n, A), in place."""
+    """Each row of y (n, A), in place. In exactly this order: top + log(total) first would lose half of the digits."""
     for i in range(y.shape[0]):
         top = y[i, 0]
         for k in range(1, y.shape[1]):
             top = max(top, y[i, k])
         total = np.float32(0.0)
         for k in range(y.shape[1]):
-            total += math.exp(y[i, k] - top)
-        log_total = top + math.log(total)
+            y[i, k] -= top
+            total += math.exp(y[i, k])
+        log_total = math.log(total)
         for k in range(y.shape[1]):
             y[i, k] -= log_total
 
@@ -280,14 +281,14 @@ def rollout_share(
                     if out[row, k] > out[row, best]:
                         best = k
                 discrete[i, t] = best
-                action = np.float32(best)
+                action = float(best)
             else:
                 for k in range(num_outputs):
                     sample = out[row, k]
                     if noise.size > 0:
                         sample += std[k] * noise[t, i, k]
                     continuous[i, t, k] = sample
-                action = continuous[i, t, 0]
+                action = float(continuous[i, t, 0])
             lengths[i] += 1
             left = horizon - (start + t + 1)
             over[i] = dynamics.advance(kind, constants, state[i], action, memory[i], left) or left <= 0

@@ -146,7 +146,12 @@ class _Run(NamedTuple):
 
 
 def _run_stepwise(
-    envs: gym.vector.VectorEnv, act: Behaviour, act_in: Any, obs: FloatArray, noise: Iterator[FloatArray] | None, horizon: int
+    envs: gym.vector.VectorEnv,
+    act: Behaviour,
+    act_in: Any,
+    obs: FloatArray,
+    noise: Iterator[FloatArray] | None,
+    horizon: int,
 ) -> _Run:
     """Any environments: the policy in numpy, one step of all of them at a time."""
     num_envs = envs.num_envs
@@ -168,8 +173,10 @@ def _run_stepwise(
             break
     else:
         raise RuntimeError(f"{int((~done).sum())} of {num_envs} episodes were not over after {horizon} steps")
-    columns = (all_obs, all_actions, all_outputs, all_rewards, all_masks)
-    return _Run(*(np.stack(steps, axis=1) for steps in columns), info)
+    obs, actions, outputs, reward, mask = (
+        np.stack(steps, axis=1) for steps in (all_obs, all_actions, all_outputs, all_rewards, all_masks)
+    )
+    return _Run(obs, actions, outputs, reward, mask, info)
 
 
 def _compiled_dynamics(
@@ -201,8 +208,8 @@ def _run_compiled(
     )
     mask = np.arange(obs.shape[1]) < lengths[:, None]
     if not math.isfinite(outputs.sum()):
-        i, t = np.argwhere(~np.isfinite(outputs).all(axis=2) & mask)[0]
-        _refuse_output(outputs[:, t], ~mask[:, t], int(t), envs)
+        t = int((~np.isfinite(outputs).all(axis=2) & mask).any(axis=0).argmax())
+        _refuse_output(outputs[:, t], ~mask[:, t], t, envs)
     info = envs.settle(np.ascontiguousarray(state.T), int(lengths.max()), memory[:, 0])
     reward = np.zeros(mask.shape)
     reward[np.arange(len(lengths)), lengths - 1] = info["success"]

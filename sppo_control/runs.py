@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoints, compiled, streams
+from . import checkpoints, streams
 from .checkpoints import (
     COUNTERS,
     LAYOUT,
@@ -163,8 +163,7 @@ class Run:
         self._equal, self._said = (0, math.nan), False  # how many outcomes have been equal to which; see `_watch`
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
-        kernels = compiled.resolve(getattr(args, "kernels", "torch"))
-        self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder(kernels)
+        self.folder = run_folder(Path(args.resume)) if self._resumed else self._create_folder()
         self.summary: dict[str, Any] = {}
         if self._resumed:  # all that can be refused, before anything is computed or written
             config = read_config(self.folder)
@@ -176,13 +175,11 @@ class Run:
             self.summary = read_summary(self.folder)
             if (checkpoint := self._checkpoint_to_resume()) is not None:
                 read_checkpoint(checkpoint, {}, tuple(COUNTERS))
-            kernels = config.get("kernels", "torch")  # those that it began with, so that it repeats bit for bit
-        compiled.choose(kernels)
 
-    def _create_folder(self, kernels: str) -> Path:
+    def _create_folder(self) -> Path:
         task, stamp = self.task.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
         name = f"{task}__{self.script.stem}__{self.args.seed}__{stamp}"
-        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, "layout": LAYOUT, "kernels": kernels, **versions()}
+        config = {"args": dataclasses.asdict(self.args), "script": self.script.name, "layout": LAYOUT, **versions()}
         try:
             for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
                 folder = Path(self.args.runs_dir) / (name + suffix)
@@ -460,7 +457,6 @@ class Run:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        compiled.choose("torch")
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         if hasattr(self, "bar"):

@@ -43,7 +43,9 @@ def advance(kind: int, c: FloatArray, state: FloatArray, action: float, memory: 
     Returns:
         Whether the task ends the episode here, the horizon left aside.
     """
-    if kind == CARTPOLE:  # force, pole mass x length, total mass, gravity, length, pole mass, tau, limits of x and theta
+    if (
+        kind == CARTPOLE
+    ):  # force, pole mass x length, total mass, gravity, length, pole mass, tau, limits of x and theta
         x, x_dot, theta, theta_dot = state[0], state[1], state[2], state[3]
         force = c[0] if action == 1 else -c[0]
         cos, sin = math.cos(theta), math.sin(theta)
