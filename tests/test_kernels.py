@@ -258,7 +258,7 @@ def test_a_policy_that_is_not_finite_is_refused_by_name():
         policy.flat[-1] = float("nan")
     with (
         compiled.use("numba"),
-        pytest.raises(ValueError, match="policy's output for environment 0 is .*nan.* in step 1"),
+        pytest.raises(ValueError, match=r"policy's output for environment 0 is .*nan.* in step 1"),
     ):
         rollout(envs, policy, np.random.default_rng(0))
 
@@ -273,14 +273,13 @@ def test_memory_follows_the_longest_episode_and_blocks_join():
     weights = (policy.obs_scale, policy.flat, policy.sizes, policy.compiled_std())
     runs = []
     for block in (200, 7):
-        position = itertools.count(step=block)
+        pieces = iter(np.split(noise, range(block, 200, block)))
+        state = np.ascontiguousarray(envs.state.T)
         with compiled.use("numba"):
-            runs.append(
-                compiled.run_episodes(
-                    kind, constants, np.ascontiguousarray(envs.state.T), lambda n, at=position: noise[(t := next(at)) : t + n],
-                    weights, 200, block, 4,
-                )
-            )  # fmt: skip
+            episodes = compiled.run_episodes(
+                kind, constants, state, lambda n, pieces=pieces: next(pieces), weights, 200, block, 4
+            )
+        runs.append(episodes)
     for a, b in zip(*runs, strict=True):
         np.testing.assert_array_equal(a, b)
 
