@@ -167,13 +167,13 @@ def command(name: str, args: Args, folder: str) -> list[str]:
 def measure(name: str, args: Args, processes: int = 1) -> list[dict[str, Any]]:
     """Run one contestant, in one process or in several at the same time, each with one thread on its own core."""
     with tempfile.TemporaryDirectory() as folder:
-        started = []
+        started, cores_here = [], sorted(os.sched_getaffinity(0))
         for core in range(processes):
             words = command(name, args, f"{folder}/{core}")
             env = {**os.environ, "OMP_NUM_THREADS": "1"} if processes > 1 else dict(os.environ)
             process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
             if processes > 1:
-                os.sched_setaffinity(process.pid, {core})
+                os.sched_setaffinity(process.pid, {cores_here[core]})
             started.append(process)
         results = []
         for core, process in enumerate(started):
