@@ -118,7 +118,7 @@ print(json.dumps({"steps": steps, "seconds": ended - compiled, "compile_seconds"
 """Runs in another Python: argv is the repository and the configuration."""
 
 
-def measure_sb3(timesteps: int) -> dict[str, float]:
+def measure_sb3(timesteps: int) -> dict[str, Any]:
     """Train PPO of Stable-Baselines3. Returns steps, seconds and peak memory (MiB)."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.vec_env import DummyVecEnv
@@ -167,7 +167,8 @@ def command(name: str, args: Args, folder: str) -> list[str]:
 def measure(name: str, args: Args, processes: int = 1) -> list[dict[str, Any]]:
     """Run one contestant, in one process or in several at the same time, each with one thread on its own core."""
     with tempfile.TemporaryDirectory() as folder:
-        started, cores_here = [], sorted(os.sched_getaffinity(0))
+        started: list[subprocess.Popen[str]] = []
+        cores_here = sorted(os.sched_getaffinity(0))
         for core in range(processes):
             words = command(name, args, f"{folder}/{core}")
             env = {**os.environ, "OMP_NUM_THREADS": "1"} if processes > 1 else dict(os.environ)
