@@ -24,9 +24,11 @@ test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment
 mutants: .venv/.test  ## make single-line bugs, and see which test catches each: about twenty minutes, resumable
 	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
 
-bench: .venv/.bench  ## compare training speed with Stable-Baselines3, and engines with Gymnasium's
-	$(BIN)/python scripts/speed.py
-	$(BIN)/python scripts/speed.py --what engines
+bench: .venv/.bench  ## compare speed with peers, about an hour; with PureJaxRL too: make bench PUREJAXRL=path/to/its/clone
+	@test -z "$(PUREJAXRL)" || $(MAKE) .venv-jax/.bench
+	for what in training processes start scale engines; do \
+	  $(BIN)/python scripts/speed.py --what $$what --out docs/speed.json $(if $(PUREJAXRL),--purejaxrl $(PUREJAXRL)) || exit 1; done
+	$(BIN)/python scripts/speed.py --what tables --out docs/speed.json
 
 study-small: .venv/.study  ## make a small version of the paper's figure 8: three tasks, three seeds, in less than 15 minutes
 	$(BIN)/python scripts/benchmark.py --grid results/grids/small.toml
@@ -60,7 +62,8 @@ clean:  ## remove the virtual environment; runs/ stays
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv (one to three minutes the first time) ..."
 	@$(PIP) torch
-	@$(PIP) -e .
+	@$(PIP) -e '.[fast]'
+	@$(BIN)/python -m sppo_control.compiled  # numba compiles now, so that the first training need not
 	@touch $@
 
 .venv/.test: .venv/.core
@@ -84,4 +87,9 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.bench: .venv/.tasks
 	@$(PIP) -e '.[bench]'
+	@touch $@
+
+.venv-jax/.bench: constraints-jax.txt  # PureJaxRL's packages, which need no part of this project
+	@test -x .venv-jax/bin/python || $(PYTHON) -m venv .venv-jax
+	@.venv-jax/bin/python -m pip install --disable-pip-version-check -q -r constraints-jax.txt
 	@touch $@

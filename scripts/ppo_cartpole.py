@@ -26,7 +26,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
-from sppo_control import arguments, cli, core, runs
+from sppo_control import arguments, cli, compiled, core, runs
 from sppo_control.networks import Critic
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import evaluate, rollout
@@ -43,6 +43,8 @@ class Args:
     """longest episode in steps; None is the task's limit"""
     engine: sppo_envs.Engine = "auto"
     """what runs the environments; auto is the fastest one that is installed (docs/tasks.md)"""
+    kernels: compiled.Kernels = "auto"
+    """numba: compiled networks and rollouts; torch: plain torch, the reference; auto: numba where it is installed"""
     start: str | None = None
     """starting policy: a .safetensors file or a checkpoint; None is the task's starting policy, else random weights"""
     from_scratch: bool = False
@@ -119,7 +121,7 @@ def train(args: Args) -> runs.Run:
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
 
-    with runs.Run(args, __file__, args.env_id) as run:
+    with compiled.use(args.kernels), runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
         while run.steps < args.total_timesteps:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from . import compiled
 from .limits import check_limits, check_memory, flag
 
 WINDOW_ONLY = ("critic_steps", "critic_batch_size", "critic_window")
@@ -22,6 +23,7 @@ def check_args(args: Any) -> None:
     """
     if getattr(args, "critic_steps", 1) == 0:
         raise ValueError("--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper")
+    args.kernels = compiled.resolve(args.kernels)  # config.json says which, so that a resumed run takes the same
     check_limits(args)
     check_memory(_bytes(args))
     if args.num_envs % args.num_minibatches:

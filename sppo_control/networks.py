@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from . import compiled
 from .checkpoints import check_like
 
 FloatArray = npt.NDArray[np.float32]
@@ -48,6 +49,8 @@ class Network(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         """(..., D) float32 -> (..., outputs) float32."""
+        if compiled.suits(obs, self.sizes):
+            return compiled.network(obs, self.obs_scale, self.flat, self.sizes)
         rows = (obs * self.obs_scale).flatten(0, -2)  # (N, D)
         return _TanhMLP.apply(rows, self.flat, self.sizes).unflatten(0, obs.shape[:-1])
 

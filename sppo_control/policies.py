@@ -23,6 +23,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from . import compiled
 from .checkpoints import check_entries, check_own_digest, check_values, short, write_tensors, writing
 from .errors import FileError
 from .networks import FloatArray, Network
@@ -63,6 +64,10 @@ class Policy(Network):
         """The same as `log_prob`, but from the network's outputs (..., A), logits or means, in place of observations."""
         raise TypeError("use CategoricalPolicy or GaussianPolicy")
 
+    def compiled_std(self) -> FloatArray | None:
+        """Standard deviations (A,) for compiled rollouts, of size 0 for discrete actions; None if there are none."""
+        return None
+
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
         """Noise for `behaviour`, (*shape, A) float32."""
         raise TypeError("use CategoricalPolicy or GaussianPolicy")
@@ -81,11 +86,21 @@ class CategoricalPolicy(Policy):
         super().__init__(obs_dim, num_actions, hidden, obs_scale, last_gain=0.01)
         self.num_outputs = num_actions
 
+    def log_prob(self, obs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Policy.log_prob`; actions (...,) int64."""
+        if compiled.suits(obs, self.sizes):
+            return compiled.categorical_log_prob(obs, actions, self.obs_scale, self.flat, self.sizes)
+        return super().log_prob(obs, actions)
+
     def log_prob_given(self, output: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """See `Policy.log_prob_given`; actions (...,) int64."""
         log_p = torch.log_softmax(output, dim=-1)  # (..., A)
         logp = log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
         return logp, -(log_p.exp() * log_p).sum(-1)
+
+    def compiled_std(self) -> FloatArray | None:
+        """See `Policy.compiled_std`."""
+        return np.empty(0, np.float32)
 
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
         """Gumbel noise: argmax(logits + noise) is a sample of the softmax."""
@@ -123,6 +138,10 @@ class GaussianPolicy(Policy):
         constant = self.log_std.sum() + 0.5 * math.log(2 * math.pi) * self.num_outputs
         logp = -0.5 * z.square().sum(-1) - constant
         return logp, (constant + 0.5 * self.num_outputs).expand_as(logp)
+
+    def compiled_std(self) -> FloatArray | None:
+        """See `Policy.compiled_std`."""
+        return np.exp(self.log_std.detach().numpy())
 
     def noise(self, rng: np.random.Generator, *shape: int) -> FloatArray:
         """Standard normal noise: mean + std * noise is a sample."""

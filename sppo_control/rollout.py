@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from . import compiled
 from .checkpoints import check_like
 from .outcomes import Evaluation, Padded, end_infos, joined
-from .policies import FloatArray, Policy
+from .policies import Behaviour, FloatArray, Policy
 from .spaces import to_environment
 
 NOISE_STEPS = 4096
@@ -101,7 +102,8 @@ def rollout(
     seed: Any = int(rng.integers(2**31 - num_envs))
     if group_size > 1:
         seed = np.repeat(rng.integers(2**31, size=num_envs // group_size), group_size).tolist()
-    noise = None if greedy else noise_of_steps(policy, rng, horizon, num_envs)
+    dynamics = _compiled_dynamics(envs, policy, horizon)
+    noise = None if greedy or dynamics is not None else noise_of_steps(policy, rng, horizon, num_envs)
 
     done = np.zeros(num_envs, dtype=np.bool_)
     obs = _finite_obs(envs.reset(seed=seed)[0], done, 0, envs)
@@ -110,6 +112,50 @@ def rollout(
             f"environments {differ[0]} and {differ[1]} of {_name(envs)} were reset with one seed and began in different "
             "states, so that their group does not share a context; draw from self.np_random in reset()"
         )
+    if dynamics is not None:
+        run = _run_compiled(envs, policy, dynamics, rng, greedy)
+    else:
+        run = _run_stepwise(envs, act, act_in, obs, noise, horizon)
+    actions, mask = torch.from_numpy(run.actions), torch.from_numpy(run.mask)
+    with torch.no_grad():
+        logp, _ = policy.log_prob_given(torch.from_numpy(run.outputs), actions)
+
+    def real(x: Tensor) -> Tensor:  # a gradient of 0 times an infinity in padding would be NaN
+        return x.masked_fill_(~mask if x.dim() == 2 else ~mask.unsqueeze(-1), 0)
+
+    return Episodes(
+        obs=real(torch.from_numpy(run.obs)),
+        actions=real(actions),
+        logp=real(logp),
+        reward=real(torch.from_numpy(run.reward).float()),
+        mask=mask,
+        outcome=torch.from_numpy(np.asarray(run.info["success"]).astype(np.float32)),
+        info=end_infos(run.info),
+    )
+
+
+class _Run(NamedTuple):
+    """Arrays (B, T, ...) of `Episodes`, and the `info` of the last step. What padding holds does not matter."""
+
+    obs: npt.NDArray[Any]
+    actions: npt.NDArray[Any]
+    outputs: npt.NDArray[Any]
+    reward: npt.NDArray[Any]
+    mask: npt.NDArray[np.bool_]
+    info: Mapping[str, Any]
+
+
+def _run_stepwise(
+    envs: gym.vector.VectorEnv,
+    act: Behaviour,
+    act_in: Any,
+    obs: FloatArray,
+    noise: Iterator[FloatArray] | None,
+    horizon: int,
+) -> _Run:
+    """Any environments: the policy in numpy, one step of all of them at a time."""
+    num_envs = envs.num_envs
+    done = np.zeros(num_envs, dtype=np.bool_)
     all_obs, all_actions, all_outputs, all_rewards, all_masks = [], [], [], [], []
     for t in range(horizon):
         action, output = act(obs, None if noise is None else next(noise))
@@ -127,23 +173,47 @@ def rollout(
             break
     else:
         raise RuntimeError(f"{int((~done).sum())} of {num_envs} episodes were not over after {horizon} steps")
-
-    actions, mask = _batch_first(all_actions), _batch_first(all_masks)
-    with torch.no_grad():
-        logp, _ = policy.log_prob_given(_batch_first(all_outputs), actions)
-
-    def real(x: Tensor) -> Tensor:  # a gradient of 0 times an infinity in padding would be NaN
-        return x.masked_fill_(~mask if x.dim() == 2 else ~mask.unsqueeze(-1), 0)
-
-    return Episodes(
-        obs=real(_batch_first(all_obs)),
-        actions=real(actions),
-        logp=real(logp),
-        reward=real(_batch_first(all_rewards).float()),
-        mask=mask,
-        outcome=torch.from_numpy(np.asarray(info["success"]).astype(np.float32)),
-        info=end_infos(info),
+    obs, actions, outputs, reward, mask = (
+        np.stack(steps, axis=1) for steps in (all_obs, all_actions, all_outputs, all_rewards, all_masks)
     )
+    return _Run(obs, actions, outputs, reward, mask, info)
+
+
+def _compiled_dynamics(
+    envs: gym.vector.VectorEnv, policy: Policy, horizon: int
+) -> tuple[int, npt.NDArray[np.float64]] | None:
+    """What `NumpyVectorEnv.dynamics` says, if the kernels are chosen and can run these episodes; else None."""
+    found = getattr(envs, "dynamics", None)
+    suitable = (
+        found is not None
+        and compiled.suits(policy.obs_scale, policy.sizes)
+        and policy.compiled_std() is not None
+        and horizon == getattr(envs, "horizon")  # noqa: B009 - VectorEnv does not declare it
+    )
+    return found() if suitable else None  # type: ignore[misc]
+
+
+def _run_compiled(
+    envs: Any, policy: Policy, dynamics: tuple[int, npt.NDArray[np.float64]], rng: np.random.Generator, greedy: bool
+) -> _Run:
+    """Tasks whose dynamics are compiled: all steps in one call. The noise is that of `noise_of_steps`."""
+
+    def noise(steps: int) -> FloatArray:
+        return np.zeros((0, 0, 0), np.float32) if greedy else policy.noise(rng, steps, envs.num_envs)
+
+    weights = (policy.obs_scale, policy.flat, policy.sizes, policy.compiled_std())
+    state = np.ascontiguousarray(envs.state.T)
+    obs, actions, outputs, lengths, memory = compiled.run_episodes(
+        *dynamics, state, noise, weights, envs.horizon, NOISE_STEPS, policy.sizes[0]
+    )
+    mask = np.arange(obs.shape[1]) < lengths[:, None]
+    if not math.isfinite(outputs.sum()):
+        t = int((~np.isfinite(outputs).all(axis=2) & mask).any(axis=0).argmax())
+        _refuse_output(outputs[:, t], ~mask[:, t], t, envs)
+    info = envs.settle(np.ascontiguousarray(state.T), int(lengths.max()), memory[:, 0])
+    reward = np.zeros(mask.shape)
+    reward[np.arange(len(lengths)), lengths - 1] = info["success"]
+    return _Run(obs, actions, outputs, reward, mask, info)
 
 
 def noise_of_steps(policy: Policy, rng: np.random.Generator, horizon: int, num_envs: int) -> Iterator[FloatArray]:
@@ -218,11 +288,6 @@ def _groups_that_differ(obs: FloatArray, group_size: int) -> tuple[int, int] | N
     firsts = np.repeat(obs[::group_size], group_size, axis=0)
     other = np.flatnonzero((obs != firsts).reshape(len(obs), -1).any(axis=1)).tolist()
     return (other[0] // group_size * group_size, other[0]) if other else None
-
-
-def _batch_first(steps: list[npt.NDArray[Any]]) -> Tensor:
-    """T arrays (B, ...) -> one contiguous tensor (B, T, ...)."""
-    return torch.from_numpy(np.stack(steps, axis=1))
 
 
 class ContextWindow:

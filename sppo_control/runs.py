@@ -490,7 +490,7 @@ def peak_memory_mib() -> float | None:
 def versions() -> dict[str, Any]:
     """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
     packages = {p: version(p) for p in ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")}
-    for extra in ("envpool", "mujoco", "box2d", "transformers", "trl"):
+    for extra in ("numba", "envpool", "mujoco", "box2d", "transformers", "trl"):
         with contextlib.suppress(PackageNotFoundError):
             packages[extra] = version(extra)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]

@@ -37,12 +37,14 @@ ALLOWED = {
     "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
-    "networks": {"checkpoints"},
+    "compiled": {"extras", "kernels"},
+    "kernels": {"sppo_envs"},
+    "networks": {"checkpoints", "compiled"},
     "spaces": set(),
-    "policies": {"checkpoints", "errors", "networks", "spaces"},
-    "rollout": {"checkpoints", "outcomes", "policies", "spaces"},
+    "policies": {"checkpoints", "compiled", "errors", "networks", "spaces"},
+    "rollout": {"checkpoints", "compiled", "outcomes", "policies", "spaces"},
     "starts": {"policies", "sppo_envs"},
-    "arguments": {"limits"},
+    "arguments": {"compiled", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
     "sppo_envs": {"extras", "spaces"},

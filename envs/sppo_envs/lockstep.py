@@ -171,6 +171,8 @@ class NumpyVectorEnv(LockstepVectorEnv):
     """
 
     _state: FloatArray
+    compiled_by: type[NumpyVectorEnv] | None = None
+    """The class whose motion `sppo_envs.dynamics` has, if there is one."""
     state_names: tuple[str, ...]
     """What the S rows are, with units."""
 
@@ -189,6 +191,46 @@ class NumpyVectorEnv(LockstepVectorEnv):
     @abstractmethod
     def _over(self) -> BoolArray:
         """Which episodes the task ends in the present state, (B,)."""
+
+    def dynamics(self) -> tuple[int, FloatArray] | None:
+        """Which of `sppo_envs.dynamics` moves these episodes, and its constants; None if none does.
+
+        None also where a subclass changed a step, because the compiled one would not know of it.
+        """
+        base, own = self.compiled_by, type(self)
+        methods = ("reset", "step", "_begin", "_advance", "_move", "_observe", "_over")
+        if base is None or self.dense or any(getattr(own, m) is not getattr(base, m) for m in methods):
+            return None
+        return self._constants()
+
+    def _constants(self) -> tuple[int, FloatArray]:
+        raise TypeError(f"{type(self).__name__} has no compiled dynamics")
+
+    @property
+    def state(self) -> FloatArray:
+        """The present states, (S, B)."""
+        return self._state
+
+    def settle(self, state: FloatArray, steps: int, memory: FloatArray) -> dict[str, Any]:
+        """Take over the last states of episodes that a compiled rollout has run to their ends.
+
+        Args:
+            state: (S, B), of each episode when it ended.
+            steps: length of the longest episode.
+            memory: (B,), what `sppo_envs.dynamics` remembered.
+
+        Returns:
+            `info`, as the last `step` would have given it.
+        """
+        self._state, self._steps = state, steps
+        self._remember(memory)
+        self._keep(self._judge(), np.ones(self.num_envs, dtype=np.bool_))
+        self._done, self._any_done = np.ones(self.num_envs, dtype=np.bool_), True
+        return {**self._result, **{f"_{name}": self._reported.get(name, self._done) for name in self._result}}
+
+    def _remember(self, memory: FloatArray) -> None:
+        """What `_judge` needs besides the states."""
+        self._over()
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
         options = options or {}

@@ -81,6 +81,11 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
         new[0], new[1] = position, velocity
         return new.astype(np.float32).astype(np.float64)  # Gymnasium keeps its state in float32
 
+    def _constants(self) -> tuple[int, FloatArray]:
+        c = self._physics
+        goal = float(np.float32(c.goal_position))
+        return 2, np.array([c.min_action, c.max_action, c.power, c.max_speed, c.min_position, c.max_position, goal])
+
     def _over(self) -> BoolArray:
         # The comparison is in float32, as in Gymnasium: 0.45 in float32 is slightly less than 0.45 in float64.
         self._at_goal = (self._state[0] >= np.float32(self._physics.goal_position)) & (self._state[1] >= 0)
@@ -92,6 +97,8 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
     def _dense_reward(self) -> FloatArray:
         return dense_reward(self._state[1], self._at_goal)
 
+
+SparseMountainCarVectorEnv.compiled_by = SparseMountainCarVectorEnv
 
 TASK = Task(
     id="sppo/SparseMountainCar-v0",

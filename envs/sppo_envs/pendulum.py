@@ -140,6 +140,14 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
         new[0] = theta + new[1] * c.dt
         return new
 
+    def _constants(self) -> tuple[int, FloatArray]:
+        c = self._physics
+        return 1, np.array([c.g, c.l, c.m, c.dt, c.max_speed, c.max_torque, UPRIGHT, self.window])
+
+    def _remember(self, memory: FloatArray) -> None:
+        self._cos = np.cos(self._state[0])
+        self._recent = np.arange(self.window)[:, None] < memory  # how many of the last steps, in any order
+
     def _over(self) -> BoolArray:
         self._recent[self._steps % self.window] = self._cos > UPRIGHT
         return np.zeros(self.num_envs, dtype=np.bool_)
@@ -153,6 +161,9 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
 
     def _dense_reward(self) -> FloatArray:
         return dense_reward(self._cos, self._state[1])
+
+
+SparsePendulumVectorEnv.compiled_by = SparsePendulumVectorEnv
 
 
 class ContextPendulumVectorEnv(SparsePendulumVectorEnv):

@@ -126,6 +126,13 @@ class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
         change *= c.tau
         return state + change
 
+    def _constants(self) -> tuple[int, FloatArray]:
+        c = self._physics
+        return 0, np.array([
+            c.force_mag, c.polemass_length, c.total_mass, c.gravity, c.length, c.masspole, c.tau, c.x_threshold,
+            c.theta_threshold_radians,
+        ])  # fmt: skip
+
     def _over(self) -> BoolArray:
         c = self._physics
         self._fell = (np.abs(self._state[0]) > c.x_threshold) | (np.abs(self._state[2]) > c.theta_threshold_radians)
@@ -137,6 +144,9 @@ class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
 
     def _dense_reward(self) -> FloatArray:
         return dense_reward(self._state[2], self._fell)
+
+
+PrecisionCartPoleVectorEnv.compiled_by = PrecisionCartPoleVectorEnv
 
 
 class ContextCartPoleVectorEnv(PrecisionCartPoleVectorEnv):

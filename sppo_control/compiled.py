@@ -1,0 +1,289 @@
+"""Compiled kernels for small networks and for rollouts: the choice between them and plain torch, and the way to them.
+
+Plain torch and numpy are the reference and the default. Inside `with use("numba"):` networks and rollouts take the kernels
+of `kernels.py` where these can do the work. Both agree to float32 rounding. Nothing is imported or compiled before that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .extras import require
+
+Kernels = Literal["auto", "numba", "torch"]
+"""numba: compiled kernels. torch: plain torch and numpy. auto: numba where the extra `fast` is installed."""
+PART = 256
+"""Rows of a batch that one thread takes at a time."""
+EPISODES = 32
+"""Episodes of a rollout that one thread takes at a time."""
+MOST_PARTS = 64
+"""Larger batches have larger parts, because each part has its own gradient."""
+LARGEST_WIDTH = 256
+"""Wider layers go through torch: there the time is in the matrix products alone, and torch spreads them over all cores."""
+
+_chosen: Literal["numba", "torch"] = "torch"
+
+
+def resolve(kernels: Kernels) -> Literal["numba", "torch"]:
+    """What `auto` means here.
+
+    Raises:
+        MissingExtra: numba is asked for and not installed.
+    """
+    if kernels == "numba":
+        require("fast", "numba", "scipy", wanted_by="--kernels numba")
+    if kernels == "auto":
+        return "numba" if find_spec("numba") and find_spec("scipy") else "torch"
+    return kernels
+
+
+@contextlib.contextmanager
+def use(kernels: Kernels) -> Iterator[None]:
+    """Take these kernels inside a `with`; afterwards those from before. numba compiles them once on each machine.
+
+    The choice holds for the whole process, not for one thread.
+
+    Raises:
+        MissingExtra: see `resolve`.
+    """
+    global _chosen
+    before, _chosen = _chosen, resolve(kernels)
+    try:
+        if _chosen == "numba":
+            _compile()
+        yield
+    finally:
+        _chosen = before
+
+
+def chosen() -> Literal["numba", "torch"]:
+    """The present choice."""
+    return _chosen
+
+
+def threads() -> int:
+    """Threads that share a batch: torch's own number."""
+    return torch.get_num_threads()
+
+
+# ------------------------------------------------------------------------------------------------------- networks
+def suits(obs: Tensor, sizes: Sequence[int]) -> bool:
+    """Whether the kernels can do this: chosen, float32 on the CPU, no gradient of the observations, narrow layers."""
+    return (
+        _chosen == "numba"
+        and obs.dtype == torch.float32
+        and obs.device.type == "cpu"
+        and not obs.requires_grad
+        and obs.numel() > 0
+        and max(sizes) <= LARGEST_WIDTH
+    )
+
+
+def network(obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A tanh network: obs (..., D) -> (..., O); see `networks.Network`."""
+    rows = obs.reshape(-1, sizes[0])
+    return _Network.apply(rows, scale, flat, sizes).unflatten(0, obs.shape[:-1])
+
+
+def categorical_log_prob(
+    obs: Tensor, actions: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of actions (...,) int64 and the entropy (...,): network and softmax in one."""
+    logp, entropy = _Categorical.apply(obs.reshape(-1, sizes[0]), actions.reshape(-1), scale, flat, sizes)
+    return logp.view(actions.shape), entropy.view(actions.shape)
+
+
+class _Network(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        given, hidden = _prepared(x, scale, flat, sizes)
+        out = np.empty((len(x), sizes[-1]), np.float32)
+        _spread(_kernels().forward_share, len(x), *_turned(given), hidden, out)
+        ctx.given, ctx.hidden = given, hidden
+        ctx.save_for_backward(flat)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None]:
+        _ = ctx.saved_tensors  # refuses weights that were changed since
+        totals = _totals(len(grads[0]), ctx.given)
+        _spread(_kernels().backward_share, len(grads[0]), *ctx.given, ctx.hidden, grads[0].contiguous().numpy(), totals)
+        return None, None, torch.from_numpy(totals.sum(axis=0)), None
+
+
+class _Categorical(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, actions: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        given, hidden = _prepared(x, scale, flat, sizes)
+        chosen = actions.contiguous().numpy()
+        log_p = np.empty((len(x), sizes[-1]), np.float32)
+        logp, entropy = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
+        _spread(_kernels().categorical_share, len(x), *_turned(given), hidden, chosen, log_p, logp, entropy)
+        ctx.given, ctx.kept = given, (hidden, chosen, log_p, entropy)
+        ctx.save_for_backward(flat)
+        ctx.set_materialize_grads(False)
+        return torch.from_numpy(logp), torch.from_numpy(entropy)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None, Tensor, None]:
+        _ = ctx.saved_tensors
+        rows = len(ctx.kept[1])
+        of_logp, of_entropy = grads
+        g_logp = np.zeros(rows, np.float32) if of_logp is None else of_logp.contiguous().numpy()
+        g_entropy = np.empty(0, np.float32) if of_entropy is None else of_entropy.contiguous().numpy()
+        totals = _totals(rows, ctx.given)
+        _spread(_kernels().categorical_gradient_share, rows, *ctx.given, *ctx.kept, g_logp, g_entropy, totals)
+        return None, None, None, torch.from_numpy(totals.sum(axis=0)), None
+
+
+def _prepared(x: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], Any]:
+    """Arguments that all kernels begin with, and room for the activations."""
+    given = (x.detach().contiguous().numpy(), scale.numpy(), flat.detach().numpy(), _array(sizes))
+    return given, np.empty(len(x) * sum(sizes[1:-1]), np.float32)
+
+
+def _turned(given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with transposed weights."""
+    x, scale, flat, sizes = given
+    turned = np.empty_like(flat)
+    _kernels().transpose(flat, sizes, turned)
+    return x, scale, turned, sizes
+
+
+@lru_cache(maxsize=64)
+def _array(sizes: tuple[int, ...]) -> Any:
+    return np.array(sizes, np.int64)
+
+
+def _part(rows: int) -> int:
+    return max(PART, -(-rows // MOST_PARTS))
+
+
+def _totals(rows: int, given: tuple[Any, ...]) -> Any:
+    return np.zeros((-(-rows // _part(rows)), len(given[2])), np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------- rollouts
+def run_episodes(
+    kind: int,
+    constants: Any,
+    state: Any,
+    noise: Callable[[int], Any],
+    policy: tuple[Tensor, Tensor, tuple[int, ...], Any],
+    horizon: int,
+    block: int,
+    obs_dim: int,
+) -> tuple[Any, ...]:
+    """Run B episodes of one of `sppo_envs.dynamics` to their ends.
+
+    Args:
+        kind: which dynamics.
+        constants: float64, of the dynamics.
+        state: initial states (B, S) float64; changed.
+        noise: number of steps -> noise (steps, B, A) float32 of the coming steps, or of size 0 for greedy actions.
+        policy: obs_scale (D,), flat weights, widths, and standard deviations (A,), of size 0 for a categorical policy.
+        horizon: longest episode.
+        block: steps for which there are arrays at a time, so that the memory follows the longest episode.
+        obs_dim: D.
+
+    Returns:
+        obs (B, T, D), actions (B, T) or (B, T, A), outputs (B, T, A), lengths (B,), and what the dynamics remember, (B, 1).
+        Only the real steps are written.
+    """
+    scale, flat, sizes, std = policy
+    count, outputs, kernel = len(state), sizes[-1], _kernels().rollout_share
+    given = _turned((None, scale.numpy(), flat.detach().numpy(), _array(sizes)))[1:]
+    lengths, over, memory = np.zeros(count, np.int64), np.zeros(count, np.bool_), np.zeros((count, 1))
+    # Shares do not depend on the number of threads: a product of other shape may round differently.
+    share = EPISODES if count >= 2 * EPISODES else -(-count // 2) if count >= EPISODES // 2 else count
+    blocks: list[tuple[Any, Any, Any]] = []
+    start = 0
+    while start < horizon and not over.all():
+        steps = min(block, horizon - start)
+        obs, out = np.zeros((count, steps, obs_dim), np.float32), np.zeros((count, steps, outputs), np.float32)
+        discrete = np.zeros((count, steps) if len(std) == 0 else (0, 0), np.int64)
+        continuous = np.zeros((count, steps, outputs) if len(std) else (0, 0, 0), np.float32)
+        arguments = (
+            kind, constants, state, memory, noise(steps), *given, std, obs, discrete, continuous, out, lengths, over,
+            start, horizon,
+        )  # fmt: skip
+        _together([(kernel, (*arguments, first, min(count, first + share))) for first in range(0, count, share)])
+        blocks.append((obs, continuous if len(std) else discrete, out))
+        start += steps
+    longest = int(lengths.max())
+    arrays = [b[0] if len(b) == 1 else np.concatenate(b, axis=1) for b in zip(*blocks, strict=True)]
+    return (*(a[:, :longest] for a in arrays), lengths, memory)
+
+
+# -------------------------------------------------------------------------------------------------------- threads
+def _spread(kernel: Any, rows: int, *arguments: Any) -> None:
+    """Call a kernel that takes (..., part, me, threads), on as many threads as there are parts."""
+    part = _part(rows)
+    number = min(threads(), -(-rows // part))
+    _together([(kernel, (*arguments, part, me, number)) for me in range(number)])
+
+
+def _together(calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
+    """All calls, as many at the same time as there are threads. This thread takes its share."""
+    number = min(threads(), len(calls))
+
+    def work(me: int) -> None:
+        for kernel, arguments in calls[me::number]:
+            kernel(*arguments)
+
+    futures = [_pool(os.getpid()).submit(work, me) for me in range(1, number)]
+    work(0)
+    for future in futures:
+        future.result()
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="kernels")  # a forked process has none of its parent's threads
+
+
+# -------------------------------------------------------------------------------------------------------- compiling
+@cache
+def _kernels() -> Any:
+    from . import kernels
+
+    return kernels
+
+
+@cache
+def _compile() -> None:
+    """Call each kernel once, on small inputs. numba compiles what is not in its cache on disk."""
+    k = _kernels()
+    if not list(Path(k.rollout_share.stats.cache_path).glob("kernels.rollout_share-*.nbi")):
+        print("note: numba compiles the kernels, once on this machine: about half a minute", file=sys.stderr)
+    sizes, x, scale = (2, 3, 2), np.ones((4, 2), np.float32), np.ones(2, np.float32)
+    flat = np.ones(sum((i + 1) * o for i, o in itertools.pairwise(sizes)), np.float32)
+    with torch.enable_grad():
+        tensors = torch.from_numpy(x), torch.from_numpy(scale), torch.from_numpy(flat).requires_grad_()
+        network(*tensors, sizes).sum().backward()
+        logp, entropy = categorical_log_prob(tensors[0], torch.zeros(4, dtype=torch.int64), *tensors[1:], sizes)
+        (logp.sum() + entropy.sum()).backward()
+    policy = (torch.ones(3), torch.zeros(3 * 2 + 2), (3, 2), np.ones(0, np.float32))
+    run_episodes(1, np.ones(8), np.zeros((2, 2)), lambda n: np.zeros((n, 2, 2), np.float32), policy, 2, 2, 3)
+
+
+if __name__ == "__main__":  # python -m sppo_control.compiled: compile now, so that no training has to
+    with use("numba"):
+        pass

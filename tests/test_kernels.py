@@ -1,0 +1,334 @@
+"""Compiled kernels against plain torch: networks, gradients, rollouts, whole runs."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import ppo_cartpole
+import sppo_cartpole
+import sppo_envs
+from sppo_control import cli, compiled, extras, networks
+from sppo_control.policies import CategoricalPolicy, GaussianPolicy
+from sppo_control.rollout import rollout
+from sppo_control.starts import starting_policy
+from sppo_envs.precision_cartpole import PrecisionCartPoleVectorEnv
+
+COMPILED = (
+    "sppo/PrecisionCartPole-v0",
+    "sppo/ContextCartPole-v0",
+    "sppo/SparsePendulum-v0",
+    "sppo/ContextPendulum-v0",
+    "sppo/SparseMountainCar-v0",
+)
+
+
+def random_policy(rng, kind):
+    """A policy of random size with random weights, observations, actions and gradients of its two results."""
+    obs_dim, outputs = (int(x) for x in rng.integers(1, (9, 7)))
+    hidden = [int(x) for x in rng.integers(1, 70, size=rng.integers(0, 4))]
+    policy = kind(obs_dim, outputs, hidden, rng.uniform(0.1, 5, obs_dim).tolist())
+    size = float(rng.choice([0.1, 0.5, 1.0]))  # beyond this, float32 itself keeps five digits
+    with torch.no_grad():
+        for weight, bias in policy.layers():
+            weight.copy_(torch.from_numpy(rng.normal(size=weight.shape)) * size / weight.shape[1] ** 0.5)
+            bias.copy_(torch.from_numpy(rng.normal(size=bias.shape)) * size)
+    shape = (int(rng.integers(1, 20)), int(rng.integers(1, 60)))
+    obs = torch.from_numpy(rng.normal(size=(*shape, obs_dim)).astype(np.float32)) * size
+    if kind is CategoricalPolicy:
+        actions = torch.from_numpy(rng.integers(0, outputs, shape))
+    else:
+        actions = torch.from_numpy(rng.normal(size=(*shape, outputs)).astype(np.float32))
+    return policy, obs, actions, torch.from_numpy(rng.normal(size=(2, *shape)).astype(np.float32))
+
+
+def results(policy, obs, actions, weights):
+    """Log-probability, entropy, and the gradients of a weighted sum of both."""
+    policy.zero_grad()
+    logp, entropy = policy.log_prob(obs, actions)
+    (logp * weights[0] + entropy * weights[1]).mean().backward()
+    grads = [p.grad.clone() for p in policy.parameters() if p.grad is not None]
+    return [logp.detach(), entropy.detach(), *grads]
+
+
+def assert_close(kernels, plain, exact, what):
+    """No farther from float64 than 1e-6 of its size, or than five times the distance of plain torch."""
+    for a, b, c in zip(kernels, plain, exact, strict=True):
+        size = float(c.abs().max())
+        allowed = max(1e-6 * max(size, 1e-3), 5 * float((b - c).abs().max()))
+        assert float((a - c).abs().max()) <= allowed, f"{what}: {float((a - c).abs().max())} > {allowed}, size {size}"
+
+
+def in_double(policy, obs, actions, weights):
+    """The same in float64, in plain torch layers."""
+    double = policy.to_sequential().double()
+    output = double(obs.double())
+    if isinstance(policy, CategoricalPolicy):
+        log_p = torch.log_softmax(output, -1)
+        logp = log_p.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    else:
+        normal = torch.distributions.Normal(output, policy.log_std.detach().double().exp())
+        logp, entropy = normal.log_prob(actions.double()).sum(-1), normal.entropy().sum(-1)
+    (logp * weights[0] + entropy * weights[1]).mean().backward()
+    grads = []
+    for i, module in enumerate(m for m in double if isinstance(m, torch.nn.Linear)):
+        scale = policy.obs_scale if i == 0 else 1  # `to_sequential` folds the scale into the first layer
+        grads += [(module.weight.grad * scale).flatten(), module.bias.grad]
+    return [logp.detach(), entropy.detach(), torch.cat(grads)]
+
+
+def compare(number, seed):
+    rng = np.random.default_rng(seed)
+    for case, kind in zip(range(number), itertools.cycle((CategoricalPolicy, GaussianPolicy)), strict=False):
+        given = random_policy(rng, kind)
+        plain = results(*given)[:3]
+        with compiled.use("numba"):
+            kernels = results(*given)[:3]
+        assert_close(kernels, plain, in_double(*given), f"case {case}, {kind.__name__}, widths {given[0].sizes}")
+
+
+def test_random_networks_agree_with_float64():
+    compare(200, seed=0)
+
+
+@pytest.mark.slow
+def test_thousands_of_random_networks_agree_with_float64():
+    compare(4000, seed=1)
+
+
+def test_plain_torch_is_the_default_and_returns_after_use(monkeypatch):
+    calls = []
+    monkeypatch.setattr(compiled, "network", lambda *a: calls.append(1) or torch.zeros(2, 1))
+    critic = networks.Critic(3)
+    critic(torch.ones(2, 3))
+    assert compiled.chosen() == "torch"
+    assert not calls
+    with compiled.use("numba"):
+        critic(torch.ones(2, 3))
+        assert len(calls) == 1
+        with compiled.use("torch"):
+            critic(torch.ones(2, 3))
+        assert len(calls) == 1
+        critic(torch.ones(2, 3).double().float().requires_grad_())  # a gradient of the observations is torch's work
+        assert len(calls) == 1
+    assert compiled.chosen() == "torch"
+
+
+def test_values_of_a_critic_and_its_gradient():
+    torch.manual_seed(0)
+    critic, obs = networks.Critic(4, (64, 64)), torch.randn(7, 300, 4)
+    found = {}
+    for kernels in ("torch", "numba"):
+        with compiled.use(kernels):
+            critic.zero_grad()
+            value = critic(obs)
+            assert value.shape == (7, 300)
+            value.square().mean().backward()
+            found[kernels] = [value.detach(), critic.flat.grad.clone()]
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_changed_weights_are_refused_as_in_torch():
+    critic, obs = networks.Critic(4), torch.randn(5, 4)
+    with compiled.use("numba"):
+        value = critic(obs).sum()
+        with torch.no_grad():
+            critic.flat.add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+
+
+def test_nan_passes_through():
+    critic = networks.Critic(2)
+    with compiled.use("numba"):
+        assert critic(torch.tensor([[float("nan"), 0.0]])).isnan().all()
+        assert critic(torch.tensor([[1e30, -1e30]])).isfinite().all()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    given = random_policy(np.random.default_rng(3), CategoricalPolicy)
+    policy = given[0]
+    obs, actions = torch.randn(40, 90, policy.sizes[0]), torch.randint(policy.sizes[-1], (40, 90))
+    weights = torch.randn(2, 40, 90)
+    envs = sppo_envs.make_task(COMPILED[0], 24, None, None, "auto")
+    actor = starting_policy(envs, COMPILED[0], None, False, ())
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with compiled.use("numba"):
+                episodes = rollout(envs, actor, np.random.default_rng(5))
+                found.append([*results(policy, obs, actions, weights), episodes.obs, episodes.logp, episodes.outcome])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert [torch.equal(a, b) for a, b in zip(found[0], other, strict=True)] == [True] * 6
+
+
+@pytest.mark.parametrize("env_id", COMPILED)
+@pytest.mark.parametrize(("greedy", "group_size"), [(False, 1), (True, 1), (False, 4)])
+def test_rollouts_are_those_of_the_plain_path(env_id, greedy, group_size):
+    envs = sppo_envs.make_task(env_id, 12, None, 60, "auto")
+    policy = starting_policy(envs, env_id, None, False, ())
+    found = {}
+    for kernels in ("torch", "numba"):
+        with compiled.use(kernels):
+            found[kernels] = rollout(envs, policy, np.random.default_rng(7), greedy=greedy, group_size=group_size)
+    a, b = found.values()
+    assert torch.equal(a.mask, b.mask)
+    assert torch.equal(a.context, b.context)  # the same initial states, bit for bit
+    assert torch.equal(a.outcome, b.outcome)
+    torch.testing.assert_close(a.obs, b.obs, atol=1e-4, rtol=1e-4)  # rounding grows along an episode
+    torch.testing.assert_close(a.actions, b.actions, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a.logp, b.logp, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(a.reward, b.reward)
+    assert a.info.keys() == b.info.keys()
+    for name in a.info:
+        assert a.info[name].dtype == b.info[name].dtype
+        np.testing.assert_allclose(a.info[name], b.info[name], atol=1e-4)
+    assert (b.obs[~b.mask] == 0).all()
+
+
+@pytest.mark.parametrize("env_id", COMPILED)
+def test_one_step_is_that_of_gymnasium(env_id):
+    """From states all over the space, so that every bound and every branch of the dynamics is met."""
+    rng = np.random.default_rng(0)
+    envs = sppo_envs.make_task(env_id, 400, None, 1, "auto")
+    spread = {"CartPole": (3, 3, 0.3, 3), "Pendulum": (4, 9), "MountainCar": (1.3, 0.08)}
+    bounds = next(np.array(x) for name, x in spread.items() if name in env_id)
+    states = rng.uniform(-bounds, bounds, (400, len(bounds)))
+    if "MountainCar" in env_id:
+        states = states.astype(np.float32).astype(np.float64)
+    policy = starting_policy(envs, env_id, None, True, (8,))
+    with torch.no_grad():
+        policy.flat.mul_(300)  # actions beyond their bounds too
+    reset = envs.reset
+    envs.reset = lambda seed=None, options=None: reset(seed=seed, options={"state": states})
+    found = {}
+    for kernels in ("torch", "numba"):
+        with compiled.use(kernels):
+            run = envs if kernels == "torch" else _with_states(env_id, states)
+            episodes = rollout(run, policy, np.random.default_rng(7))
+            found[kernels] = (run.state, episodes.outcome, episodes.info)
+    np.testing.assert_allclose(found["torch"][0], found["numba"][0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(found["torch"][1], found["numba"][1])
+
+
+def _with_states(env_id, states):
+    """The same task, which begins in given states; its steps are unchanged, so that they stay compiled."""
+    envs = sppo_envs.make_task(env_id, len(states), None, 1, "auto")
+    own = type(envs)
+    drawn = type(own.__name__, (own,), {"_draw": lambda self, rng, n, options: np.ascontiguousarray(states.T)})
+    envs.__class__ = drawn
+    assert envs.dynamics() is not None
+    return envs
+
+
+def test_a_task_that_changes_a_step_is_not_compiled():
+    class Heavier(PrecisionCartPoleVectorEnv):
+        def _move(self, actions):
+            return super()._move(actions) * 1.01
+
+    class OtherOutcome(PrecisionCartPoleVectorEnv):
+        max_final_angle = 1.0
+
+    assert PrecisionCartPoleVectorEnv(2).dynamics() is not None
+    assert PrecisionCartPoleVectorEnv(2, dense=True).dynamics() is None
+    assert Heavier(2).dynamics() is None
+    assert OtherOutcome(2).dynamics() is not None
+    policy = starting_policy(Heavier(6), COMPILED[0], None, False, ())
+    rollouts = {}
+    for kernels in ("torch", "numba"):
+        with compiled.use(kernels):
+            rollouts[kernels] = rollout(Heavier(6), policy, np.random.default_rng(0))
+    assert torch.equal(rollouts["torch"].mask, rollouts["numba"].mask)
+
+
+def test_a_policy_that_is_not_finite_is_refused_by_name():
+    envs = sppo_envs.make_task(COMPILED[0], 4, None, None, "auto")
+    policy = starting_policy(envs, COMPILED[0], None, False, ())
+    with torch.no_grad():
+        policy.flat[-1] = float("nan")
+    with (
+        compiled.use("numba"),
+        pytest.raises(ValueError, match=r"policy's output for environment 0 is .*nan.* in step 1"),
+    ):
+        rollout(envs, policy, np.random.default_rng(0))
+
+
+def test_memory_follows_the_longest_episode_and_blocks_join():
+    """Pieces of 7 steps give the same episodes as one piece."""
+    envs = sppo_envs.make_task(COMPILED[1], 8, None, None, "auto")
+    policy = starting_policy(envs, COMPILED[1], None, False, ())
+    kind, constants = envs.dynamics()
+    envs.reset(seed=1)
+    noise = policy.noise(np.random.default_rng(0), 200, 8)
+    weights = (policy.obs_scale, policy.flat, policy.sizes, policy.compiled_std())
+    runs = []
+    for block in (200, 7):
+        pieces = iter(np.split(noise, range(block, 200, block)))
+        state = np.ascontiguousarray(envs.state.T)
+        with compiled.use("numba"):
+            episodes = compiled.run_episodes(
+                kind, constants, state, lambda n, pieces=pieces: next(pieces), weights, 200, block, 4
+            )
+        runs.append(episodes)
+    for a, b in zip(*runs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def train(script, tmp_path, **given):
+    small = {"num_envs": 8, "horizon": 30, "eval_episodes": 8, "save_every": 2, "kernels": "numba"}
+    return script.train(cli.make_args(script.Args, **{**small, "runs_dir": str(tmp_path), **given}))
+
+
+@pytest.mark.parametrize("script", [sppo_cartpole, ppo_cartpole], ids=["sppo", "ppo"])
+def test_a_run_repeats_and_resumes_bit_for_bit(script, tmp_path):
+    whole = train(script, tmp_path / "a", total_timesteps=1200)
+    again = train(script, tmp_path / "b", total_timesteps=1200)
+    names = sorted(p.name for p in whole.checkpoints()[-1].glob("*.safetensors"))
+    assert names
+    resumed = cli.resumed(script.Args, str(whole.checkpoints()[1])) if hasattr(cli, "resumed") else None
+    for name in names:
+        assert (whole.checkpoints()[-1] / name).read_bytes() == (again.checkpoints()[-1] / name).read_bytes()
+    assert resumed is None or resumed.kernels == "numba"
+    assert json.loads((whole.folder / "config.json").read_text())["args"]["kernels"] == "numba"
+
+
+def test_runs_of_both_kernels_begin_alike(tmp_path):
+    """One update from one seed: the same episodes, and weights that differ by rounding only."""
+    weights = {}
+    for kernels in ("torch", "numba"):
+        run = train(sppo_cartpole, tmp_path, total_timesteps=8, kernels=kernels)
+        weights[kernels] = run.parts["policy"].flat.detach().clone()
+        assert run.update == 1
+    assert (weights["torch"] - weights["numba"]).abs().max() < 1e-4
+    start = starting_policy(sppo_envs.make_task(COMPILED[0], 1), COMPILED[0], None, False, ()).flat
+    assert (weights["torch"] - start).abs().max() > 1e-3
+
+
+def test_without_numba_auto_is_torch_and_numba_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "find_spec", lambda name: None)
+    assert compiled.resolve("auto") == "torch"
+    monkeypatch.setattr(extras, "find_spec", lambda name: None, raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(extras.MissingExtra, match="--kernels numba"):
+        compiled.resolve("numba")
+
+
+def test_importing_compiles_nothing():
+    code = (
+        "import sys, sppo_control.rollout, sppo_control.arguments, sppo_envs, sppo_cartpole\n"
+        "assert 'numba' not in sys.modules and 'sppo_control.kernels' not in sys.modules"
+    )
+    scripts = str(Path(evaluate.__file__).parent)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=scripts, env=os.environ)
