@@ -46,7 +46,7 @@ import torch
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import checkpoints, cli, extras, limits, runs
+from sppo_control import checkpoints, cli, compiled, extras, limits, runs
 from sppo_control.markdown import markdown_table
 from sppo_control.outputs import File
 from sppo_control.rollout import rollout
@@ -350,17 +350,18 @@ def measure_engines(args: Args) -> dict[str, Any]:
             pool = envs.bare_pool()
         row: dict[str, Any] = {"num_envs": num_envs, "engine": engine, "bare": [], "rollout": [], "sync": []}
         rng = np.random.default_rng(0)
-        rollout(envs, policy, rng)  # warm-up
-        for _ in range(args.rounds):
-            if pool is None:
-                row["bare"].append(steps_alone(envs, args.seconds))
-            else:
-                row["bare"].append(steps_with_autoreset(pool, space, num_envs, args.seconds))
-            steps, began = 0, time.perf_counter()
-            while not steps or time.perf_counter() - began < args.seconds:
-                steps += rollout(envs, policy, rng).num_steps
-            row["rollout"].append(steps / (time.perf_counter() - began))
-            row["sync"].append(steps_with_autoreset(sync, space, num_envs, args.seconds))
+        with compiled.use("auto"):
+            rollout(envs, policy, rng)  # warm-up
+            for _ in range(args.rounds):
+                if pool is None:
+                    row["bare"].append(steps_alone(envs, args.seconds))
+                else:
+                    row["bare"].append(steps_with_autoreset(pool, space, num_envs, args.seconds))
+                steps, began = 0, time.perf_counter()
+                while not steps or time.perf_counter() - began < args.seconds:
+                    steps += rollout(envs, policy, rng).num_steps
+                row["rollout"].append(steps / (time.perf_counter() - began))
+                row["sync"].append(steps_with_autoreset(sync, space, num_envs, args.seconds))
         row["rollout_to_bare"] = statistics.median(a / b for a, b in zip(row["rollout"], row["bare"], strict=True))
         row["bare_to_sync"] = statistics.median(a / b for a, b in zip(row["bare"], row["sync"], strict=True))
         rows[env_id] = row

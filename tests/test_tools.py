@@ -175,7 +175,7 @@ def test_speed_counts_every_environment_where_episodes_start_anew(monkeypatch):
 def test_engine_table_names_every_task_and_its_peer(tmp_path, capsys):
     out = tmp_path / "speed.json"
     speed.main(speed.Args(what="engines", rounds=1, seconds=0.01, num_envs=2, out=str(out)))
-    table, printed = json.loads(out.read_text()), capsys.readouterr().out
+    table, printed = json.loads(out.read_text())["engines"], capsys.readouterr().out
     assert set(table["rows"]) == set(sppo_envs.TASKS)
     for env_id, row in table["rows"].items():
         assert row["rollout_to_bare"] == pytest.approx(row["rollout"][0] / row["bare"][0])
