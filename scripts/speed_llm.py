@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import re
 import statistics
@@ -250,7 +251,7 @@ def qwen2(layers: int, width: int, vocabulary: int) -> Any:
 
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=max(1, width // 256), max_position_embeddings=16_384,
+        num_attention_heads=width // 64, num_key_value_heads=math.gcd(width // 64, width // 256 or 1), max_position_embeddings=16_384,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)

@@ -329,8 +329,10 @@ def test_cuda_equals_cpu(backend, dtype):
     atol = 1e-3 if dtype == torch.float32 else bf16_tolerance(low[0], low[1]) / 0.7  # TF32 stays off by default
     for a, b in zip(got[0], expected[0], strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=0, atol=atol)
+    # On an H100, TRL's kernel differs by 0.023 of the norm in bfloat16: it adds up the gradient in bfloat16.
+    bound = 1e-3 if dtype == torch.float32 else 2**-6 if backend == "torch" else 2**-5
     for a, b in zip(got[1], expected[1], strict=True):
-        assert (a.cpu().double() - b.double()).norm() < (1e-3 if dtype == torch.float32 else 2**-6) * b.double().norm()
+        assert (a.cpu().double() - b.double()).norm() < bound * b.double().norm()
 
 
 # ------------------------------------------------------------------------------------------------------------ errors

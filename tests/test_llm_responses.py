@@ -494,7 +494,7 @@ def test_cuda_gives_what_the_cpu_gives(qwen):
     for name in ("prompt_ids", "prompt_mask", "tokens", "mask", "logp", "outcome"):
         x = getattr(there, name)
         assert x.is_cuda, name
-        torch.testing.assert_close(x.cpu(), getattr(here, name), rtol=0, atol=1e-8)
+        torch.testing.assert_close(x.cpu(), getattr(here, name), rtol=0, atol=2e-6 if name == "logp" else 0)
     assert sample(model, log_probs=False).take(torch.tensor([1, 0])).tokens.is_cuda
     evaluate(model, addition.tokenizer(), PROMPTS, all_right, 0, H)
     check_head(copy.deepcopy(model).float(), range(8))
