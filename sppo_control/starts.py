@@ -11,6 +11,7 @@ import gymnasium as gym
 
 import sppo_envs
 
+from .checkpoints import checkpoint_to_resume
 from .policies import Policy, load_policy, make_policy
 
 
@@ -69,9 +70,16 @@ def shipped_policy(env_id: str) -> Path | None:
 
 
 def starting_policy(
-    envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
+    envs: gym.vector.VectorEnv,
+    env_id: str,
+    start: str | None,
+    from_scratch: bool,
+    hidden: Sequence[int],
+    resume: str | None = None,
 ) -> Policy:
     """The policy that training begins with: `start` if it is given, else the task's own, else random weights.
+
+    A resumed run goes on with its checkpoint, so it needs neither of those files any more.
 
     Args:
         envs: the policy must fit their spaces.
@@ -79,11 +87,15 @@ def starting_policy(
         start: a file that `save_policy` wrote, or a folder that contains one as policy.safetensors (a checkpoint).
         from_scratch: begin with random weights, even if the task has a starting policy.
         hidden: widths of the hidden layers of a policy with random weights.
+        resume: a run folder or one of its checkpoints; None for a new run.
 
     Raises:
+        UserError: `resume` names no run.
         ValueError: the task's own file was made for another task; see `load_policy` and `make_policy` for the rest.
         FileNotFoundError: see `load_policy`.
     """
+    if resume is not None and (checkpoint := checkpoint_to_resume(Path(resume))) is not None:
+        start, from_scratch = str(checkpoint), False
     path = shipped_policy(env_id) if start is None else Path(start)
     if path is None or from_scratch or (start is None and not path.is_file()):
         policy = make_policy(envs, hidden)

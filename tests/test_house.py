@@ -39,7 +39,7 @@ ALLOWED = {
     "spaces": set(),
     "policies": {"checkpoints", "errors", "networks", "spaces"},
     "rollout": {"checkpoints", "outcomes", "policies", "spaces"},
-    "starts": {"policies", "sppo_envs"},
+    "starts": {"checkpoints", "policies", "sppo_envs"},
     "arguments": {"cli", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments

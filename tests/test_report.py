@@ -9,12 +9,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-import matplotlib.image
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import tyro
+
+pytest.importorskip("sppo_control.study", exc_type=ImportError)  # the reason names the package
+import matplotlib.image
+import pandas as pd
 from PIL import Image
 
 import report

@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 import contexts
@@ -209,7 +208,8 @@ def test_contexts_refuses_before_the_work(words, message, folder, monkeypatch, c
 
 def test_the_picture_of_contexts_has_the_tasks_axes(folder, monkeypatch):
     saved = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.append(figure))
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: extra plots")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda figure, path: saved.append(figure))
     policy = folder / "p.safetensors"
     save_policy(make_policy(sppo_envs.make_task(SIGNS, 1)), policy, SIGNS)
     quick = {"contexts": 5, "episodes": 2, "out": Path("c.png")}
