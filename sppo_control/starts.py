@@ -12,7 +12,7 @@ import gymnasium as gym
 import sppo_envs
 
 from .checkpoints import checkpoint_to_resume
-from .policies import Policy, load_policy, make_policy
+from .policies import Policy, hidden_widths, load_policy, make_policy
 
 
 def look_first(args: Any, shared_contexts: bool = False) -> None:
@@ -79,7 +79,8 @@ def starting_policy(
 ) -> Policy:
     """The policy that training begins with: `start` if it is given, else the task's own, else random weights.
 
-    A resumed run goes on with its checkpoint, so it needs neither of those files any more.
+    A resumed run goes on with its checkpoint, so it needs neither of those files any more. Its policy has the checkpoint's
+    widths, and random weights until the checkpoint is read.
 
     Args:
         envs: the policy must fit their spaces.
@@ -94,10 +95,11 @@ def starting_policy(
         ValueError: the task's own file was made for another task; see `load_policy` and `make_policy` for the rest.
         FileNotFoundError: see `load_policy`.
     """
-    if resume is not None and (checkpoint := checkpoint_to_resume(Path(resume))) is not None:
-        start, from_scratch = str(checkpoint), False
+    checkpoint = None if resume is None else checkpoint_to_resume(Path(resume))
     path = shipped_policy(env_id) if start is None else Path(start)
-    if path is None or from_scratch or (start is None and not path.is_file()):
+    if checkpoint is not None:  # `Run.start` reads its weights, and refuses what is wrong with it
+        policy = make_policy(envs, hidden_widths(checkpoint / "policy.safetensors") or hidden)
+    elif path is None or from_scratch or (start is None and not path.is_file()):
         policy = make_policy(envs, hidden)
     else:
         policy = load_policy(path / "policy.safetensors" if path.is_dir() else path, envs)
