@@ -525,7 +525,7 @@ def test_frozen_statistics_and_fixed_factors_are_no_state(register):
             super().__init__(Walk())
             self.cached = np.zeros(3)
 
-    for make in (frozen, fixed, Walk, Caches, lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
+    for make in (frozen, fixed, Walk, lambda: Caches(), lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
         first_look(register(make), 1.0)
         assert (
             check_task(register(make), success_return=1.0)["nothing is kept from one episode to the next"].verdict

@@ -261,7 +261,7 @@ def test_a_runs_arguments_say_which_variant_it_is():
             "[[command]]\nfigure = ['fig2']",
             "commands.toml, command 1: unknown key figure; there are results, out, figures",
         ),
-        ("[[command]]\nfigures = ['fig2']\n[[command]]\nfigures = ['fig3']", "commands.toml, command 2: see above"),
+        ("[[command]]\nfigures = ['fig2']\n[[command]]\nfigures = ['fig3']", "commands.toml, command 2: "),
         ("[command", "cannot read "),
     ],
 )

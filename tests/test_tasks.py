@@ -1,7 +1,7 @@
 """One home per task: what a task's record says reaches every script, for the tasks of this package and for a user's own."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -104,6 +104,7 @@ QUICK = {
 }
 
 
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed: extra plots")
 def test_an_eighth_task_in_one_file_runs_in_every_script_as_the_docs_say(tmp_path):
     """The commands of docs/tasks.md in a folder that holds nothing but docs/mytasks.py, with smaller numbers."""
     (tmp_path / "mytasks.py").write_text((ROOT / "docs" / "mytasks.py").read_text())
