@@ -3,8 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-verl mutants bench pretrained study probes figures study-small soak clean
+.PHONY: train test test-slow test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak clean
 .DELETE_ON_ERROR:
+
+# Deprecations in code of others are not errors where its versions cannot be chosen freely.
+CALM := -W default::DeprecationWarning -W default::PendingDeprecationWarning -W default::FutureWarning
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
 	$(BIN)/python scripts/sppo_cartpole.py
@@ -19,7 +22,13 @@ test-slow: .venv/.test  ## the few tests that take more than ten seconds each: a
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
-	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest tests_verl
+	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest $(CALM) tests_verl  # verl itself uses what is deprecated
+
+test-oldest: .venv-oldest/.test  ## test the oldest versions that pyproject.toml admits, without the language-model half
+	OMP_NUM_THREADS=1 .venv-oldest/bin/python -m pytest $(CALM) -n auto --dist worksteal
+
+test-newest: .venv-newest/.test  ## test the newest versions that exist today; torch is the one of constraints.txt
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto --dist worksteal
 
 mutants: .venv/.test  ## make single-line bugs, and see which test catches each: about twenty minutes, resumable
 	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
@@ -74,7 +83,22 @@ clean:  ## remove the virtual environment; runs/ stays
 	@test -x .venv-verl/bin/python || $(PYTHON) -m venv .venv-verl
 	@echo "Installing into .venv-verl (two to three minutes the first time) ..."
 	@.venv-verl/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
-	@.venv-verl/bin/python -m pip install --disable-pip-version-check -q -c constraints-verl.txt -e '.[verl]' pytest
+	@.venv-verl/bin/python -m pip install --disable-pip-version-check -q -c constraints-verl.txt -e '.[verl]' pytest pytest-timeout
+	@touch $@
+
+.venv-oldest/.test: pyproject.toml constraints-oldest.txt
+	@test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	@echo "Installing into .venv-oldest (two to three minutes the first time) ..."
+	@.venv-oldest/bin/python -m pip install --disable-pip-version-check -q -c constraints-oldest.txt torch
+	@.venv-oldest/bin/python -m pip install --disable-pip-version-check -q -c constraints-oldest.txt \
+	  -e '.[tasks,video,study,ray]' pytest pytest-timeout pytest-xdist hypothesis
+	@touch $@
+
+.venv-newest/.test: pyproject.toml
+	@test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	@echo "Installing into .venv-newest (two to three minutes the first time) ..."
+	@.venv-newest/bin/python -m pip install --disable-pip-version-check -q torch==2.13.0
+	@.venv-newest/bin/python -m pip install --disable-pip-version-check -q -U -e '.[test]' hypothesis torch==2.13.0
 	@touch $@
 
 .venv/.tasks: .venv/.core

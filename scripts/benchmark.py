@@ -65,6 +65,7 @@ from sppo_control.outputs import File, Folder, check_output, only_writer, wait_f
 from sppo_control.starts import policy_name, shipped_policy
 
 with cli.one_line_errors():
+    extras.require("study", "pandas", wanted_by="scripts/benchmark.py")
     import pandas as pd
 
     from sppo_control.study import variants

@@ -181,6 +181,8 @@ def drawable(env_id: str, success_return: float | None, horizon: int | None, eng
         if not isinstance(picture := env.render(), np.ndarray) or picture.ndim != 3:
             raise TypeError("its render() returns no picture")
     except Exception as error:  # renderers raise what they like
+        if isinstance(error, gym.error.DependencyNotInstalled):
+            extras.require("video", "pygame", wanted_by=f"--video of {env_id}")
         hint = "; without a screen MuJoCo needs EGL or OSMesa: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
         hint = hint if any(module.startswith("mujoco") for module in sys.modules) else ""
         raise errors.UserError(f"--video: cannot draw {env_id} ({error}){hint}") from error

@@ -115,7 +115,7 @@ def train(args: Args) -> runs.Run:
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     obs_dim = envs.single_observation_space.shape[0]
-    policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
+    policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
     critic = Critic(obs_dim, args.critic_hidden, policy.obs_scale.tolist())
     # fused: one call per step instead of a dozen. The networks are so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)

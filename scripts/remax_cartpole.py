@@ -99,7 +99,7 @@ def train(args: Args) -> runs.Run:
     look_first(args, shared_contexts=True)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
-    policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden)
+    policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 

@@ -251,7 +251,8 @@ def qwen2(layers: int, width: int, vocabulary: int) -> Any:
 
     config = Qwen2Config(
         vocab_size=vocabulary, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-        num_attention_heads=width // 64, num_key_value_heads=math.gcd(width // 64, width // 256 or 1), max_position_embeddings=16_384,
+        num_attention_heads=width // 64, num_key_value_heads=math.gcd(width // 64, width // 256 or 1),
+        max_position_embeddings=16_384,
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=1, pad_token_id=0,
     )  # fmt: skip
     return Qwen2ForCausalLM(config)

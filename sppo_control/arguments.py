@@ -6,6 +6,7 @@ The range of each argument is in limits.py.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 from . import compiled
@@ -16,7 +17,7 @@ WINDOW_ONLY = ("critic_steps", "critic_batch_size", "critic_window")
 
 
 def check_args(args: Any) -> None:
-    """Refuse impossible values.
+    """Refuse impossible values, and make the path of --start absolute.
 
     Raises:
         ValueError: names the argument, its value, what is allowed and how to mend it.
@@ -39,6 +40,8 @@ def check_args(args: Any) -> None:
         raise ValueError(f"{least}, because an episode is compared with others, got 1")
     if args.start is not None and args.from_scratch:
         raise ValueError("--start and --from-scratch exclude each other; leave one out")
+    if args.start is not None:  # a run may be resumed from another folder
+        args.start = os.path.abspath(args.start)
     if getattr(args, "critic_recipe", "window") == "paper":
         defaults = {field.name: field.default for field in dataclasses.fields(args)}
         for name in WINDOW_ONLY:

@@ -165,6 +165,18 @@ def newest(run: Path, at_most: int | None = None) -> Path:
     return fitting[-1]
 
 
+def checkpoint_to_resume(path: Path) -> Path | None:
+    """The checkpoint that `path` names, else the newest one of the run; None if the run died before its first.
+
+    Raises:
+        UserError: there is no run.
+    """
+    run = run_folder(path)
+    if path.resolve() != run.resolve():
+        return path
+    return newest(run) if complete(run / "checkpoints") else None
+
+
 def check_layout(path: Path, stored: Mapping[str, Any]) -> None:
     """Refuse a run folder or checkpoint whose layout this version does not read.
 

@@ -10,6 +10,7 @@ import itertools
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tensorboard.compat.proto.event_pb2 import (
 )
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
 _numbers = itertools.count()
@@ -91,6 +93,29 @@ class Writer(SummaryWriter):
         self.file = EventFile(folder)
         self.file_writer: Any = None
         super().__init__(str(folder), purge_step=purge_step)
+
+    def begin_session(self, arguments: Mapping[str, Any]) -> None:
+        """Show the run on the page HPARAMS.
+
+        torch's `add_hparams` writes into a folder of its own. It also writes a list of columns, and the page shows no
+        other columns for all runs. Without that list the page has the arguments and curves of every run.
+
+        Args:
+            arguments: name to value. None is left out; what is no number, text or bool is shown as text.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        values = {k: v if v is None or isinstance(v, int | float | str) else str(v) for k, v in arguments.items()}
+        self._get_file_writer().add_summary(hparams(values, {})[1])
+
+    def end_session(self) -> None:
+        """Say on the page HPARAMS that the run is complete.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._get_file_writer().add_summary(hparams({}, {})[2])
 
     def _get_file_writer(self) -> Any:
         """What torch asks for before each write. Its own version would make TensorBoard's writer."""

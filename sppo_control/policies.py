@@ -224,6 +224,18 @@ def read_policy(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, weights
 
 
+def hidden_widths(path: Path) -> list[int] | None:
+    """Widths of the hidden layers of the policy in a file, from its shapes alone; None if it contains no policy."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        layers = sum(name.endswith(".weight") for name in shapes)
+        widths = [shapes[f"layers.{i}.weight"][0] for i in range(layers)]
+    except Exception:  # SafetensorError, OSError, and what odd shapes raise
+        return None
+    return widths[:-1] if widths and all(widths) else None
+
+
 def load_policy(path: Path, envs: gym.vector.VectorEnv) -> Policy:
     """Read a policy that `save_policy` wrote; the file says its hidden widths and its `env_id`.
 

@@ -44,8 +44,8 @@ from .checkpoints import (
     LAYOUT,
     OptimizerState,
     Part,
+    checkpoint_to_resume,
     complete,
-    newest,
     read_checkpoint,
     read_config,
     read_summary,
@@ -59,6 +59,9 @@ from .core import ClippedSurrogate
 from .errors import NonFiniteError, UserError
 from .events import Writer
 from .outcomes import Evaluation, measure_scalars, nothing_to_learn
+
+FIRST = "Success/rate"
+"""A second name of charts/success_rate. TensorBoard sorts tags, capitals first, so its pages open with this one."""
 
 
 class Batch(Protocol):
@@ -173,7 +176,7 @@ class Run:
                     f"{self.folder} was started by {config['script']}, not by {self.script.name}; resume it with that"
                 )
             self.summary = read_summary(self.folder)
-            if (checkpoint := self._checkpoint_to_resume()) is not None:
+            if (checkpoint := checkpoint_to_resume(Path(args.resume))) is not None:
                 read_checkpoint(checkpoint, {}, tuple(COUNTERS))
 
     def _create_folder(self) -> Path:
@@ -224,9 +227,9 @@ class Run:
             for name, part in parts.items()
         }
         # A run killed before its first checkpoint has lost nothing: it begins anew in the same folder.
-        resumed = self._resumed and self._checkpoint_to_resume() is not None
-        if resumed:
-            self._restore()
+        checkpoint = checkpoint_to_resume(Path(self.args.resume)) if self._resumed else None
+        if checkpoint is not None:
+            self._restore(checkpoint)
             began, now = read_config(self.folder), versions()
             for what in ("versions", "machine"):
                 if began[what] != now[what]:
@@ -243,10 +246,12 @@ class Run:
         self._wait_for_a_later_name()
         with self._writing():
             self.writer = Writer(self.folder, purge_step)
-            if not resumed:
-                rows = "".join(f"|{k}|{v}|\n" for k, v in dataclasses.asdict(self.args).items())
+            if checkpoint is None:
+                arguments = dataclasses.asdict(self.args)
+                rows = "".join(f"|{k}|{v}|\n" for k, v in arguments.items())
                 self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
-        if not resumed:
+                self.writer.begin_session(arguments)
+        if checkpoint is None:
             self.save()
         self.bar = tqdm(
             total=self.budget, initial=self.progress, unit=self.unit, unit_scale=True, dynamic_ncols=True,
@@ -299,8 +304,10 @@ class Run:
         self.episodes += sum(len(batch.outcome) for batch in batches)
         now = time.perf_counter()
         self.seconds, self._clock = self.seconds + now - self._clock, now
+        rate = float(episodes.outcome.mean())
         scalars = {
-            "charts/success_rate": float(episodes.outcome.mean()),
+            FIRST: rate,
+            "charts/success_rate": rate,
             "charts/episodic_return": float(episodes.episode_return.mean()),
             "charts/episodic_length": float(episodes.lengths.float().mean()),
             "charts/episodes": self.episodes,
@@ -388,17 +395,7 @@ class Run:
     def _resume_command(self) -> str:
         return f"python {_relative(self.script)} --resume {self.folder}"
 
-    def _named_checkpoint(self) -> Path | None:
-        """The checkpoint that --resume names; None where it names the run."""
-        named = Path(self.args.resume)
-        return None if named.resolve() == self.folder.resolve() else named
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        """The checkpoint that --resume names, else the newest one; None if the run died before its first."""
-        return self._named_checkpoint() or (newest(self.folder) if self.checkpoints() else None)
-
-    def _restore(self) -> None:
-        folder = self._named_checkpoint() or newest(self.folder)
+    def _restore(self, folder: Path) -> None:
         state = read_checkpoint(folder, self.parts, (*COUNTERS, "config"))
         if state["config"] != checkpoints.digest(self.folder / "config.json"):
             changed = f"note: {self.folder / 'config.json'} was changed since {folder} was written"
@@ -420,6 +417,7 @@ class Run:
         """
         self.bar.close()
         with self._writing():
+            self.writer.end_session()
             self.writer.file.check()
             self.writer.close()
         peak = peak_memory_mib()
@@ -489,7 +487,10 @@ def peak_memory_mib() -> float | None:
 
 def versions() -> dict[str, Any]:
     """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
-    packages = {p: version(p) for p in ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")}
+    packages = dict.fromkeys(("sppo-control", "torch", "numpy", "gymnasium", "safetensors"), "unknown (not installed)")
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):  # it is imported from a folder, by PYTHONPATH for example
+            packages[name] = version(name)
     for extra in ("numba", "envpool", "mujoco", "box2d", "transformers", "trl"):
         with contextlib.suppress(PackageNotFoundError):
             packages[extra] = version(extra)

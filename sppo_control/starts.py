@@ -11,7 +11,8 @@ import gymnasium as gym
 
 import sppo_envs
 
-from .policies import Policy, load_policy, make_policy
+from .checkpoints import checkpoint_to_resume
+from .policies import Policy, hidden_widths, load_policy, make_policy
 
 
 def look_first(args: Any, shared_contexts: bool = False) -> None:
@@ -69,9 +70,17 @@ def shipped_policy(env_id: str) -> Path | None:
 
 
 def starting_policy(
-    envs: gym.vector.VectorEnv, env_id: str, start: str | None, from_scratch: bool, hidden: Sequence[int]
+    envs: gym.vector.VectorEnv,
+    env_id: str,
+    start: str | None,
+    from_scratch: bool,
+    hidden: Sequence[int],
+    resume: str | None = None,
 ) -> Policy:
     """The policy that training begins with: `start` if it is given, else the task's own, else random weights.
+
+    A resumed run goes on with its checkpoint, so it needs neither of those files any more. Its policy has the checkpoint's
+    widths, and random weights until the checkpoint is read.
 
     Args:
         envs: the policy must fit their spaces.
@@ -79,13 +88,18 @@ def starting_policy(
         start: a file that `save_policy` wrote, or a folder that contains one as policy.safetensors (a checkpoint).
         from_scratch: begin with random weights, even if the task has a starting policy.
         hidden: widths of the hidden layers of a policy with random weights.
+        resume: a run folder or one of its checkpoints; None for a new run.
 
     Raises:
+        UserError: `resume` names no run.
         ValueError: the task's own file was made for another task; see `load_policy` and `make_policy` for the rest.
         FileNotFoundError: see `load_policy`.
     """
+    checkpoint = None if resume is None else checkpoint_to_resume(Path(resume))
     path = shipped_policy(env_id) if start is None else Path(start)
-    if path is None or from_scratch or (start is None and not path.is_file()):
+    if checkpoint is not None:  # `Run.start` reads its weights, and refuses what is wrong with it
+        policy = make_policy(envs, hidden_widths(checkpoint / "policy.safetensors") or hidden)
+    elif path is None or from_scratch or (start is None and not path.is_file()):
         policy = make_policy(envs, hidden)
     else:
         policy = load_policy(path / "policy.safetensors" if path.is_dir() else path, envs)

@@ -16,9 +16,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+pytest.importorskip("sppo_control.study", exc_type=ImportError)  # the reason names the package
+import pandas as pd
 
 import benchmark
 import sppo_cartpole

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("datasets", reason="needs the extra llm")
+pytest.importorskip("datasets", reason="datasets is not installed: extra llm")
 
 import datasets
 from safetensors.torch import load_file, save_file

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("transformers", reason="needs the extra llm")
-pytest.importorskip("datasets", reason="needs the extra llm")
+pytest.importorskip("transformers", reason="transformers is not installed: extra llm")
+pytest.importorskip("datasets", reason="datasets is not installed: extra llm")
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import evaluate
-import probe
 import sppo_cartpole
 from sppo_control import checkpoints, cli, errors
 from sppo_control.checkpoints import OptimizerState
@@ -434,6 +433,9 @@ def test_a_run_folder_imports_no_installed_module(foreign, call):
         assert "'installed_walk'" in err
         assert "--env-id 'installed_walk:own/Walk-v0'" in err
         assert not imported.exists(), words
+    pytest.importorskip("sppo_control.study", exc_type=ImportError)
+    import probe
+
     args = probe.Args(what="tail", runs=(folder,), out=folder / "x.json")
     with contextlib.ExitStack() as stack, pytest.raises(errors.UserError, match="'installed_walk'"):
         probe.load(args, stack)

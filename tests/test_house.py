@@ -43,7 +43,7 @@ ALLOWED = {
     "spaces": set(),
     "policies": {"checkpoints", "compiled", "errors", "networks", "spaces"},
     "rollout": {"checkpoints", "compiled", "outcomes", "policies", "spaces"},
-    "starts": {"policies", "sppo_envs"},
+    "starts": {"checkpoints", "policies", "sppo_envs"},
     "arguments": {"compiled", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-pytest.importorskip("trl", reason="needs the extra llm")
+pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
 from transformers import AutoModelForCausalLM
 

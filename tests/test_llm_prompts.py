@@ -5,7 +5,7 @@ from itertools import chain
 
 import pytest
 
-pytest.importorskip("trl", reason="needs the extra llm")
+pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
 import datasets
 from tokenizers import processors

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("trl", reason="needs the extra llm")
+pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-pytest.importorskip("trl", reason="needs the extra llm")
+pytest.importorskip("trl", reason="trl is not installed: extra llm")
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 import datasets

@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import shared_batch
 import torch
 from torch import nn
 
-pytest.importorskip("trl", reason="needs the extra llm")
+pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
 import datasets
+import shared_batch
 from transformers import TrainerCallback
 
 import sppo_cartpole

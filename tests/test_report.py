@@ -9,12 +9,14 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 
-import matplotlib.image
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import tyro
+
+pytest.importorskip("sppo_control.study", exc_type=ImportError)  # the reason names the package
+import matplotlib.image
+import pandas as pd
 from PIL import Image
 
 import report
@@ -644,7 +646,11 @@ def test_missing_packages_are_named():
     code = "import sys; sys.modules['matplotlib'] = None; sys.path.insert(0, 'scripts'); import report"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f"error: matplotlib is not installed; run: {extras.install('study')}\n"
+    assert (
+        done.stderr == f"error: matplotlib, which the study needs, is not installed; run: {extras.install('study')}\n"
+    )
     code = "import sys; sys.modules['scipy'] = None; import sppo_control.study"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stderr.endswith(f"MissingExtra: scipy is not installed; run: {extras.install('study')}\n")
+    assert done.stderr.endswith(
+        f"MissingExtra: scipy, which the study needs, is not installed; run: {extras.install('study')}\n"
+    )

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+
+pytest.importorskip("sppo_control.study", exc_type=ImportError)  # the reason names the package
 from test_report import CAR, POLE, cells, level, rows, write
 
 import benchmark

@@ -5,11 +5,17 @@ import json
 import signal
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tensorboard import context
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.hparams import backend_context
 
 import ppo_cartpole
 import sppo_cartpole
@@ -209,6 +215,49 @@ def test_a_resumed_run_is_not_evaluated_before_training_again(tmp_path):
     noted = again.once("before", lambda: Evaluation(np.array([True]), {}))
     assert (noted["rate"], noted["episodes"]) == (first["rate"], first["episodes"]) == (0.5, 2)
     assert json.loads((run.folder / "summary.json").read_text())["before"]["rate"] == 0.5
+
+
+def test_versions_of_a_source_tree_that_is_not_installed(monkeypatch):
+    def none(name):
+        raise runs.PackageNotFoundError(name)
+
+    monkeypatch.setattr(runs, "version", none)
+    found = runs.versions()["versions"]
+    assert found.pop("python")
+    assert found == dict.fromkeys(
+        ("sppo-control", "torch", "numpy", "gymnasium", "safetensors"), "unknown (not installed)"
+    )
+
+
+def test_tensorboard_shows_the_arguments_and_opens_with_success(tmp_path):
+    """As its page HPARAMS reads a folder of two runs whose arguments have different names; one run is not complete."""
+    for name, value, complete in (("width", 0.5, True), ("sizes", (4, 2), False)):
+        kind = dataclasses.make_dataclass("Own", [(name, Any, value)], bases=(Args,))
+        run = new_run(kind(str(tmp_path / "runs")))
+        run.end_update(batch(1, 0, 1, 1), {"advantages/mean": 0.0})
+        if complete:
+            success = Evaluation(np.array([True]), {})
+            run.finish(success, success.as_dict())
+        run.writer.close()
+    multiplexer = EventMultiplexer().AddRunsFromDirectory(str(tmp_path / "runs")).Reload()
+    provider = MultiplexerDataProvider(multiplexer, str(tmp_path / "runs"))
+    hparams = backend_context.Context(base_plugin.TBContext(data_provider=provider))
+    metadata = hparams.hparams_metadata(context.RequestContext(), "")
+    assert sorted("_hparams_/session_end_info" in tags for tags in metadata.values()) == [False, True]
+    experiment = hparams.experiment_from_metadata(context.RequestContext(), "", True, metadata, [])
+    assert {x.name for x in experiment.hparam_infos} == {
+        "runs_dir",
+        "seed",
+        "total_timesteps",
+        "save_every",
+        "width",
+        "sizes",
+    }
+    assert experiment.metric_infos[0].name.tag == "Success/rate"
+    tags = EventAccumulator(str(run.folder)).Reload().Tags()["scalars"]
+    assert min(tags) == "Success/rate", "TensorBoard sorts tags"
+    assert curves(run.folder)["Success/rate"] == curves(run.folder)["charts/success_rate"] == [(8, 0.75)]
+    assert list(run.folder.glob("*/events*")) == [], "no folder of its own"
 
 
 # -------------------------------------------------------------------------------------------------------- arguments

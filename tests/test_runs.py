@@ -164,6 +164,23 @@ def test_killed_and_resumed_equals_uninterrupted(uninterrupted, tmp_path):
     assert_same_run(folder, reference)
 
 
+def test_a_run_with_a_relative_start_is_resumed_from_another_folder(tmp_path, monkeypatch):
+    """Also when that file is gone: the checkpoint has the weights, and says how wide the network is."""
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    home.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(home)
+    shutil.copy(shipped_policy(ID), "mine.safetensors")
+    small = {**SMALL, "seed": 9, "start": "mine.safetensors", "total_timesteps": 10_000}
+    whole = sppo_cartpole.train(sppo_cartpole.Args(**small, runs_dir=str(tmp_path / "whole")))
+    assert json.loads((whole.folder / "config.json").read_text())["args"]["start"] == str(home / "mine.safetensors")
+    short = sppo_cartpole.train(sppo_cartpole.Args(**small | {"total_timesteps": 5_000}, runs_dir=str(tmp_path)))
+    (home / "mine.safetensors").unlink()
+    monkeypatch.chdir(elsewhere)
+    run_main(monkeypatch, "sppo_cartpole", "--resume", str(short.folder), "--total-timesteps", "10000")
+    assert_same_run(short.folder, whole.folder)
+
+
 @pytest.mark.parametrize("uninterrupted", ["sppo_cartpole"], indirect=True)  # the handler is shared code
 def test_ctrl_c_saves_says_how_to_resume_and_exits_130(uninterrupted, tmp_path):
     script, reference = uninterrupted

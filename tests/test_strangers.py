@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+import os
 import random
 import re
+import signal
 import sys
 import time
 
@@ -34,6 +36,7 @@ from sppo_control.rollout import NOISE_STEPS, evaluate, noise_of_steps, rollout
 from sppo_control.spaces import observation_scale, to_environment, to_samples, unsupported
 from sppo_envs import (
     BadStep,
+    NewEachEpisode,
     OutcomeReward,
     OutcomeVectorEnv,
     OutcomeVectorReward,
@@ -497,6 +500,15 @@ def test_what_lasts_longer_than_an_episode_is_refused_before_training(name, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_a_new_environment_for_each_episode_keeps_nothing(register):
+    """The way out that the refusal names, also for Gymnasium's BipedalWalker."""
+    first_look(register(lambda: NewEachEpisode(Counts)), 1.0)
+    pytest.importorskip("Box2D", reason="Box2D is not installed: extra box2d")
+    with pytest.raises(ValueError, match=r"BipedalWalker-v3: it keeps something .*sppo_envs\.NewEachEpisode"):
+        first_look("BipedalWalker-v3", 0.0)
+    first_look(register(lambda: NewEachEpisode(lambda: gym.make("BipedalWalker-v3"))), 0.0)
+
+
 def test_frozen_statistics_and_fixed_factors_are_no_state(register):
     def frozen():
         env = gym.wrappers.NormalizeObservation(Walk())
@@ -513,7 +525,7 @@ def test_frozen_statistics_and_fixed_factors_are_no_state(register):
             super().__init__(Walk())
             self.cached = np.zeros(3)
 
-    for make in (frozen, fixed, Walk, Caches, lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
+    for make in (frozen, fixed, Walk, lambda: Caches(), lambda: gym.wrappers.RecordEpisodeStatistics(Walk())):
         first_look(register(make), 1.0)
         assert (
             check_task(register(make), success_return=1.0)["nothing is kept from one episode to the next"].verdict
@@ -713,6 +725,33 @@ def test_a_disabled_async_vector_environment_goes_on():
     assert info["episode_length"].tolist() == [2, 5]
     assert (info["episode_return"].tolist(), info["success"].tolist()) == ([1, 0], [False, True])
     envs.close()
+
+
+class FailsInStep(Walk):
+    def step(self, action):
+        raise ZeroDivisionError("the simulator blew up")
+
+
+def test_a_worker_of_gymnasiums_that_dies_or_fails_is_reported_and_close_does_not_wait():
+    """AsyncVectorEnv itself would wait for its answer for ever."""
+    envs = OutcomeVectorReward(gym.vector.AsyncVectorEnv([Walk, Walk]), cut, horizon=5)
+    envs.reset(seed=0)
+    os.kill(envs.envs.processes[1].pid, signal.SIGKILL)
+    envs.envs.processes[1].join()
+    with pytest.raises(RuntimeError, match=r"a worker process of AsyncVectorEnv\(num_envs=2\) died; SyncVectorEnv"):
+        envs.step(np.array([0, 0]))
+    envs.close()
+    assert not any(process.is_alive() for process in envs.envs.processes)
+
+    envs = OutcomeVectorReward(gym.vector.AsyncVectorEnv([FailsInStep, Walk]), cut, horizon=5)
+    envs.reset(seed=0)
+    with (
+        pytest.warns(UserWarning, match=r"Traceback(.|\n)*in step\n"),  # Gymnasium prints its traceback as a warning
+        pytest.raises(ZeroDivisionError, match="the simulator blew up"),
+    ):
+        envs.step(np.array([0, 0]))
+    envs.close()
+    assert not any(process.is_alive() for process in envs.envs.processes)
 
 
 class OldStep(Walk):

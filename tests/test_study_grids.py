@@ -8,9 +8,11 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
+pytest.importorskip("sppo_control.study", exc_type=ImportError)  # the reason names the package
 import matplotlib.pyplot as plt
 import pandas as pd
-import pytest
 
 import benchmark
 import report

@@ -1,7 +1,7 @@
 """One home per task: what a task's record says reaches every script, for the tasks of this package and for a user's own."""
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +15,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save_file
 
 import contexts
@@ -105,6 +104,7 @@ QUICK = {
 }
 
 
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed: extra plots")
 def test_an_eighth_task_in_one_file_runs_in_every_script_as_the_docs_say(tmp_path):
     """The commands of docs/tasks.md in a folder that holds nothing but docs/mytasks.py, with smaller numbers."""
     (tmp_path / "mytasks.py").write_text((ROOT / "docs" / "mytasks.py").read_text())
@@ -209,7 +209,8 @@ def test_contexts_refuses_before_the_work(words, message, folder, monkeypatch, c
 
 def test_the_picture_of_contexts_has_the_tasks_axes(folder, monkeypatch):
     saved = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.append(figure))
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: extra plots")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda figure, path: saved.append(figure))
     policy = folder / "p.safetensors"
     save_policy(make_policy(sppo_envs.make_task(SIGNS, 1)), policy, SIGNS)
     quick = {"contexts": 5, "episodes": 2, "out": Path("c.png")}

@@ -8,7 +8,6 @@ import sys
 import gymnasium as gym
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 import contexts
@@ -45,7 +44,8 @@ def run_folder(folder, script, args, curve):
 def drawn(monkeypatch, args):
     """The axes that plot.py draws."""
     saved = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.append(figure))
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: extra plots")
+    monkeypatch.setattr(figure.Figure, "savefig", lambda figure, path: saved.append(figure))
     plot.main(args)
     return saved[0].axes[0]
 

@@ -18,6 +18,7 @@ from .check import Check, Report, check_task, first_look
 from .engines import Engine, EnvPoolVectorEnv, ProcessVectorEnv, copies
 from .lockstep import BadStep
 from .outcome import (
+    NewEachEpisode,
     Outcome,
     OutcomeReward,
     OutcomeVectorEnv,
@@ -36,6 +37,7 @@ __all__ = [
     "Defaults",
     "Engine",
     "MissingExtra",
+    "NewEachEpisode",
     "OutcomeReward",
     "OutcomeVectorEnv",
     "OutcomeVectorReward",

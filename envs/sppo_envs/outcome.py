@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -193,6 +194,33 @@ class WrappedOutcome(gym.Wrapper[Any, Any, Any, Any]):
         return obs, float(reward) if self._inner.dense else float(info["success"]), True, False, info
 
 
+class NewEachEpisode(gym.Wrapper[Any, Any, Any, Any]):
+    """Makes a new environment for each episode, so that nothing is kept from one to the next.
+
+    For simulators that you cannot clear. In Box2D, for example, the places of bodies in memory depend on earlier episodes.
+    The order in which contacts are computed depends on them, and so does the physics. Each episode costs one construction.
+
+    Args:
+        make: makes the environment.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> env = NewEachEpisode(lambda: gym.make("CartPole-v1"))
+    """
+
+    def __init__(self, make: Callable[[], gym.Env[Any, Any]]) -> None:
+        super().__init__(make())
+        self._make, self._new = make, True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """As the wrapped environment's."""
+        if not self._new:
+            self.env.close()
+            self.env = self._make()
+        self._new = False
+        return self.env.reset(seed=seed, options=options)
+
+
 def find_outcome(env: gym.Env[Any, Any]) -> OutcomeReward | None:
     """The `OutcomeReward` in a stack of wrappers, the outermost if there are several; None if there is none."""
     while not isinstance(env, OutcomeReward):
@@ -321,6 +349,7 @@ class OutcomeVectorReward(LockstepVectorEnv):
         ValueError: SAME_STEP; horizon below 1, or None where the environment has no limit.
         BadStep: (from `step`) the rewards are not B finite numbers.
         TypeError: (from `step`) `success` returned something else than B booleans.
+        RuntimeError: (from `reset` and `step`) a worker process of an AsyncVectorEnv died.
 
     Example:
         >>> import gymnasium as gym
@@ -345,20 +374,23 @@ class OutcomeVectorReward(LockstepVectorEnv):
         lowest = min(x for x in (horizon, limit) if x is not None)
         super().__init__(envs.num_envs, lowest, False, envs.single_observation_space, envs.single_action_space)
         self.envs, self._success, self._measures = envs, success, measures
+        self._failed = False
         self._must_reset = mode == AutoresetMode.DISABLED and isinstance(envs.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self.obs_scale = getattr(envs.unwrapped, "obs_scale", None)
 
     def _begin(self, seed: Seed, options: dict[str, Any] | None) -> npt.NDArray[Any]:
         seeds = list(seed) if seed is not None and not isinstance(seed, int | np.integer) else seed
-        self._obs = np.array(self.envs.reset(seed=seeds, options=options)[0])  # type: ignore[arg-type] # a list may be given
+        with self._workers():
+            self._obs = np.array(self.envs.reset(seed=seeds, options=options)[0])  # type: ignore[arg-type] # a list may be given
         self._reward, self._return = np.zeros(self.num_envs), np.zeros(self.num_envs)
         self._waiting = np.zeros(self.num_envs, dtype=np.bool_)  # for a reset, where nothing else resets them
         return self._obs
 
     def _advance(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], BoolArray]:
-        if self._must_reset and self._waiting.any():
-            self.envs.reset(options={"reset_mask": self._waiting})
-        obs, reward, terminated, truncated, self._info = self.envs.step(actions)
+        with self._workers():
+            if self._must_reset and self._waiting.any():
+                self.envs.reset(options={"reset_mask": self._waiting})
+            obs, reward, terminated, truncated, self._info = self.envs.step(actions)
         running = ~self._done
         self._obs = np.where(running.reshape(-1, *[1] * (obs.ndim - 1)), obs, self._obs)
         reward = checked_rewards(reward, running, self.envs, self._steps + 1)
@@ -375,9 +407,25 @@ class OutcomeVectorReward(LockstepVectorEnv):
         success = checked_success(self._success(self._obs, seen), self.num_envs)
         return judged(success, own, self._info, None if self._measures is None else self._measures(self._obs, seen))
 
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[None]:
+        """Around what Gymnasium's AsyncVectorEnv asks of its worker processes."""
+        try:
+            yield
+        except (EOFError, ConnectionError) as error:
+            self._failed = True
+            raise RuntimeError(f"a worker process of {self.envs} died; SyncVectorEnv runs them in this one") from error
+        except BaseException:  # Ctrl-C too
+            self._failed = True
+            raise
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the vector environment inside."""
-        if hasattr(self, "envs"):  # Gymnasium closes half-made environments too
+        if not hasattr(self, "envs"):  # Gymnasium closes half-made environments too
+            return
+        if self._failed and isinstance(self.envs.unwrapped, AsyncVectorEnv):
+            self.envs.close(terminate=True)  # else it would wait for answers that never come
+        else:
             self.envs.close()
 
 

@@ -16,4 +16,4 @@ It needs the extra `study`. If that is not installed, the import raises `extras.
 
 from sppo_control import extras
 
-extras.require("study", "matplotlib", "pandas", "pyarrow", "scipy")
+extras.require("study", "matplotlib", "pandas", "pyarrow", "scipy", wanted_by="the study")
