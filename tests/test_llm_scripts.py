@@ -705,7 +705,7 @@ def test_policies_with_dropout_of_any_kind_are_trained_without_it(tmp_path):
         args = SimpleNamespace(model=folder, dataset=None, device="cpu", gradient_checkpointing=checkpointing)
         policy, tokenizer = setup.load_policy(args)
         data = prompts.Prompts(["1+2="], [[3, 12, 4, 13]], ["3"])
-        made = responses.generate(policy, tokenizer, data, [0] * 4, lambda texts, answers: [0.0] * 4, 1, 5)
+        made = responses.generate(policy, tokenizer, data, [0] * 4, lambda texts, columns: [0.0] * 4, 1, 5)
         assert torch.equal(responses.policy_log_probs(policy, made, 1.0).logp.detach(), made.logp), config.model_type
 
 
