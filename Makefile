@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-verl mutants bench pretrained study probes figures study-small soak clean
+.PHONY: train test test-slow test-verl mutants bench pretrained study probes figures study-small soak llm-real clean
 .DELETE_ON_ERROR:
 
 train: .venv/.core  ## train SPPO on Precision CartPole from the shipped starting policy
@@ -51,6 +51,9 @@ pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten
 soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
 	$(BIN)/python scripts/soak.py --kills 100
 
+llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: an hour or more, resumable
+	$(BIN)/python scripts/llm_real.py
+
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv
 
@@ -80,6 +83,10 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.study: .venv/.tasks
 	@$(PIP) -e '.[study]'
+	@touch $@
+
+.venv/.llm-real: .venv/.core
+	@$(PIP) -e '.[llm-real]'
 	@touch $@
 
 .venv/.bench: .venv/.tasks

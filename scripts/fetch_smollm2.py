@@ -98,9 +98,22 @@ def check_digest(file: Path) -> None:
 
 def read_gguf(file: Path) -> tuple[Any, Any]:
     """Model, with float32 weights, and tokenizer of a GGUF file."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    saved: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # The file has the vocabulary and the word "smollm". What that means is written here, because versions of transformers
+    # take it differently: a token per digit, else the bytes of GPT-2, and these special tokens.
+    words = saved.backend_tokenizer
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    words.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, chat_template=saved.chat_template, unk_token="<|endoftext|>",
+        bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>", padding_side="left",
+        model_max_length=8192, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
     read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # A fresh model, because the one read says that it is quantised, and can be neither trained nor saved as it is.
     config = type(read.config)(**{k: v for k, v in read.config.to_dict().items() if k != "quantization_config"})
@@ -152,11 +165,11 @@ def whole_or_absent(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def main(args: Args) -> None:
-    require_packages()
-    extras.require("llm-real", "gguf", wanted_by="this script")
     if args.out.is_dir() and args.critic.is_dir():
         print(f"{args.out} and {args.critic} are already there")
         return
+    require_packages()
+    extras.require("llm-real", "gguf", wanted_by="this script")
     with tempfile.TemporaryDirectory() as temporary:
         file = args.gguf or fetch(Path(temporary))
         check_digest(file)

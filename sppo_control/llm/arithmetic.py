@@ -61,12 +61,12 @@ def make_rows(held_out: int, seed: int = 0) -> tuple[list[dict[str, str]], list[
     if not 1 <= held_out < len(sums) - EXAMPLES:
         raise ValueError(f"from 1 to {len(sums) - EXAMPLES - 1} sums can be held out, got {held_out}")
     sums = np.where(rng.random((len(sums), 1)) < 0.5, sums, sums[:, ::-1])
-    known = range(held_out, len(sums))
+    known = len(sums) - held_out
 
     def row(i: int) -> dict[str, str]:
-        drawn = [j for j in rng.choice(known, EXAMPLES + 1, replace=False) if j != i][:EXAMPLES]
+        drawn = [j for j in held_out + rng.choice(known, EXAMPLES + 1, replace=False) if j != i][:EXAMPLES]
         solved = "".join(f"{a} + {b} = {a + b}\n" for a, b in sums[drawn])
         a, b = sums[i]
         return {"prompt": f"{solved}{a} + {b} =", "answer": str(a + b)}
 
-    return [row(i) for i in known], [row(i) for i in range(held_out)]
+    return [row(i) for i in range(held_out, len(sums))], [row(i) for i in range(held_out)]
