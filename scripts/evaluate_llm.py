@@ -76,8 +76,8 @@ class Args:
     reward: str | None = None
     """math, exact, after-equals, or your own module:function, as in the training scripts (docs/llm.md); None is
     after-equals for additions, else math"""
-    stop: tuple[str, ...] = ()
-    """texts that end a response, such as "\\n"; the end-of-text token always does"""
+    stop: tuple[str, ...] | None = None
+    """texts that end a response, such as "\\n"; None leaves it to the end-of-text token, which always ends it"""
     prompt_template: str | None = None
     """what the model is asked, with {question} in it; None asks for reasoning and \\boxed{} (docs/llm_evaluate.md)"""
     prompt_format: Literal["auto", "chat", "text"] = "auto"

@@ -49,8 +49,8 @@ class Args:
     """drop counts longer prompts and leaves them out; error refuses them"""
     max_response_length: int = 24
     """longest response in tokens"""
-    stop: tuple[str, ...] = ()
-    """texts that end a response, such as "\\n"; the end-of-text token always does"""
+    stop: tuple[str, ...] | None = None
+    """texts that end a response, such as "\\n"; None leaves it to the end-of-text token, which always ends it"""
     temperature: float = 1.0
     """of sampling, and of the policy's probabilities"""
     seed: int = 1

@@ -91,12 +91,14 @@ def check_args(args: Any) -> None:
     check_device(args.device)
 
 
-def stop_texts(stop: Sequence[str]) -> tuple[str, ...]:
-    r"""The texts of --stop, in which \n, \t, \r and \\ may be written with a backslash, as a shell gives them.
+def stop_texts(stop: Sequence[str] | None) -> tuple[str, ...]:
+    r"""The texts of --stop, none if it is None. \n, \t, \r and \\ may be written with a backslash, as shells give them.
 
     Raises:
         ValueError: one is empty.
     """
+    if stop is None:
+        return ()
     if not all(stop):
         raise ValueError("--stop must not be empty; leave it out, or give the text that ends a response")
     characters = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
