@@ -51,7 +51,7 @@ pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten
 soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
 	$(BIN)/python scripts/soak.py --kills 100
 
-llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: an hour or more, resumable
+llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: about an hour, resumable
 	$(BIN)/python scripts/llm_real.py
 
 clean:  ## remove the virtual environment; runs/ stays

@@ -6,7 +6,7 @@
 4. Train it by sppo_llm.py.
 5. Evaluate it again, and print responses from before and after.
 
-    python scripts/llm_real.py                                           # an hour or more on two cores
+    python scripts/llm_real.py                                           # about an hour on two cores
     python scripts/llm_real.py --device cuda --bf16 --batch-size 256 --total-episodes 25600
     python scripts/llm_real.py --algorithm grpo
 
@@ -47,7 +47,7 @@ class Args:
     """the model's GGUF file, if it is already here; None fetches it"""
     algorithm: Literal["sppo", "ppo", "grpo"] = "sppo"
     """ppo's critic is a copy of the policy, because it reads every token"""
-    total_episodes: int = 6400
+    total_episodes: int = 3200
     """responses of the whole run"""
     batch_size: int = 64
     """responses per update"""
