@@ -489,12 +489,10 @@ def peak_memory_mib() -> float | None:
 
 def versions() -> dict[str, Any]:
     """Git commit (None outside a repository), versions of Python and packages, machine: JSON-ready."""
-    packages = {}
-    for name in (
-        "sppo-control", "torch", "numpy", "gymnasium", "safetensors", "envpool", "mujoco", "box2d", "transformers", "trl"
-    ):  # fmt: skip
-        with contextlib.suppress(PackageNotFoundError):  # a clone on the path need not be installed
-            packages[name] = version(name)
+    packages = {p: version(p) for p in ("sppo-control", "torch", "numpy", "gymnasium", "safetensors")}
+    for extra in ("envpool", "mujoco", "box2d", "transformers", "trl"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[extra] = version(extra)
     git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -589,17 +588,3 @@ def test_the_bce_loss_is_trained_on_returns_within_0_and_1(tmp_path, monkeypatch
     target, returns = ppo_targets(tmp_path, monkeypatch, critic_loss="bce")
     assert returns.max() > 1
     assert (target.min(), target.max()) == (0, 1)
-
-
-def test_a_clone_need_not_be_installed(monkeypatch):
-    """Nor a package that a script does not use, such as Gymnasium in those of language models."""
-
-    def version(name, real=runs.version):
-        if name in ("sppo-control", "gymnasium"):
-            raise PackageNotFoundError(name)
-        return real(name)
-
-    monkeypatch.setattr(runs, "version", version)
-    known = runs.versions()["versions"]
-    assert not {"sppo-control", "gymnasium"} & set(known)
-    assert set(known) >= {"python", "torch", "numpy", "safetensors"}
