@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak clean
+.PHONY: train test test-slow test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak llm-real clean
 .DELETE_ON_ERROR:
 
 # Deprecations in code of others are not errors where its versions cannot be chosen freely.
@@ -62,6 +62,9 @@ pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten
 soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
 	$(BIN)/python scripts/soak.py --kills 100
 
+llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: about an hour, resumable
+	$(BIN)/python scripts/llm_real.py
+
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv
 
@@ -107,6 +110,10 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.study: .venv/.tasks
 	@$(PIP) -e '.[study]'
+	@touch $@
+
+.venv/.llm-real: .venv/.core
+	@$(PIP) -e '.[llm-real]'
 	@touch $@
 
 .venv/.bench: .venv/.tasks

@@ -31,10 +31,17 @@ from sppo_control import checkpoints, cli, errors, limits, runs
 from sppo_control.checkpoints import complete
 from sppo_control.llm import addition
 from sppo_control.llm.average_at_k import Record, open_folder, read_records, results_table, summarize
-from sppo_control.llm.prompts import Prompts, RewardName, load_prompts, make_reward, prompt_text, read_dataset
+from sppo_control.llm.prompts import (
+    Prompts,
+    check_reward,
+    load_prompts,
+    make_reward,
+    prompt_text,
+    read_dataset,
+)
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward
-from sppo_control.llm.setup import ADDER, check_device, find_device, naming, require_packages
+from sppo_control.llm.setup import ADDER, check_device, find_device, naming, require_packages, stop_texts
 from sppo_control.llm.tokenizers import load_tokenizer
 from sppo_control.outputs import Folder, only_writer
 
@@ -67,8 +74,11 @@ class Args:
     """of sampling, from the full distribution; 0 takes the likeliest token; None is 0.6, as in the paper (additions: 1)"""
     max_response_length: int | None = None
     """longest response in tokens; None is 8192, as in the paper (additions: 24, which is enough)"""
-    reward: RewardName | None = None
-    """how a response is judged; None is after-equals for additions, else math"""
+    reward: str | None = None
+    """math, exact, after-equals, or your own module:function, as in the training scripts (docs/llm.md); None is
+    after-equals for additions, else math"""
+    stop: tuple[str, ...] | None = None
+    """texts that end a response, such as "\\n"; None leaves it to the end-of-text token, which always ends it"""
     prompt_template: str | None = None
     """what the model is asked, with {question} in it; None asks for reasoning and \\boxed{} (docs/llm_evaluate.md)"""
     prompt_format: Literal["auto", "chat", "text"] = "auto"
@@ -115,6 +125,9 @@ class Args:
         if "addition" in names and (self.prompt_template is not None or self.prompt_format == "chat"):
             raise ValueError("--benchmarks addition has its own prompts: no --prompt-template, no --prompt-format chat")
         check_device(self.device)
+        if self.reward is not None:
+            check_reward(self.reward)
+        stop_texts(self.stop)
         if self.device == "auto":
             self.device = find_device("auto").type
 
@@ -127,18 +140,21 @@ class Args:
 class Judge:
     """The reward for `generate`. It keeps its last verdicts: correct, wrong, or a key of `MathReward.counts`."""
 
-    def __init__(self, name: RewardName) -> None:
+    def __init__(self, name: str) -> None:
         self.math = MathReward() if name == "math" else None
         self.reward = make_reward(name)
         self.verdicts: list[str] = []
 
-    def __call__(self, texts: list[str], answers: list[str]) -> list[float]:
-        self.verdicts = [self.verdict(text, answer) for text, answer in zip(texts, answers, strict=True)]
+    def __call__(self, texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
+        if self.math is None:
+            self.verdicts = ["correct" if right else "wrong" for right in self.reward(texts, columns)]
+        else:
+            self.verdicts = [self.verdict(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
         return [float(verdict == "correct") for verdict in self.verdicts]
 
     def verdict(self, text: str, answer: str) -> str:
-        if self.math is None:
-            return "correct" if self.reward([text], [answer])[0] else "wrong"
+        """What math-verify says of one response."""
+        assert self.math is not None
         before = dict(self.math.counts)
         self.math([text], answer=[answer])
         return next((key for key in before if key != "total" and self.math.counts[key] > before[key]), "wrong")
@@ -207,7 +223,8 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
         answers.append(str(right))
     if not ids:
         raise ValueError(f"{source or hub_id} has no rows")
-    return Prompts(texts, ids, answers)
+    all_columns = {name: list(rows[name]) for name in rows.column_names}
+    return Prompts(texts, ids, answers, columns={**all_columns, "answer": answers})  # as the benchmark names it
 
 
 def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
@@ -246,7 +263,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
                 try:
                     responses = generate(
                         model, tokenizer, prompts, [problem for problem, _ in batch], judge, int(seed),
-                        args.max_response_length, args.temperature, log_probs=False,
+                        args.max_response_length, args.temperature, stop=stop_texts(args.stop), log_probs=False,
                     )  # fmt: skip
                 except torch.OutOfMemoryError as error:
                     raise errors.UserError(
@@ -278,6 +295,8 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
     from transformers.utils.logging import disable_progress_bar
 
     assert args.k is not None  # Args fills it in
+    if args.reward is not None:
+        make_reward(args.reward)
     datasets.disable_progress_bars()
     disable_progress_bar()
     path = find_model(args.model)
@@ -293,6 +312,8 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
     names = ("k", "temperature", "max_response_length", "reward", "prompt_template", "prompt_format", "seed", "bf16",
              "batch_size", "device")  # fmt: skip
     settings = {"model": path, **{key: getattr(args, key) for key in names}, "weights": fingerprint(model)}
+    if args.stop:  # a new key would give folders of earlier evaluations another name
+        settings["stop"] = list(args.stop)
     fixed = json.dumps([value for key, value in settings.items() if key not in FREE])
     code = hashlib.sha256(fixed.encode()).hexdigest()[:8]
     out = args.out or Path("runs") / f"evaluate_llm__{Path(args.model or ADDER).name}__{code}"

@@ -30,7 +30,6 @@ from torch.nn.utils import clip_grad_norm_
 
 from sppo_control import cli, core, runs
 from sppo_control.llm.critic import critic_batches, train_critic
-from sppo_control.llm.prompts import RewardName
 from sppo_control.llm.responses import evaluate, generate, policy_log_probs, sample_table
 from sppo_control.llm.setup import (
     CriticFolder,
@@ -39,6 +38,7 @@ from sppo_control.llm.setup import (
     load_data,
     load_policy,
     make_critic,
+    stop_texts,
     task_name,
 )
 from sppo_control.outcomes import advantage_scalars
@@ -52,8 +52,9 @@ class Args:
     """.jsonl, .json, .parquet or .csv file, folder or Hub id, with columns prompt and answer; None is additions"""
     dataset_split: str = "train"
     """split of a dataset in a folder or on the Hub"""
-    reward: RewardName = "after-equals"
-    """what is the answer: a boxed formula (math), the whole response (exact), or what follows the last "=" """
+    reward: str = "after-equals"
+    """what is the answer: a boxed formula (math), the whole response (exact), or what follows the last "=" (after-equals).
+    Or module:function, your own: (responses, columns of the dataset) -> outcomes, 0 or 1 (docs/llm.md)"""
     critic: str | None = None
     """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
     max_prompt_length: int | None = None
@@ -62,6 +63,8 @@ class Args:
     """drop counts longer prompts and leaves them out; error refuses them"""
     max_response_length: int = 24
     """longest response in tokens"""
+    stop: tuple[str, ...] | None = None
+    """texts that end a response, such as "\\n"; None leaves it to the end-of-text token, which always ends it"""
     temperature: float = 1.0
     """of sampling, and of the policy's probabilities"""
     seed: int = 1
@@ -139,7 +142,7 @@ def train(args: Args) -> runs.Run:
     micro = args.micro_batch_size or args.minibatch_size
     # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
     autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
-    sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16)
+    sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:
         before = run.once("before", lambda: evaluate(policy, tokenizer, held_out, reward, args.seed, *sampling))

@@ -348,26 +348,27 @@ def short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def check_module(env_id: Any, run: Path, named: str | None) -> None:
+def check_module(value: Any, run: Path, named: str | None, flag: str = "--env-id") -> None:
     """Refuse to import a module that only a stored file names.
 
-    An id "module:id" makes Python import the module, which executes its code. A run folder from a stranger could name any
+    A value "module:id" makes Python import the module, which executes its code. A run folder from a stranger could name any
     module that is installed. Allowed is what the user types, and a module of the current folder, which is the user's own.
 
     Args:
-        env_id: what the file says; without a ":" nothing is imported, and nothing is refused.
+        value: what the file says; without a ":" nothing is imported, and nothing is refused.
         run: the run folder or policy file, for the message. A module inside the run folder is a stranger's too.
-        named: the --env-id of the command line, if there is one.
+        named: what the command line says, if it does.
+        flag: how the command line says it.
 
     Raises:
         UserError: names the module and the flag that allows it.
     """
-    module, _, _ = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", "")
-    if not module or env_id == named or _is_users_own(module.partition(".")[0], run):
+    module, _, _ = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    if not module or value == named or _is_users_own(module.partition(".")[0], run):
         return
     raise UserError(
         f"{run} wants the module {short(module)} to be imported, which is no module of the current folder. Importing "
-        f"executes its code. If you trust it, add --env-id {short(env_id)}"
+        f"executes its code. If you trust it, add {flag} {short(value)}"
     )
 
 

@@ -48,6 +48,8 @@ def _project_folders() -> list[Path]:
 
 RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every", "eval_episodes"}
 """Arguments that may differ when a run is resumed, because none of them changes what an update computes."""
+MODULES = ("env_id", "reward")
+"""Arguments that may be module:name, which makes Python import the module."""
 
 
 def main(
@@ -187,13 +189,14 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
     several = {name for name, hint in get_type_hints(args_type).items() if "tuple[str" in str(hint)}
     _refuse_empty(words, fields - several)
     try:
-        early = _read_early(args_type, {*_decisive(args_type), *({"resume"} & fields)}, words)
+        early = _read_early(args_type, {*_decisive(args_type), *({"resume", *MODULES} & fields)}, words)
         resume = early.pop("resume", None)
         if resume is None:
+            early = {name: early[name] for name in _decisive(args_type) if name in early}
             default = make_args(args_type, **early) if hasattr(args_type, "defaults") else None
             return _read_words(args_type, description, words, default)
         folder = run_folder(Path(resume))
-        stored = _stored_args(args_type, folder, early.get("env_id"))
+        stored = _stored_args(args_type, folder, early)
         args = _read_words(args_type, description, words, stored)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -246,7 +249,7 @@ def read_commands(args_type: type[ArgsT], file: Path) -> list[ArgsT]:
     return found
 
 
-def _stored_args(args_type: type[ArgsT], folder: Path, named_env_id: str | None) -> ArgsT:
+def _stored_args(args_type: type[ArgsT], folder: Path, given: dict[str, Any]) -> ArgsT:
     """The arguments in a run's config.json.
 
     Raises:
@@ -265,7 +268,8 @@ def _stored_args(args_type: type[ArgsT], folder: Path, named_env_id: str | None)
         if name in values and not fits(values[name], hint):
             words = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
             raise FileError(f'{path}: "{name}" must be of type {words}, got {short(values[name])}')
-    check_module(values.get("env_id"), folder, named_env_id)
+    for name in MODULES:
+        check_module(values.get(name), folder, given.get(name), flag(name))
     # JSON has no tuples, and tyro parses what is still given on the command line over the stored values.
     try:
         return args_type(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -134,14 +134,16 @@ class Canned:
         self.write, self.calls, self.seen = write, [], Counter()
         monkeypatch.setattr(evaluate_llm, "generate", self)
 
-    def __call__(self, model, tokenizer, prompts, rows, reward, seed, max_response_length, temperature, log_probs):
-        self.calls.append(SimpleNamespace(prompts=prompts, rows=rows, seed=seed, dtype=model.dtype))
+    def __call__(
+        self, model, tokenizer, prompts, rows, reward, seed, max_response_length, temperature, stop, log_probs
+    ):
+        self.calls.append(SimpleNamespace(prompts=prompts, rows=rows, seed=seed, dtype=model.dtype, stop=stop))
         texts = []
         for row in rows:
             texts.append(self.write(prompts, row, self.seen[prompts.texts[row]]))
             self.seen[prompts.texts[row]] += 1
         return SimpleNamespace(
-            outcome=torch.tensor(reward(texts, [prompts.answers[row] for row in rows])), texts=texts,
+            outcome=torch.tensor(reward(texts, prompts.reward_columns(rows))), texts=texts,
             lengths=torch.tensor([len(text) for text in texts]),
             info={"truncated": np.array([text.endswith("...") for text in texts])},
         )  # fmt: skip
@@ -257,11 +259,11 @@ def test_no_problem_solved_is_no_certainty(right, interval):
 def test_verdicts_of_the_verifier():
     judge = Judge("math")
     texts = [r"\boxed{1/2}", r"\boxed{3}", "1", r"\boxed{5}"]
-    assert judge(texts, [r"\frac{1}{2}", "4", "1", "???"]) == [1.0, 0.0, 0.0, 0.0]
+    assert judge(texts, {"answer": [r"\frac{1}{2}", "4", "1", "???"]}) == [1.0, 0.0, 0.0, 0.0]
     assert judge.verdicts == ["correct", "wrong", "unparsed", "answer_unparsed"]
     judge.math.close()
     exact = Judge("exact")
-    assert exact([" 1", "2"], ["1", "1"]) == [1.0, 0.0]
+    assert exact([" 1", "2"], {"answer": ["1", "1"]}) == [1.0, 0.0]
     assert exact.verdicts == ["correct", "wrong"]
 
 

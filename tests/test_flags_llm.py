@@ -27,7 +27,7 @@ SCRIPTS = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm}
 COMMON = {
     "batch_size": B, "num_minibatches": 2, "update_epochs": 2, "micro_batch_size": 3, "learning_rate": 2e-3,
     "clip_coef": 0.001, "max_grad_norm": 1e-3, "temperature": 0.7, "max_response_length": 21, "eval_prompts": 4,
-    "total_episodes": 1, "device": "cpu", "seed": 8,
+    "total_episodes": 1, "device": "cpu", "seed": 8, "stop": (r"\n", "9=9"),
 }  # fmt: skip
 OWN = {
     "sppo": {"critic_learning_rate": 5e-3, "critic_steps": 3, "critic_batch_size": 5},
@@ -151,7 +151,10 @@ def test_prompts_and_samples_follow_from_seed_and_update(name, watched):
     assert list(seen.asked.rows) == [row for row in rows for _ in range(4 if name == "grpo" else 1)]
     assert seen.asked.seed == int(np.random.default_rng([8, 0, 0]).integers(2**31))
     assert (seen.asked.max_response_length, seen.asked.temperature, seen.asked.batch_size) == (21, 0.7, 3)
-    assert [args[4:] for args in seen.evaluated] == [(8, 21, 0.7, 3, False)] * 2, "evaluated as it is trained"
+    assert seen.asked.stop == ("\n", "9=9"), "as a shell gives it, with a backslash"
+    assert [args[4:] for args in seen.evaluated] == [(8, 21, 0.7, 3, False, ("\n", "9=9"))] * 2, (
+        "evaluated as it is trained"
+    )
     assert 0 < seen.batch.outcome.mean() < 1
 
 

@@ -1,6 +1,7 @@
 """Prompts: what a dataset may look like and what is refused, the batches of an epoch, the rewards by name."""
 
 import json
+import sys
 from itertools import chain
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("trl", reason="trl is not installed: extra llm")
 import datasets
 from tokenizers import processors
 
+from sppo_control import cli
 from sppo_control.llm import addition, prompts
 from sppo_control.llm.prompts import Prompts, load_prompts, make_reward
 
@@ -89,6 +91,26 @@ def test_texts_get_the_special_tokens_and_chat_messages_the_template(write, toke
     read = load_prompts(write([{"prompt": "12=", "answer": "12"}]), tokenizer)
     assert read.texts == ["12="]
     assert read.ids == [[1, *tokenizer("12=", add_special_tokens=False)["input_ids"]]]
+
+
+def test_a_reward_gets_the_columns_of_its_prompts(write):
+    rows = [{"prompt": "1" * n, "solution": f"s{n}", "levels": [n, n + 1]} for n in range(1, 7)]
+    read = load_prompts(write(rows), addition.tokenizer(), max_prompt_length=5)
+    _, held_out = read.split(3)
+    numbers = [len(text) for text in held_out.texts]
+    assert held_out.reward_columns([2, 0, 2]) == {
+        "prompt": ["1" * numbers[i] for i in (2, 0, 2)],
+        "solution": [f"s{numbers[i]}" for i in (2, 0, 2)],
+        "answer": [f"s{numbers[i]}" for i in (2, 0, 2)],
+        "levels": [[numbers[i], numbers[i] + 1] for i in (2, 0, 2)],
+    }
+
+
+def test_a_dataset_may_lack_answers_if_the_reward_needs_none(write):
+    for rows in ([{"prompt": "1", "level": 2}], [{"prompt": "1", "answer": None, "level": 2}]):
+        read = load_prompts(write(rows), addition.tokenizer(), needs_answer=False)
+        assert read.answers == [""]
+        assert read.reward_columns([0])["level"] == [2]
 
 
 def test_long_prompts_are_counted_and_left_out(write):
@@ -214,7 +236,7 @@ def test_split_keeps_each_prompt_with_its_tokens_and_answer():
     ],
 )
 def test_rewards(name, response, answer, outcome):
-    assert make_reward(name)([response, "no"], [answer, answer]) == [outcome, 0.0]
+    assert make_reward(name)([response, "no"], {"answer": [answer, answer]}) == [outcome, 0.0]
 
 
 @pytest.mark.parametrize("name", ["exact", "after-equals", "math"])
@@ -223,4 +245,110 @@ def test_rewards_other_than_0_and_1_are_refused(name, number, monkeypatch):
     monkeypatch.setattr(prompts, "exact_match", lambda text, answer: number)
     monkeypatch.setattr(prompts.MathReward, "__call__", lambda self, texts, answer: [number] * len(texts))
     with pytest.raises(ValueError, match="must be 0"):
-        make_reward(name)(["1="], ["1"])
+        make_reward(name)(["1="], {"answer": ["1"]})
+
+
+JUDGES = """
+import numpy as np
+import torch
+
+seen = []
+
+def judge(responses, columns):
+    seen.append((responses, columns))
+    return [len(response) > level for response, level in zip(responses, columns["level"])]
+
+def array(responses, columns):
+    return np.array(judge(responses, columns))
+
+def tensor(responses, columns):
+    return torch.tensor(judge(responses, columns))
+
+def number(responses, columns):
+    return 1.0
+
+def short(responses, columns):
+    return [1.0]
+
+def half(responses, columns):
+    return [1.0, 0.5]
+
+def nan(responses, columns):
+    return [float("nan"), 1.0]
+
+def nothing(responses, columns):
+    return [0, None]
+
+def forgets(responses, columns):
+    pass
+
+def breaks(responses, columns):
+    raise ValueError("of the user")
+"""
+
+
+@pytest.fixture
+def judges(tmp_path, monkeypatch):
+    """A module of the user in the current folder."""
+    (tmp_path / "own_judges.py").write_text(JUDGES)
+    (tmp_path / "own_broken.py").write_text("import nowhere_to_be_found\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_judges"
+    sys.modules.pop("own_judges", None)
+
+
+@pytest.mark.parametrize("function", ["judge", "array", "tensor"])
+def test_a_reward_of_ones_own(function, judges):
+    columns = {"answer": ["a", "b"], "level": [3, 1]}
+    outcomes = make_reward(f"{judges}:{function}")(["no", "yes"], columns)
+    assert outcomes == [0.0, 1.0]
+    assert {type(outcome) for outcome in outcomes} == {float}
+    assert sys.modules[judges].seen == [(["no", "yes"], columns)]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("number", "must return a list of 2 outcomes, one per response, got 1.0"),
+        ("short", "must return a list of 2 outcomes, one per response, got 1"),
+        ("forgets", "must return a list of 2 outcomes, one per response, got None"),
+        ("half", r"must return 0 \(failure\) or 1 \(success\) for each response, got 0.5 at index 1; threshold it"),
+        ("nan", "got nan at index 0"),
+        ("nothing", "got None at index 1"),
+    ],
+)
+def test_what_a_reward_of_ones_own_may_not_return(function, message, judges):
+    with pytest.raises(ValueError, match=rf"^--reward own_judges:{function} .*{message}") as caught:
+        make_reward(f"{judges}:{function}")(["a", "b"], {})
+    assert cli.is_refusal(caught.value)
+
+
+def test_what_the_users_code_raises_keeps_its_traceback(judges):
+    with pytest.raises(ValueError, match="of the user") as caught:
+        make_reward(f"{judges}:breaks")(["a"], {})
+    assert not cli.is_refusal(caught.value)
+    assert "own_judges.py, line " in cli._blame(caught.value)
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found") as imported:
+        make_reward("own_broken:judge")
+    assert not cli.is_refusal(imported.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("maths", "none of math, exact, after-equals; a function of your own is module:function"),
+        ("own_judges:", "none of math"),
+        (":judge", "none of math"),
+        ("own_judges:not a name", "none of math"),
+        ("..own_judges:judge", "none of math"),
+        ("own_judgs:judge", "there is no module own_judgs, neither in .* nor among the installed packages"),
+        ("own_judges.sub:judge", "there is no module own_judges.sub"),
+        ("own_judges:jury", r"own_judges\.py has no function jury"),
+        ("own_judges:seen", r"own_judges\.py has no function seen"),
+    ],
+)
+def test_rewards_that_do_not_exist_are_refused(name, message, judges):
+    with pytest.raises(ValueError, match=rf"^--reward {name}:? .*{message}") as caught:
+        make_reward(name)
+    assert cli.is_refusal(caught.value)

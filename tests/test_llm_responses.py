@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -19,6 +20,7 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     PhiConfig,
+    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 
@@ -61,7 +63,7 @@ def policy(config=FAMILIES["qwen2"], seed=0):
     return model
 
 
-def all_right(texts, answers):
+def all_right(texts, columns):
     return [1.0] * len(texts)
 
 
@@ -146,6 +148,68 @@ def test_mask_ends_with_the_first_end(name, batch_size, qwen):
     )
 
 
+STOPS = {  # the prompts contain "+" and "=", and end with "=" or a digit
+    "one character": ("3",),
+    "several tokens": ("22", "411"),
+    "also across the end of a prompt": ("=", "=5", "7="),
+    "a special token": ("<pad>",),
+}
+
+
+@pytest.mark.parametrize(("name", "batch_size"), [("one character", 5), *((name, None) for name in STOPS)])
+def test_a_stop_text_ends_a_response_with_the_token_that_completes_it(name, batch_size, qwen, batch):
+    """All before it is as without a stop text, and so are responses in which there is none."""
+    stop, tokenizer = STOPS[name], addition.tokenizer()
+    free = batch if batch_size is None else sample(qwen, batch_size=batch_size)
+    made = sample(qwen, stop=stop, batch_size=batch_size)
+    T, stopped = made.tokens.shape[1], 0
+    # An earlier end of one batch of responses gives the next batch other random numbers.
+    for i, n in enumerate(free.lengths.tolist()[:batch_size]):
+        row = free.tokens[i, :n].tolist()
+        texts = [tokenizer.decode(row[: k + 1]) for k in range(n)]
+        first = next((k + 1 for k, text in enumerate(texts) if any(x in text for x in stop)), None)
+        stopped += first is not None
+        length = n if first is None else first
+        assert made.mask[i].tolist() == [t < length for t in range(T)]
+        assert made.tokens[i].tolist() == row[:length] + [0] * (T - length)
+        assert made.texts[i] == tokenizer.decode(row[:length], skip_special_tokens=True)
+        assert made.info["truncated"][i] == (free.info["truncated"][i] and first is None)
+        torch.testing.assert_close(made.logp[i, :length], free.logp[i, :length], rtol=0, atol=1e-10)
+        assert not made.logp[i, length:].any()
+    assert 0 < stopped < len(MANY)
+
+
+def test_a_stop_text_that_is_never_written_changes_nothing(qwen, batch):
+    assert_same_responses(sample(qwen, stop=("0123456789", "\n")), batch)
+
+
+def test_generation_ends_when_all_responses_have_stopped(qwen):
+    made = sample(qwen, stop=tuple(addition.ALPHABET), reward=lambda texts, columns: [float(len(x) < 2) for x in texts])
+    assert made.tokens.shape[1] < H
+    assert made.outcome.all()
+    assert not made.info["truncated"].any()
+
+
+def test_a_stop_text_may_begin_and_end_inside_a_token_or_a_character():
+    words = Tokenizer(models.WordLevel({"ab": 0, "c\nd": 1, "e": 2}, unk_token="e"))
+    words.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=words)
+    for text, length in {"bc": 3, "\n": 3, "e": 1, "dec": 5, "x": None}.items():
+        assert responses.stop_length(made, [2, 0, 1, 2, 1], [text]) == length, text
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    letters.pre_tokenizer, letters.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=letters)
+    ids = made("un été")["input_ids"]
+    assert len(ids) == 8, "a token per byte"
+    assert responses.stop_length(made, ids, ["é"]) == 5
+    assert responses.stop_length(made, ids, ["té"]) == 8
+    # `generate` reads only the end of a long response, which here begins inside a character
+    long = torch.tensor([made("é" * 14 + "eté")["input_ids"], made("té" + "e" * 29)["input_ids"]])
+    assert responses._stopped(made, ["té"], 2)(long, None).tolist() == [True, False]
+    assert responses._stopped(made, ["té"], long.shape[1] - 2)(long, None).tolist() == [False, False], "of the prompt"
+
+
 def test_a_model_without_an_end_is_refused(qwen):
     tokenizer, model = addition.tokenizer(), copy.deepcopy(qwen)
     tokenizer.eos_token = model.generation_config.eos_token_id = None
@@ -156,9 +220,9 @@ def test_a_model_without_an_end_is_refused(qwen):
 def test_the_reward_sees_each_response_with_its_prompts_answer(qwen):
     seen = []
 
-    def reward(texts, answers):
-        seen.extend(zip(texts, answers, strict=True))
-        return [float(answer == "3") for answer in answers]
+    def reward(texts, columns):
+        seen.extend(zip(texts, columns["answer"], strict=True))
+        return [float(answer == "3") for answer in columns["answer"]]
 
     made = sample(qwen, rows=[3, 0, 3, 5], reward=reward)
     assert seen == list(zip(made.texts, ["3", "0", "3", "5"], strict=True))
@@ -403,7 +467,7 @@ def test_evaluation_counts_one_response_to_each_prompt(batch_size, qwen, monkeyp
     right = {answer: i % 3 == 0 for i, answer in enumerate(PROMPTS.answers)}
     monkeypatch.setattr(responses, "policy_log_probs", None)  # it would be computed for nothing
     result = evaluate(
-        qwen, addition.tokenizer(), PROMPTS, lambda texts, answers: [float(right[a]) for a in answers], 0, H, 0.0,
+        qwen, addition.tokenizer(), PROMPTS, lambda texts, columns: [float(right[a]) for a in columns["answer"]], 0, H, 0.0,
         batch_size,
     )  # fmt: skip
     assert result.outcome.tolist() == list(right.values())
@@ -415,7 +479,7 @@ def test_evaluation_counts_one_response_to_each_prompt(batch_size, qwen, monkeyp
 def test_evaluation_repeats_itself_and_its_batches_differ(qwen):
     texts = []
 
-    def reward(some, answers):
+    def reward(some, columns):
         texts.append(some)
         return [0.0] * len(some)
 

@@ -662,7 +662,7 @@ def test_micro_batches_and_bfloat16(script, small_critic, tmp_path, monkeypatch)
     assert set(sizes) == {16, 3, 1}, "16 is the responses' own logp"
     assert sizes.count(16) == 1
     low, run = first_gradients(script, tmp_path, bf16=True, **critic)
-    assert given == [(None, False), (3, False), (None, True)]
+    assert given == [(None, False, ()), (3, False, ()), (None, True, ())]
     assert {p.dtype for p in run.parts["policy"].model.parameters()} == {torch.float32}
     for name, grads in whole.items():
         for got, expected in zip(parts[name], grads, strict=True):
@@ -702,10 +702,12 @@ def test_policies_with_dropout_of_any_kind_are_trained_without_it(tmp_path):
         folder = tmp_path / config.model_type
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         addition.tokenizer().save_pretrained(folder)
-        args = SimpleNamespace(model=folder, dataset=None, device="cpu", gradient_checkpointing=checkpointing)
+        args = SimpleNamespace(
+            model=folder, dataset=None, reward="exact", device="cpu", gradient_checkpointing=checkpointing
+        )
         policy, tokenizer = setup.load_policy(args)
         data = prompts.Prompts(["1+2="], [[3, 12, 4, 13]], ["3"])
-        made = responses.generate(policy, tokenizer, data, [0] * 4, lambda texts, answers: [0.0] * 4, 1, 5)
+        made = responses.generate(policy, tokenizer, data, [0] * 4, lambda texts, columns: [0.0] * 4, 1, 5)
         assert torch.equal(responses.policy_log_probs(policy, made, 1.0).logp.detach(), made.logp), config.model_type
 
 
@@ -826,7 +828,8 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     stored = json.loads((run.folder / "config.json").read_text())["args"]
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
-        "model", "dataset", "critic", "max_prompt_length", "critic_batch_size", "micro_batch_size", "resume"
+        "model", "dataset", "critic", "max_prompt_length", "critic_batch_size", "micro_batch_size", "resume",
+        "stop",
     }, "elsewhere a number is shown"  # fmt: skip
 
 
@@ -919,6 +922,12 @@ def test_help_shows_every_argument(script, monkeypatch, capsys):
         ("--micro-batch-size 0", "--micro-batch-size must be from 1 to 2^20, got 0"),
         ("--seed -1", "--seed must be from 0 to 2^32 - 1, got -1"),
         ("--device cuda", "--device cuda: torch sees no CUDA device here; use --device cpu"),
+        (
+            "--reward maths",
+            "--reward maths is none of math, exact, after-equals; a function of your own is module:function",
+        ),
+        ("--reward nowhere:judge", "--reward nowhere:judge: there is no module nowhere, neither in "),
+        ("--stop=", "--stop must not be empty; leave it out"),
         ("--model absent/model", "--model absent/model is neither a model's folder nor a Hub id that can be reached: "),
         ("--dataset absent.jsonl", "no such dataset: absent.jsonl"),
     ],

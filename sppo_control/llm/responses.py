@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ def generate(
     temperature: float = 1.0,
     batch_size: int | None = None,
     bf16: bool = False,
+    stop: Sequence[str] = (),
     log_probs: bool = True,
 ) -> Responses:
     """Sample one response to each prompt, from the full distribution (no top-k, no top-p), and score it.
@@ -100,13 +102,15 @@ def generate(
         temperature: above 0; 0 takes the most probable token.
         batch_size: responses in memory at once; None is all.
         bf16: autocast.
+        stop: texts that end a response, as an end-of-text token does: with the token that completes the first of them.
+            That token counts, and is trained on. A text may be of parts of several tokens, or the name of a special one.
         log_probs: whether to compute `logp`. It costs one more forward pass. That pass is the same as in training, so the
             ratio of an unchanged policy is exactly 1.
 
     Raises:
         ValueError: neither tokenizer nor model has an end-of-text token; what the reward raises.
     """
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, StoppingCriteriaList
 
     device = next(model.parameters()).device
     pad, ends = _special_tokens(model, tokenizer)
@@ -125,6 +129,7 @@ def generate(
         prompt_mask[i, width - len(prompts.ids[row]) :] = True
     prompt_ids, prompt_mask = prompt_ids.to(device), prompt_mask.to(device)
 
+    stopping = StoppingCriteriaList([_stopped(tokenizer, stop, width)] if stop else [])
     size = batch_size or len(rows)
     was_training, own_config = model.training, model.generation_config
     model.eval()  # gradient checkpointing is for training only, and would turn off the cache of keys and values
@@ -137,7 +142,9 @@ def generate(
         ):
             torch.manual_seed(seed)
             for ids, mask in zip(prompt_ids.split(size), prompt_mask.split(size), strict=True):
-                out = model.generate(ids, attention_mask=mask.long(), generation_config=sampling)
+                out = model.generate(
+                    ids, attention_mask=mask.long(), generation_config=sampling, stopping_criteria=stopping
+                )
                 written.append(out[:, width:])
     finally:
         model.generation_config = own_config
@@ -149,10 +156,14 @@ def generate(
     is_end = torch.isin(tokens, torch.tensor(sorted(ends), device=device))
     mask = is_end.cumsum(1) - is_end.long() == 0
     ended = (is_end & mask).any(1)
+    if stop:
+        for i, n in enumerate(mask.sum(1).tolist()):
+            if (length := stop_length(tokenizer, tokens[i, :n].tolist(), stop)) is not None:
+                tokens[i, length:], mask[i, length:], ended[i] = pad, False, True
     texts = tokenizer.batch_decode(
         [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)], skip_special_tokens=True
     )
-    outcome = torch.tensor(reward(texts, [prompts.answers[row] for row in rows]), dtype=torch.float32, device=device)
+    outcome = torch.tensor(reward(texts, prompts.reward_columns(rows)), dtype=torch.float32, device=device)
     info = {"truncated": ~ended.cpu().numpy()}
     responses = Responses(
         prompt_ids, prompt_mask, tokens, mask, torch.zeros(mask.shape, device=device), outcome, texts, info
@@ -164,6 +175,33 @@ def generate(
         for part in torch.arange(len(rows)).split(size)
     ]
     return replace(responses, logp=torch.cat(logp))
+
+
+def stop_length(tokenizer: Any, tokens: list[int], stop: Sequence[str]) -> int | None:
+    """Tokens of a response up to the one that completes the first stop text; None where no stop text is in it."""
+
+    def contains(n: int) -> bool:
+        text = tokenizer.decode(tokens[:n])
+        return any(x in text for x in stop)
+
+    if not contains(len(tokens)):
+        return None
+    return bisect.bisect_left(range(len(tokens)), True, key=contains)
+
+
+def _stopped(tokenizer: Any, stop: Sequence[str], width: int) -> Callable[..., Tensor]:
+    """For transformers' `generate`: which rows have a stop text after their prompt, whose length is `width`.
+
+    Only the last tokens are read, because a token is at least one byte of the text. So a long response costs no more than a
+    short one. The first of these tokens may be a part of a character, so there are some more.
+    """
+    window = max(len(x.encode()) for x in stop) + 8
+
+    def criterion(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        texts = tokenizer.batch_decode(ids[:, max(width, ids.shape[1] - window) :].tolist())
+        return torch.tensor([any(x in text for x in stop) for text in texts], device=ids.device)
+
+    return criterion
 
 
 class PolicyLogProbs(NamedTuple):
@@ -260,6 +298,7 @@ def evaluate(
     temperature: float = 1.0,
     batch_size: int | None = None,
     bf16: bool = False,
+    stop: Sequence[str] = (),
 ) -> Evaluation:
     """How often one sampled response per prompt is right."""
     size = batch_size or len(prompts)
@@ -267,7 +306,7 @@ def evaluate(
     parts = [
         generate(
             model, tokenizer, prompts, range(len(prompts))[start : start + size], reward, seed + start,
-            max_response_length, temperature, None, bf16, log_probs=False,
+            max_response_length, temperature, None, bf16, stop, log_probs=False,
         )
         for start in tqdm(starts, desc="evaluating", unit="batch", leave=False, disable=len(starts) < 3)
     ]  # fmt: skip

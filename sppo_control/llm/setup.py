@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from sppo_control.cli import is_refusal
 from sppo_control.limits import flag
 from sppo_control.llm import addition
 from sppo_control.llm.critic import PromptCritic, load_critic
-from sppo_control.llm.prompts import Prompts, Reward, load_prompts, make_reward
+from sppo_control.llm.prompts import REWARDS, Prompts, Reward, check_reward, load_prompts, make_reward
 from sppo_control.llm.responses import check_head
 from sppo_control.llm.tokenizers import load_tokenizer
 
@@ -73,7 +74,23 @@ def check_args(args: Any) -> None:
                     f"{flag(name)} {getattr(args, name)} means nothing with --critic-recipe paper, which trains the "
                     "critic on the policy's minibatches; leave it out, or use --critic-recipe window"
                 )
+    check_reward(args.reward)
+    stop_texts(args.stop)
     check_device(args.device)
+
+
+def stop_texts(stop: Sequence[str] | None) -> tuple[str, ...]:
+    r"""The texts of --stop, none if it is None. \n, \t, \r and \\ may be written with a backslash, as shells give them.
+
+    Raises:
+        ValueError: one is empty.
+    """
+    if stop is None:
+        return ()
+    if not all(stop):
+        raise ValueError("--stop must not be empty; leave it out, or give the text that ends a response")
+    characters = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return tuple(re.sub(r"\\([ntr\\])", lambda match: characters[match[1]], text) for text in stop)
 
 
 def find_device(name: str) -> torch.device:
@@ -119,6 +136,7 @@ def load_policy(args: Any) -> tuple[PreTrainedModel, Any]:
             another tokenizer.
     """
     require_packages()
+    make_reward(args.reward)  # what is wrong with it is said before the model is loaded
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -161,7 +179,9 @@ def load_data(args: Any, tokenizer: Any) -> tuple[Prompts, Prompts, Reward]:
     Raises:
         ValueError, OSError: see `load_prompts`; or there are too few prompts for one batch.
     """
-    prompts = load_prompts(args.dataset, tokenizer, args.dataset_split, args.max_prompt_length, args.long_prompts)
+    prompts = load_prompts(
+        args.dataset, tokenizer, args.dataset_split, args.max_prompt_length, args.long_prompts, args.reward in REWARDS
+    )
     if prompts.num_long:
         print(f"{prompts.num_long} prompts are longer than --max-prompt-length {args.max_prompt_length} and left out")
     train, held_out = prompts.split(args.eval_prompts)

@@ -1,0 +1,134 @@
+"""Train a real pretrained language model by SPPO, from the model to samples of its responses: what `make llm-real` does.
+
+1. Fetch SmolLM2-135M-Instruct (fetch_smollm2.py).
+2. Write sums of two numbers into files (sppo_control/llm/arithmetic.py).
+3. Evaluate the model on held-out sums.
+4. Train it by sppo_llm.py.
+5. Evaluate it again, and print responses from before and after.
+
+    python scripts/llm_real.py                                           # about an hour on two cores
+    python scripts/llm_real.py --device cuda --bf16 --batch-size 256 --total-episodes 25600
+    python scripts/llm_real.py --algorithm grpo
+
+Each step's result is kept. After a stop the same command goes on where it was. This needs the extra `llm-real`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import arithmetic_data
+import evaluate_llm
+import fetch_smollm2
+import grpo_llm
+import ppo_llm
+import sppo_llm
+from sppo_control import checkpoints, cli
+from sppo_control.llm.arithmetic import MAX_RESPONSE
+
+SCRIPTS: dict[str, Any] = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm}
+JUDGE: dict[str, Any] = {
+    "reward": "sppo_control.llm.arithmetic:first_number", "stop": (r"\n",), "max_response_length": MAX_RESPONSE,
+    "temperature": 1.0,
+}  # fmt: skip
+"""The same in training and in evaluation."""
+
+
+@dataclass
+class Args:
+    out: Path = Path("runs/llm_real")
+    """folder for data, runs and results; another one starts anew"""
+    model: Path = fetch_smollm2.Args.out
+    """the model's folder, fetched if it is not there"""
+    gguf: Path | None = None
+    """the model's GGUF file, if it is already here; None fetches it"""
+    algorithm: Literal["sppo", "ppo", "grpo"] = "sppo"
+    """ppo's critic is a copy of the policy, because it reads every token"""
+    total_episodes: int = 3200
+    """responses of the whole run"""
+    batch_size: int = 64
+    """responses per update"""
+    learning_rate: float = 1e-5
+    """of the policy"""
+    critic_learning_rate: float = 3e-5
+    """of the critic"""
+    critic_steps: int = 2
+    """of SPPO: critic updates per batch"""
+    micro_batch_size: int = 64
+    """responses in memory at once"""
+    seed: int = 1
+    """of prompts, responses and shuffling"""
+    device: str = "auto"
+    """cpu, cuda, cuda:1; auto is cuda where there is one"""
+    bf16: bool = False
+    """compute in bfloat16"""
+
+
+def train(args: Args, dataset: Path, critic: Path) -> Path:
+    """The run's folder, after the training; a run that was stopped goes on, one that has ended is kept."""
+    script = SCRIPTS[args.algorithm]
+    runs_dir = args.out / args.algorithm
+    for folder in sorted(runs_dir.glob("*"), reverse=True):
+        if (folder / "config.json").is_file():
+            if "after" not in checkpoints.read_summary(folder):
+                script.train(cli.parse_args(script.Args, None, ["--resume", str(folder), "--reward", JUDGE["reward"]]))
+            return folder
+    own: dict[str, Any] = {} if args.algorithm == "grpo" else {"critic_learning_rate": args.critic_learning_rate}
+    if args.algorithm == "sppo":
+        own |= {"critic": str(critic), "critic_steps": args.critic_steps}
+    made = cli.make_args(
+        script.Args, model=str(args.model), dataset=str(dataset), total_episodes=args.total_episodes,
+        batch_size=args.batch_size, learning_rate=args.learning_rate, micro_batch_size=args.micro_batch_size,
+        seed=args.seed, device=args.device, bf16=args.bf16, eval_prompts=128, save_every=25, runs_dir=str(runs_dir),
+        **JUDGE, **own,
+    )  # fmt: skip
+    return script.train(made).folder
+
+
+def evaluate(args: Args, model: Path, held_out: Path, out: Path) -> dict[str, Any]:
+    """Average@1 on the held-out sums, with its interval."""
+    made = evaluate_llm.Args(
+        model=str(model), benchmarks=(f"sums={held_out}",), k=1, seed=args.seed, device=args.device, bf16=args.bf16,
+        out=out, **JUDGE,
+    )  # fmt: skip
+    return evaluate_llm.main(made)["sums"]
+
+
+def print_samples(held_out: Path, before: Path, after: Path, n: int = 10) -> None:
+    """The first n responses from before and after the training, as a table."""
+    rows, *responses = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (held_out, before / "sums.jsonl", after / "sums.jsonl")
+    )
+    print(f"\n{'prompt, last line':20}{'answer':8}{'before':20}after")
+    for i, row in enumerate(rows[:n]):
+        one, two = (
+            next(repr(record["response"]) for record in records if record["problem"] == i) for records in responses
+        )
+        print(f"{row['prompt'].splitlines()[-1]:20}{row['answer']:8}{one:20}{two}")
+
+
+def main(args: Args) -> None:
+    model = fetch_smollm2.Args(out=args.model, gguf=args.gguf)
+    fetch_smollm2.main(model)
+    data = args.out / "data"
+    if not (data / "held_out.jsonl").is_file():
+        arithmetic_data.main(arithmetic_data.Args(out=data))
+    held_out, before, after = data / "held_out.jsonl", args.out / "before", args.out / f"after_{args.algorithm}"
+    first = evaluate(args, args.model, held_out, before)
+    run = train(args, data / "train.jsonl", model.critic)
+    second = evaluate(args, run, held_out, after)
+    print_samples(held_out, before, after)
+    print()
+    for name, result in (("before", first), ("after", second)):
+        low, high = result["interval_95"]
+        n = result["problems"]
+        print(f"{name:8}{result['average_at_k']:.3f} [{low:.3f}, {high:.3f}] of {n} held-out sums, one response each")
+    print(f"curves  tensorboard --logdir {run}")
+
+
+if __name__ == "__main__":
+    cli.main(main, Args, __doc__)
