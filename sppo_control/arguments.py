@@ -24,7 +24,10 @@ def check_args(args: Any) -> None:
     """
     if getattr(args, "critic_steps", 1) == 0:
         raise ValueError("--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper")
-    args.kernels = compiled.resolve(args.kernels)  # config.json says which, so that a resumed run takes the same
+    widths = (*args.hidden, *getattr(args, "critic_hidden", ()))
+    args.kernels = compiled.resolve(
+        args.kernels, widths
+    )  # config.json says which, so that a resumed run takes the same
     check_limits(args)
     check_memory(_bytes(args))
     if args.num_envs % args.num_minibatches:

@@ -25,6 +25,7 @@ from .extras import require
 
 Kernels = Literal["auto", "numba", "torch"]
 """numba: compiled kernels. torch: plain torch and numpy. auto: numba where the extra `fast` is installed."""
+PACKAGES = ("numba", "scipy", "threadpoolctl")
 PART = 256
 """Rows of a batch that one thread takes at a time."""
 EPISODES = 32
@@ -32,21 +33,31 @@ EPISODES = 32
 MOST_PARTS = 64
 """Larger batches have larger parts, because each part has its own gradient."""
 LARGEST_WIDTH = 256
-"""Wider layers go through torch: there the time is in the matrix products alone, and torch spreads them over all cores."""
+"""Wider layers are torch's: there the time is in the matrix products alone, and torch spreads them over all cores."""
 
 _chosen: Literal["numba", "torch"] = "torch"
+_threads = 1
 
 
-def resolve(kernels: Kernels) -> Literal["numba", "torch"]:
-    """What `auto` means here.
+def resolve(kernels: Kernels, widths: Sequence[int] = ()) -> Literal["numba", "torch"]:
+    """What `auto` means here, for networks with hidden layers of these widths.
 
     Raises:
         MissingExtra: numba is asked for and not installed.
+        ValueError: numba is asked for, and a layer is too wide for it.
     """
+    wide = max(widths, default=1)
+    if kernels == "numba" and wide > LARGEST_WIDTH:
+        raise ValueError(
+            f"--kernels numba is for layers of at most {LARGEST_WIDTH} units, got {wide}; use --kernels torch, which is as "
+            "fast there"
+        )
+    if wide > LARGEST_WIDTH:
+        return "torch"
     if kernels == "numba":
-        require("fast", "numba", "scipy", wanted_by="--kernels numba")
+        require("fast", *PACKAGES, wanted_by="--kernels numba")
     if kernels == "auto":
-        return "numba" if find_spec("numba") and find_spec("scipy") else "torch"
+        return "numba" if all(map(find_spec, PACKAGES)) else "torch"
     return kernels
 
 
@@ -59,14 +70,26 @@ def use(kernels: Kernels) -> Iterator[None]:
     Raises:
         MissingExtra: see `resolve`.
     """
-    global _chosen
+    global _chosen, _threads
     before, _chosen = _chosen, resolve(kernels)
+    torch_threads = torch.get_num_threads()
+    if before == "torch":
+        _threads = torch_threads
     try:
-        if _chosen == "numba":
-            _compile()
-        yield
+        if _chosen == "torch":
+            yield
+            return
+        _compile()
+        from threadpoolctl import threadpool_limits
+
+        # The threads here are ours. Those of BLAS would only wait beside them, and they do so at full load.
+        with threadpool_limits(1, user_api="blas"):
+            # What is left for torch is small. Shared out, it would wait for the slower core more often than it gains.
+            torch.set_num_threads(1)
+            yield
     finally:
         _chosen = before
+        torch.set_num_threads(torch_threads)
 
 
 def chosen() -> Literal["numba", "torch"]:
@@ -75,8 +98,8 @@ def chosen() -> Literal["numba", "torch"]:
 
 
 def threads() -> int:
-    """Threads that share a batch: torch's own number."""
-    return torch.get_num_threads()
+    """Threads that share a batch: as many as torch had before `use`."""
+    return _threads
 
 
 # ------------------------------------------------------------------------------------------------------- networks

@@ -316,7 +316,11 @@ def test_runs_of_both_kernels_begin_alike(tmp_path):
     assert (weights["torch"] - start).abs().max() > 1e-3
 
 
-def test_without_numba_auto_is_torch_and_numba_is_refused(monkeypatch):
+def test_what_auto_is_and_when_numba_is_refused(monkeypatch):
+    assert compiled.resolve("auto", (64, 256)) == "numba"
+    assert compiled.resolve("auto", (64, 257)) == "torch"
+    with pytest.raises(ValueError, match="--kernels numba is for layers of at most 256 units, got 300"):
+        compiled.resolve("numba", (300, 4))
     monkeypatch.setattr(compiled, "find_spec", lambda name: None)
     assert compiled.resolve("auto") == "torch"
     monkeypatch.setattr(extras, "find_spec", lambda name: None, raising=False)
