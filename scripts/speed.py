@@ -282,7 +282,8 @@ def scale(args: Args) -> dict[str, Any]:
         words = [
             sys.executable, str(ROOT / "scripts" / "sppo_cartpole.py"), "--env-id", task, "--horizon", str(horizon),
             "--num-envs", str(envs), "--num-minibatches", "4", "--hidden", width, width, "--from-scratch",
-            "--critic-hidden", width, width, "--eval-episodes", str(envs), "--kernels", "auto" if kernels == "numba" else kernels,
+            "--critic-hidden", width, width, "--eval-episodes", str(envs),
+            "--kernels", "auto" if kernels == "numba" else kernels,
             "--total-timesteps", str(max(8 * envs * horizon, 200_000) if task != ENV_ID else max(64_000, 3 * envs * 20)),
         ]  # fmt: skip
         best: dict[str, Any] = {}
