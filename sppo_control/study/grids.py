@@ -18,6 +18,7 @@ Paths are relative to the folder in which the command is started.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ class Grid:
         for name in ("eval_episodes", "points"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{key(name)} must be at least 1, got {getattr(self, name)}")
-        if self.out.suffix != ".parquet" or self.out.is_dir():
+        if self.out.suffix != ".parquet" or os.path.isdir(self.out):
             raise ValueError(f"out must be a file whose name ends in .parquet, got {self.out}")
 
 
