@@ -170,7 +170,7 @@ def noise_of_steps(policy: Policy, rng: np.random.Generator, horizon: int, num_e
 def _check_at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
         if not isinstance(number, int | np.integer) or number < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {number!r}")
+            raise ValueError(f"{name} must be at least 1, got {number!r}; it is a whole number")
 
 
 def _name(envs: gym.vector.VectorEnv) -> str:

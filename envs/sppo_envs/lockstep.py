@@ -219,7 +219,7 @@ def checked_horizon(horizon: int) -> int:
         ValueError: otherwise.
     """
     if not isinstance(horizon, int | np.integer) or horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, a whole number, got {horizon!r}")
+        raise ValueError(f"horizon must be at least 1 step, got {horizon!r}; it is a whole number")
     return int(horizon)
 
 
@@ -230,7 +230,7 @@ def checked_num_envs(num_envs: int) -> int:
         ValueError: otherwise.
     """
     if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, a whole number, got {num_envs!r}")
+        raise ValueError(f"num_envs must be at least 1, got {num_envs!r}; it is a whole number")
     return int(num_envs)
 
 

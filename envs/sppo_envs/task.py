@@ -145,7 +145,9 @@ class Task:
         if ":" in self.id:  # nobody could name the task
             raise ValueError(f"id must have no colon, because what is before it is taken for a module, got {self.id!r}")
         if not isinstance(self.horizon, int) or self.horizon < 1:
-            raise ValueError(f"horizon of {self.id} must be at least 1 step, a whole number, got {self.horizon!r}")
+            raise ValueError(
+                f"horizon of {self.id} must be at least 1 step, got {self.horizon!r}; it is a whole number"
+            )
         if len(self.axes) not in (0, 2):
             raise ValueError(f"axes of {self.id} must be two, or none, got {len(self.axes)}")
 
