@@ -18,7 +18,7 @@ test: .venv/.test  ## check format, lint, types and tests
 test-slow: .venv/.test  ## the few tests that take more than ten seconds each: about two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
-test-nightly: .venv/.test  ## the properties (tests/test_properties_*.py) on 2,000 random cases each, not 200: five to ten minutes
+test-nightly: .venv/.test  ## the properties (tests/test_properties_*.py) on 2,000 random cases each, not 200: four minutes of one core
 	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_properties_*.py -n auto --dist worksteal
 
 test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
