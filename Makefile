@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak llm-real clean
+.PHONY: train test test-slow test-nightly test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak llm-real clean
 .DELETE_ON_ERROR:
 
 # Deprecations in code of others are not errors where its versions cannot be chosen freely.
@@ -20,6 +20,9 @@ test: .venv/.test  ## check format, lint, types and tests
 
 test-slow: .venv/.test  ## the few tests that take more than ten seconds each: about two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
+
+test-nightly: .venv/.test  ## the properties (tests/test_properties_*.py) on 2,000 random cases each, not 200: four minutes of one core
+	HYPOTHESIS_PROFILE=nightly OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_properties_*.py -n auto --dist worksteal
 
 test-verl: .venv-verl/.test  ## test the verl plug-in, in a separate environment: verl and TRL need different transformers
 	OMP_NUM_THREADS=1 .venv-verl/bin/python -m pytest $(CALM) tests_verl  # verl itself uses what is deprecated

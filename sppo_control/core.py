@@ -24,7 +24,9 @@ arXiv 2402.03300. RLOO is Kool et al., 2019, and Ahmadian et al., arXiv 2402.147
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -78,8 +80,7 @@ def generalized_advantage(
     _check_matrix(reward=reward, value=value, mask=mask)
     _check_mask(mask)
     for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
-        if not 0.0 <= number <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], got {number}")
+        _check_number(name, number, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
     reward, value = reward.detach(), value.detach()
     num_steps = mask.shape[1]
     # V of the next real step, and 0 after the last one. The index of that step is the smallest index of a real step to
@@ -104,7 +105,7 @@ def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bo
 
     The standard deviation is that of the population (divided by N, not by N - 1), and no epsilon is added to it. So at
     success rate p a success gets sqrt((1 - p) / p) and a failure gets -sqrt(p / (1 - p)) (SPPO, appendix A). A group of
-    equal outcomes gives exactly 0.
+    outcomes that are equal up to rounding (the dtype's epsilon) gives exactly 0.
 
     Args:
         outcome: R, (B,), in [0, 1]; rows 0..N-1 are the first group, N..2N-1 the second, and so on.
@@ -120,8 +121,10 @@ def group_relative_advantage(outcome: Tensor, group_size: int, normalize_std: bo
     groups = _groups(outcome, group_size)
     centred = groups - groups.mean(dim=1, keepdim=True)
     # Outcomes are compared, because the standard deviation is not a safe test: the mean of eight times 0.1 is not 0.1.
-    # Division of that rounding error by its standard deviation would make advantages of size 1 out of nothing.
-    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)
+    # Division of that rounding error by its standard deviation would make advantages of size 1 out of nothing. So would
+    # outcomes that differ by rounding only, and the deviation of 0 and 1e-30 is rounded to 0.
+    spread = groups.amax(dim=1, keepdim=True) - groups.amin(dim=1, keepdim=True)
+    equal = spread <= torch.finfo(groups.dtype).eps
     if normalize_std:
         centred = centred / torch.where(equal, 1.0, groups.std(dim=1, correction=0, keepdim=True))
     return torch.where(equal, 0.0, centred).reshape(-1).detach()
@@ -204,7 +207,7 @@ def clipped_surrogate(
         logp_old: (B, T), treated as a constant.
         advantage: (B,), broadcast over the steps, or (B, T); treated as a constant.
         mask: (B, T), bool.
-        clip_coef: eps, above 0.
+        clip_coef: eps, above 0; 1 + 2 eps must be a number of the dtype of `logp`.
         reduction: "token-mean" is the sum over all real steps, divided by their number.
             "sequence-mean" is the mean over the real steps of each sequence, then the mean over sequences.
             "fixed" is the sum over all real steps, divided by B x T, where T is the padded length (Dr. GRPO).
@@ -217,9 +220,10 @@ def clipped_surrogate(
 
     Raises:
         ValueError: wrong shapes, a mask that is not bool or has no True, an unknown reduction, clip_coef or
-            denominator not above 0.
+            denominator not above 0 or not finite.
     """
     _check_matrix(logp=logp, logp_old=logp_old, mask=mask)
+    _check_floating(advantage=advantage)
     if advantage.shape not in (logp.shape, logp.shape[:1]):
         raise ValueError(
             f"advantage must be (B,) = {tuple(logp.shape[:1])} or (B, T) = {tuple(logp.shape)}, "
@@ -227,10 +231,10 @@ def clipped_surrogate(
         )
     if reduction not in get_args(Reduction):
         raise ValueError(f"unknown reduction {reduction!r}; allowed: {', '.join(map(repr, get_args(Reduction)))}")
-    if not clip_coef > 0:
-        raise ValueError(f"clip_coef must be above 0, got {clip_coef}")
+    largest = torch.finfo(logp.dtype).max / 4
+    _check_number("clip_coef", clip_coef, lambda x: 0 < x < largest, f"above 0 and below {largest:.3g} ({logp.dtype})")
     _check_mask(mask)
-    _check_denominator(denominator)
+    denominator = _checked_denominator(denominator)
 
     advantage = advantage.detach()
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
@@ -251,12 +255,13 @@ def clipped_surrogate(
     loss = (-_sum(surrogate) / (default if denominator is None else denominator)).to(logp.dtype)
 
     with torch.no_grad():
-        ratio = log_ratio.exp()
+        ratio, wide = log_ratio.exp(), _wide(log_ratio)
         return ClippedSurrogate(
             loss=loss,
             num_steps=num_steps,
             old_approx_kl=(-_sum(log_ratio) / num_steps).to(logp.dtype),
-            approx_kl=(_sum(ratio - 1 - log_ratio) / num_steps).to(logp.dtype),
+            # expm1, because the rounding error of r - 1 can be larger than the whole number, which would be negative then
+            approx_kl=(_sum((wide.expm1() - wide).clamp(min=0)) / num_steps).to(logp.dtype),
             clipfrac=_sum(((ratio - 1).abs() > clip_coef).to(logp.dtype)).div(num_steps).to(logp.dtype),
             ratio_min=torch.where(mask, ratio, torch.inf).amin(),
             ratio_max=torch.where(mask, ratio, 0.0).amax(),
@@ -276,11 +281,11 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
 
     Raises:
         ValueError: shapes differ or are not (B,); an outcome is outside [0, 1], which `torch` itself would accept;
-            denominator is not above 0.
+            denominator is not above 0 or not finite.
     """
     _check_vector(value_logit=value_logit, outcome=outcome)
     _check_outcome(outcome, "outcome")
-    _check_denominator(denominator)
+    denominator = _checked_denominator(denominator)
     losses = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="none")
     return (_sum(losses) / (outcome.numel() if denominator is None else denominator)).to(losses.dtype)
 
@@ -302,13 +307,13 @@ def squared_value_loss(
         A scalar.
 
     Raises:
-        ValueError: wrong shapes, a mask that is not bool or has no True, denominator not above 0.
+        ValueError: wrong shapes, a mask that is not bool or has no True, denominator not above 0 or not finite.
     """
     _check_matrix(value=value, returns=returns, mask=mask)
     _check_mask(mask)
-    _check_denominator(denominator)
+    denominator = _checked_denominator(denominator)
     error = torch.where(mask, value - returns.detach(), 0.0)
-    return (0.5 * _sum(error.square()) / (mask.sum() if denominator is None else denominator)).to(error.dtype)
+    return (0.5 * _sum(_wide(error).square()) / (mask.sum() if denominator is None else denominator)).to(error.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -346,10 +351,12 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
     Raises:
         ValueError: shapes differ; a mask that is not bool or has no True.
     """
+    _check_floating(prediction=prediction, target=target)
     mask = torch.ones_like(target, dtype=torch.bool) if mask is None else mask
-    if not prediction.shape == target.shape == mask.shape:
+    _check_tensors(mask=mask)
+    if not prediction.shape == target.shape == mask.shape or target.numel() == 0:
         shapes = ", ".join(str(tuple(x.shape)) for x in (prediction, target, mask))
-        raise ValueError(f"prediction, target and mask must have one shape, got {shapes}")
+        raise ValueError(f"prediction, target and mask must have one shape, not empty, got {shapes}")
     _check_mask(mask)
 
     def variance(x: Tensor) -> Tensor:
@@ -400,12 +407,14 @@ def expected_calibration_error(probability: Tensor, outcome: Tensor, num_bins: i
     """
     _check_vector(probability=probability, outcome=outcome)
     _check_outcome(outcome, "outcome")
-    if num_bins < 1:
-        raise ValueError(f"num_bins must be at least 1, got {num_bins}")
-    gap = (probability - outcome).detach()
-    bins = (probability.detach() * num_bins).long().clamp(0, num_bins - 1)
+    _check_number(
+        "num_bins", num_bins, lambda n: isinstance(n, Integral) and int(n) >= 1, "a whole number of at least 1"
+    )
+    gap = _wide((probability - outcome).detach())
+    bins = (probability.detach() * num_bins).clamp(-1, num_bins).long().clamp(0, num_bins - 1)
     # (share of the bin) x (gap between its means) = (sum of the gaps in the bin) / B
-    return torch.zeros(num_bins, dtype=gap.dtype, device=gap.device).index_add(0, bins, gap).abs().sum() / gap.numel()
+    sums = torch.zeros(num_bins, dtype=gap.dtype, device=gap.device).index_add(0, bins, gap)
+    return (sums.abs().sum() / gap.numel()).to(torch.promote_types(probability.dtype, outcome.dtype))
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -414,14 +423,17 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     Args:
         successes: how many of the trials succeeded.
         trials: how many there were, at least 1.
-        z: quantile of the normal distribution.
+        z: quantile of the normal distribution, above 0.
 
     Returns:
         Lower and upper end, both in [0, 1].
 
     Raises:
-        ValueError: trials below 1, successes outside 0..trials.
+        ValueError: trials below 1, successes outside 0..trials, z not above 0 or not finite.
     """
+    for name, number in (("successes", successes), ("trials", trials)):
+        _check_number(name, number, math.isfinite, "a whole number")
+    _check_number("z", z, lambda x: x > 0 and 0 < x * x < math.inf, "above 0 and finite")
     if trials < 1 or not 0 <= successes <= trials:
         raise ValueError(f"need trials >= 1 and 0 <= successes <= trials, got {successes} of {trials}")
     p, z2 = successes / trials, z * z
@@ -429,6 +441,11 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     half = z / (1 + z2 / trials) * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials * trials))
     # With no success, or no failure, one end is exactly 0 or 1. Rounding would leave an error of about 1e-17.
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == trials else centre + half)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32 at least: squares and small differences do not fit into half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _sum(x: Tensor, dim: int | None = None) -> Tensor:
@@ -461,22 +478,38 @@ def _first_outside(outcome: Tensor) -> str:
 
 
 def _check_outcome(outcome: Tensor, name: str) -> None:
-    if not outcome.is_floating_point():
-        raise ValueError(f"{name} must be floating, got {outcome.dtype}; pass {name}.float()")
     inside = ((outcome >= 0) & (outcome <= 1)).all()  # a NaN is not inside
     require(inside, name + " must be in [0, 1] (0 is failure, 1 is success), got {}; rescale or threshold it", outcome)
 
 
+def _check_tensors(**tensors: object) -> None:
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+
+
+def _check_floating(**tensors: Tensor) -> None:
+    """Check that all are tensors of real numbers with a fraction: a mean of whole numbers would be cut to one."""
+    _check_tensors(**tensors)
+    for name, x in tensors.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} must be floating, got {x.dtype}; pass {name}.float()")
+
+
 def _check_vector(**tensors: Tensor) -> None:
-    """Check that all are (B,) with the same B, which is at least 1."""
+    """Check that all are floating and (B,) with the same B, which is at least 1."""
+    _check_floating(**tensors)
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1 or any(x.ndim != 1 or x.numel() == 0 for x in tensors.values()):
         names = " and ".join(shapes)
         raise ValueError(f"{names} must be (B,) with the same B >= 1, got {', '.join(map(str, shapes.values()))}")
 
 
-def _check_matrix(**tensors: Tensor) -> None:
-    """Check that all are (B, T) with the same B and T."""
+def _check_matrix(mask: Tensor, **tensors: Tensor) -> None:
+    """Check that all are (B, T) with the same B and T, and all but the mask floating."""
+    _check_floating(**tensors)
+    _check_tensors(mask=mask)
+    tensors["mask"] = mask
     shapes = {name: tuple(x.shape) for name, x in tensors.items()}
     if len(set(shapes.values())) > 1 or any(x.ndim != 2 for x in tensors.values()):
         names = " and ".join(shapes)
@@ -491,21 +524,34 @@ def _check_mask(mask: Tensor) -> None:
     require(mask.any(), "mask has no real step: all its entries are False")
 
 
-def _check_denominator(denominator: float | Tensor | None) -> None:
+def _check_number(name: str, number: Any, allowed: Callable[[Any], bool], words: str) -> None:
+    if not isinstance(number, Real) or not allowed(number):
+        raise ValueError(f"{name} must be {words}, got {number!r}")
+
+
+def _checked_denominator(denominator: float | Tensor | None) -> float | Tensor | None:
+    """The denominator, a tensor as a scalar.
+
+    Raises:
+        ValueError: it is not one number, above 0 and finite.
+    """
     if isinstance(denominator, Tensor):
-        if denominator.numel() != 1:
-            raise ValueError(f"denominator must be one number, got shape {tuple(denominator.shape)}")
-        require(denominator.reshape(()) > 0, "denominator must be above 0")
-    elif denominator is not None and not denominator > 0:
-        raise ValueError(f"denominator must be above 0, got {denominator}")
+        if denominator.numel() != 1 or denominator.is_complex():
+            raise ValueError(f"denominator must be one real number, got shape {tuple(denominator.shape)}")
+        denominator = denominator.reshape(())
+        require((denominator > 0) & denominator.isfinite(), "denominator must be above 0 and finite")
+    elif denominator is not None:
+        _check_number("denominator", denominator, lambda x: 0 < x < math.inf, "above 0 and finite")
+    return denominator
 
 
 def _groups(outcome: Tensor, group_size: int) -> Tensor:
     """(B,) -> (B / N, N)"""
     _check_vector(outcome=outcome)
     _check_outcome(outcome, "outcome")
-    if group_size < 2 or outcome.numel() % group_size:
+    if not isinstance(group_size, Integral) or group_size < 2 or outcome.numel() % group_size:
         raise ValueError(
-            f"group_size must be at least 2 and divide the number of outcomes, got {group_size} for {outcome.numel()}"
+            "group_size must be a whole number of at least 2 and divide the number of outcomes, "
+            f"got {group_size!r} for {outcome.numel()}"
         )
     return outcome.reshape(-1, group_size)

@@ -51,7 +51,7 @@ def reported_by(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
 
 def measure_scalars(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     """What every algorithm logs of `side_measures`: TensorBoard tag to value."""
-    means = {f"measures/{name}": float(x.mean()) for name, x in side_measures(info).items()}
+    means = {f"measures/{name}": _mean(x) for name, x in side_measures(info).items()}
     return means | {f"measures/{name}_reported": float(n) for name, n in reported_by(info).items()}
 
 
@@ -60,20 +60,29 @@ def end_infos(info: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
     An entry that some episodes have not reported (their mask `_name` is False) becomes float64, with NaN for those. An
     entry that none has reported is left out, and so is all that is not one number or boolean per episode.
+
+    Raises:
+        ValueError: there is no `success`.
     """
-    found, num_envs = {}, len(info["success"])
+    found, num_envs = {}, _number_of_episodes(info)
     for name, value in info.items():
         if name.startswith("_") or not isinstance(value, np.ndarray) or value.shape != (num_envs,):
             continue
         mask = info.get(f"_{name}")
         if value.dtype.kind in "biuf" and (mask is None or np.any(mask)):
-            found[name] = value.copy() if mask is None or np.all(mask) else np.where(mask, value, np.nan)
+            found[name] = (
+                value.copy() if mask is None or np.all(mask) else np.where(mask, value.astype(np.float64), np.nan)
+            )
     return found
 
 
 def joined(batches: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
-    """`end_infos` of several batches one after the other; NaN for the batches that lack an entry."""
-    sizes = [len(batch["success"]) for batch in batches]
+    """`end_infos` of several batches one after the other; NaN for the batches that lack an entry.
+
+    Raises:
+        ValueError: a batch has no `success`.
+    """
+    sizes = [_number_of_episodes(batch) for batch in batches]
     names = sorted({name for batch in batches for name in batch})
     return {
         name: np.concatenate([b.get(name, np.full(n, np.nan)) for b, n in zip(batches, sizes, strict=True)])
@@ -81,14 +90,32 @@ def joined(batches: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.N
     }
 
 
+def _number_of_episodes(info: Mapping[str, Any]) -> int:
+    if "success" not in info:
+        raise ValueError(f"info must contain `success`, got {', '.join(info) or 'nothing'}; OutcomeReward reports it")
+    return len(info["success"])
+
+
+def _mean(x: npt.NDArray[Any]) -> float:
+    return float(x.mean(dtype=np.float64))  # in float32 a sum of large numbers is infinite
+
+
 def nothing_to_learn(outcomes: npt.NDArray[Any] | Tensor, unit: str) -> str | None:
     """Why binary outcomes teach nothing, if all of a number of episodes failed or all succeeded; None otherwise.
 
     Args:
-        outcomes: (episodes,), 0 or 1.
+        outcomes: (episodes,), in [0, 1], at least one.
         unit: "step" for control, "response" for a language model.
+
+    Raises:
+        ValueError: no outcome, one outside [0, 1], or another unit.
     """
-    n, mean = len(outcomes), float(np.asarray(outcomes, dtype=np.float64).mean())
+    values = np.asarray(outcomes, dtype=np.float64)
+    if not len(values) or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"outcomes must be in [0, 1], at least one, got {values}")
+    if unit not in ("step", "response"):
+        raise ValueError(f"unit must be step or response, got {unit!r}")
+    n, mean = len(values), float(values.mean())
     what = "episode" if unit == "step" else "response"
     if mean == 0:
         way_out = "lower the threshold (--success-return), or give a policy that succeeds sometimes (--start)"
@@ -109,7 +136,12 @@ def advantage_scalars(adv: Tensor, v0: Tensor, outcome: Tensor) -> dict[str, flo
 
     Returns:
         TensorBoard tag -> value; docs/metrics.md has the formulas.
+
+    Raises:
+        ValueError: adv has no number or another shape; what `core.brier_score` raises.
     """
+    if adv.ndim != 1 or not adv.numel() or not adv.is_floating_point():
+        raise ValueError(f"adv must be floating, (B,) or (N,) with at least one, got {adv.dtype} {tuple(adv.shape)}")
     return {
         "losses/explained_variance": float(explained_variance(v0, outcome)),
         "advantages/mean": float(adv.mean()),
@@ -129,6 +161,16 @@ class Evaluation:
     info: dict[str, npt.NDArray[Any]]
     """What the environment reported at the end of each episode; (episodes,) each, NaN where it did not report it."""
 
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of no episode, which has no rate.
+
+        Raises:
+            ValueError: outcome is not bool, (episodes,), with at least one.
+        """
+        if self.outcome.dtype != np.bool_ or self.outcome.ndim != 1 or not len(self.outcome):
+            what = f"{self.outcome.dtype} {self.outcome.shape}"
+            raise ValueError(f"outcome must be bool, (episodes,), with at least one episode, got {what}")
+
     @property
     def rate(self) -> float:
         """Share of episodes that succeeded."""
@@ -144,7 +186,7 @@ class Evaluation:
 
         A mean is over the episodes that report the measure. `reported` has their number, where it is not all episodes.
         """
-        measures = {name: float(value.mean()) for name, value in side_measures(self.info).items()}
+        measures = {name: _mean(value) for name, value in side_measures(self.info).items()}
         reported = {"reported": few} if (few := reported_by(self.info)) else {}
         return {
             "rate": self.rate, "interval": self.interval, "episodes": len(self.outcome), "measures": measures, **reported,

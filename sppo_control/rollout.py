@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -88,12 +87,13 @@ def rollout(
         `Episodes`, where T is the length of the longest episode.
 
     Raises:
-        ValueError: group_size does not divide B, or a group does not share its context. Also if an observation, a reward
-            or an output of the policy is not finite.
+        ValueError: horizon below 1; group_size does not divide B, or a group does not share its context. Also if an
+            observation, a reward or an output of the policy is not finite, or `info` has no `success` at the end.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs
     horizon = int(getattr(envs, "horizon")) if horizon is None else horizon  # noqa: B009 - VectorEnv does not declare it
+    _check_at_least_one(horizon=horizon)
     act, act_in = policy.behaviour(), to_environment(envs.single_action_space)
     if group_size < 1 or num_envs % group_size:
         raise ValueError(f"group_size must divide the number of environments, got {group_size} for {num_envs}")
@@ -116,6 +116,7 @@ def rollout(
         run = _run_compiled(envs, policy, dynamics, rng, greedy)
     else:
         run = _run_stepwise(envs, act, act_in, obs, noise, horizon)
+    ends = end_infos(run.info)
     actions, mask = torch.from_numpy(run.actions), torch.from_numpy(run.mask)
     with torch.no_grad():
         logp, _ = policy.log_prob_given(torch.from_numpy(run.outputs), actions)
@@ -130,7 +131,7 @@ def rollout(
         reward=real(torch.from_numpy(run.reward).float()),
         mask=mask,
         outcome=torch.from_numpy(np.asarray(run.info["success"]).astype(np.float32)),
-        info=end_infos(run.info),
+        info=ends,
     )
 
 
@@ -159,7 +160,7 @@ def _run_stepwise(
     all_obs, all_actions, all_outputs, all_rewards, all_masks = [], [], [], [], []
     for t in range(horizon):
         action, output = act(obs, None if noise is None else next(noise))
-        if not math.isfinite(output.sum()):
+        if not np.isfinite(output).all():
             _refuse_output(output, done, t, envs)
         all_obs.append(obs)
         all_actions.append(action)
@@ -207,7 +208,7 @@ def _run_compiled(
         *dynamics, state, noise, weights, envs.horizon, NOISE_STEPS, policy.sizes[0]
     )
     mask = np.arange(obs.shape[1]) < lengths[:, None]
-    if not math.isfinite(outputs.sum()):
+    if not np.isfinite(outputs).all():
         t = int((~np.isfinite(outputs).all(axis=2) & mask).any(axis=0).argmax())
         _refuse_output(outputs[:, t], ~mask[:, t], t, envs)
     info = envs.settle(np.ascontiguousarray(state.T), int(lengths.max()), memory[:, 0])
@@ -221,7 +222,11 @@ def noise_of_steps(policy: Policy, rng: np.random.Generator, horizon: int, num_e
 
     Up to `NOISE_STEPS` steps, all are drawn at once: then what is drawn from `rng` later does not depend on how long the
     episodes were. Beyond that, `NOISE_STEPS` steps are drawn at a time, so that the cost follows the longest episode.
+
+    Raises:
+        ValueError: horizon or num_envs below 1.
     """
+    _check_at_least_one(horizon=horizon, num_envs=num_envs)
     drawn = policy.noise(rng, min(horizon, NOISE_STEPS), num_envs)
 
     def steps() -> Iterator[FloatArray]:
@@ -230,6 +235,12 @@ def noise_of_steps(policy: Policy, rng: np.random.Generator, horizon: int, num_e
             yield from policy.noise(rng, min(NOISE_STEPS, horizon - t), num_envs)
 
     return steps()
+
+
+def _check_at_least_one(**numbers: int) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number!r}; it is a whole number")
 
 
 def _name(envs: gym.vector.VectorEnv) -> str:
@@ -243,7 +254,7 @@ def _finite_obs(raw: Any, done: npt.NDArray[np.bool_], step: int, envs: gym.vect
     Raises:
         ValueError: an unfinished episode's is not finite.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         obs = np.asarray(raw, dtype=np.float32)
         if abs(obs.sum()) < 1e18:  # also False for NaN
             return obs
@@ -264,7 +275,7 @@ def _finite_reward(reward: Any, done: npt.NDArray[np.bool_], step: int, envs: gy
         ValueError: an unfinished episode's is not finite.
     """
     reward = np.asarray(reward)
-    if math.isfinite(reward.sum()):
+    if np.isfinite(reward).all():
         return reward
     for i in np.flatnonzero(~np.isfinite(reward) & ~done).tolist():
         raise ValueError(f"{_name(envs)}: the reward of environment {i} is {reward[i]} in step {step}")
@@ -297,21 +308,42 @@ class ContextWindow:
         window: W, at least 1.
         num_envs: B.
         obs_dim: D.
+
+    Raises:
+        ValueError: one of them is below 1.
     """
 
     def __init__(self, window: int, num_envs: int, obs_dim: int) -> None:
+        _check_at_least_one(window=window, num_envs=num_envs, obs_dim=obs_dim)
         self._contexts = torch.zeros(window, num_envs, obs_dim)
         self._outcomes = torch.zeros(window, num_envs)
         self._batches = torch.zeros((), dtype=torch.int64)  # number of batches so far
 
     def add(self, episodes: Episodes) -> None:
-        """Add a batch. If there are W already, it replaces the oldest one."""
+        """Add a batch. If there are W already, it replaces the oldest one.
+
+        Raises:
+            ValueError: its context is not (B, D), or its outcome not (B,).
+        """
+        for name, x, own in (
+            ("context", episodes.context, self._contexts),
+            ("outcome", episodes.outcome, self._outcomes),
+        ):
+            if x.shape != own.shape[1:]:
+                raise ValueError(f"{name} of the episodes must be {tuple(own.shape[1:])}, got {tuple(x.shape)}")
         slot = int(self._batches) % len(self._contexts)
         self._contexts[slot], self._outcomes[slot] = episodes.context, episodes.outcome
         self._batches += 1
 
     def sample(self, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Contexts (size, D) and outcomes (size,), drawn uniformly with replacement."""
+        """Contexts (size, D) and outcomes (size,), drawn uniformly with replacement.
+
+        Raises:
+            ValueError: size below 1, or nothing was added yet.
+        """
+        _check_at_least_one(size=size)
+        if not int(self._batches):
+            raise ValueError(f"this window is empty, so there is no sample of size {size}; add a batch first")
         filled = min(int(self._batches), len(self._contexts)) * self._contexts.shape[1]
         rows = torch.from_numpy(rng.integers(filled, size=size))
         return self._contexts.flatten(0, 1)[rows], self._outcomes.flatten()[rows]
@@ -355,8 +387,7 @@ def evaluate(
     Raises:
         ValueError: episodes below 1.
     """
-    if episodes < 1:
-        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    _check_at_least_one(episodes=episodes)
     batches = [rollout(envs, policy, rng, greedy) for _ in range(-(-episodes // envs.num_envs))]
     outcome = torch.cat([b.outcome for b in batches])[:episodes].numpy() > 0.5
     return Evaluation(outcome, {name: x[:episodes] for name, x in joined([b.info for b in batches]).items()})
@@ -375,6 +406,10 @@ def success_by_context(
 
     Returns:
         The contexts s_0, (C, D) float32, and the success rate from each, (C,) float32.
+
+    Raises:
+        ValueError: contexts below 1.
     """
+    _check_at_least_one(contexts=contexts)
     batches = [rollout(envs, policy, rng, group_size=envs.num_envs) for _ in range(contexts)]
     return torch.stack([b.context[0] for b in batches]), torch.stack([b.outcome.mean() for b in batches])

@@ -88,10 +88,17 @@ class Means:
         self._weights: dict[str, list[float]] = {}
 
     def add(self, weight: Tensor | float, **values: Tensor | float) -> None:
-        """Add one minibatch's means (scalars), `weight` being the number of steps or episodes behind them."""
-        weight = float(weight)
-        for name, value in values.items():
-            self._values.setdefault(name, []).append(float(value))
+        """Add one minibatch's means (scalars), `weight` being the number of steps or episodes behind them.
+
+        Raises:
+            ValueError: a weight that is not above 0 and finite; a value that is not one number.
+        """
+        weight = _scalar("weight", weight)
+        if not 0 < weight < math.inf:
+            raise ValueError(f"weight must be above 0 and finite, got {weight}")
+        numbers = {name: _scalar(name, value) for name, value in values.items()}
+        for name, value in numbers.items():
+            self._values.setdefault(name, []).append(value)
             self._weights.setdefault(name, []).append(weight)
 
     def add_surrogate(
@@ -121,6 +128,8 @@ class Means:
         if not self._values:
             return {}
         means = {f"losses/{name}": self[name] for name in self._values}
+        if "ratio_min" not in self._values:
+            return means
         return means | {"losses/ratio_min": self.min("ratio_min"), "losses/ratio_max": self.max("ratio_max")}
 
     def __getitem__(self, name: str) -> float:
@@ -472,6 +481,13 @@ class Run:
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+def _scalar(name: str, value: Tensor | float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # torch raises the last for a tensor of several numbers
+        raise ValueError(f"{name} must be one number, got {str(value)[:80]}") from error
+
+
 def _relative(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() else str(path)
 

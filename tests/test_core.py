@@ -525,7 +525,10 @@ TRUE = torch.ones(5, 3, dtype=torch.bool)
         (lambda: core.clipped_surrogate(M, M, torch.zeros(3), TRUE), r"advantage must be .*got \(3,\)"),
         (lambda: core.clipped_surrogate(M, M, B5, TRUE, reduction="mean"), "unknown reduction 'mean'.*'token-mean'"),
         (lambda: core.clipped_surrogate(M, M, B5, TRUE, clip_coef=0), "clip_coef must be above 0"),
-        (lambda: core.clipped_surrogate(M, M, B5, TRUE, denominator=0), "denominator must be above 0, got 0"),
+        (
+            lambda: core.clipped_surrogate(M, M, B5, TRUE, denominator=0),
+            "denominator must be above 0 and finite, got 0",
+        ),
         (lambda: core.clipped_surrogate(M, M, B5, TRUE, denominator=torch.tensor(0)), "denominator must be above 0"),
         (lambda: core.clipped_surrogate(B5, B5, B5, B5.bool()), r"must be \(B, T\)"),
         (lambda: core.squared_value_loss(M, M, ~TRUE), "no real step"),
@@ -533,7 +536,10 @@ TRUE = torch.ones(5, 3, dtype=torch.bool)
         (lambda: core.masked_mean(M, ~TRUE), "no real step"),
         (lambda: core.explained_variance(B5, M), "one shape"),
         (lambda: core.brier_score(B5, B5 + 7), "got 7.0"),
-        (lambda: core.expected_calibration_error(B5, B5, num_bins=0), "num_bins must be at least 1, got 0"),
+        (
+            lambda: core.expected_calibration_error(B5, B5, num_bins=0),
+            "num_bins must be a whole number of at least 1, got 0",
+        ),
         (lambda: core.wilson_interval(3, 2), "got 3 of 2"),
     ],
 )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -94,8 +95,8 @@ def make_task(
         A `gymnasium.vector.VectorEnv` with autoreset off and an attribute `horizon`.
 
     Raises:
-        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon. Also
-            an engine or a dense reward that the environment does not have.
+        ValueError: an unknown id (near ones are suggested), a missing or superfluous success rule, a bad horizon, a
+            success_return that is not finite. Also an engine or a dense reward that the environment does not have.
         MissingExtra: a package that the task or the engine needs is not installed; the message has the command.
     """
     if engine not in get_args(Engine):
@@ -150,6 +151,8 @@ def make_one(
 # ---------------------------------------------------------------------------------------------------------- helpers
 def _known(env_id: str, success_return: float | None) -> Task | None:
     """The task of this id; None for other environments that Gymnasium knows."""
+    if success_return is not None and not math.isfinite(success_return):
+        raise ValueError(f"success_return must be a finite number, got {success_return}")
     found = task(env_id)
     if found is not None and success_return is not None:
         raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")

@@ -22,7 +22,7 @@ from gymnasium.vector.utils import batch_space
 from sppo_control.extras import MissingExtra, require
 
 from .infos import Scalar, columns, stacked
-from .lockstep import BadStep, BoolArray, LockstepVectorEnv, Seed
+from .lockstep import BadStep, BoolArray, LockstepVectorEnv, Seed, checked_num_envs
 from .outcome import (
     Measures,
     Outcome,
@@ -193,8 +193,7 @@ class ProcessVectorEnv(VectorEnv[Any, Any, Any]):
     ) -> None:
         self._pipes: list[Connection] = []
         self._processes: list[Any] = []
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        num_envs = checked_num_envs(num_envs)
         first = as_outcome(make())  # its errors are raised here, before there is any process
         self.horizon, self.num_envs, self.obs_scale = first.horizon, num_envs, obs_scale
         self.single_observation_space, self.single_action_space = first.observation_space, first.action_space

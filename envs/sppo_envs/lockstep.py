@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -54,9 +54,7 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
         observation_space: gym.Space[Any],
         action_space: gym.Space[Any],
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.num_envs, self.horizon, self.dense = num_envs, checked_horizon(horizon), dense
+        self.num_envs, self.horizon, self.dense = checked_num_envs(num_envs), checked_horizon(horizon), dense
         self.single_observation_space, self.single_action_space = observation_space, action_space
         self.observation_space = batch_space(observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)
@@ -93,13 +91,11 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
             options: of the task.
 
         Raises:
-            ValueError: another number of seeds than B.
+            ValueError: another number of seeds than B, or one that is not a whole number from 0.
         """
-        if seed is not None and not isinstance(seed, int | np.integer):
-            if len(seed) != self.num_envs:
-                raise ValueError(f"seed must be one number or {self.num_envs}, one an environment; got {len(seed)}")
-        else:
-            super().reset(seed=None if seed is None else int(seed))
+        seed = checked_seed(seed, self.num_envs)
+        if not isinstance(seed, list):
+            super().reset(seed=seed)
         self._steps = 0
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
         self._any_done = False
@@ -158,8 +154,9 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
             if not whole or actions.min() < low or actions.max() >= high:
                 allowed = " or ".join(map(str, range(low, high))) if space.n <= 10 else f"{low} to {high - 1}"
                 raise ValueError(f"actions must be {self.num_envs} whole numbers, each {allowed}, got {actions}")
-        elif actions.shape != (self.num_envs, *(space.shape or ())) or not math.isfinite(actions.sum()):
-            shape = (self.num_envs, *(space.shape or ()))
+            return actions
+        shape = (self.num_envs, *(space.shape or ()))
+        if actions.shape != shape or actions.dtype.kind not in "biuf" or not np.isfinite(actions).all():
             raise ValueError(f"actions must be finite numbers of shape {shape}, got {actions}")
         return actions
 
@@ -258,11 +255,39 @@ class NumpyVectorEnv(LockstepVectorEnv):
 
 
 def checked_horizon(horizon: int) -> int:
-    """The horizon, if it is at least 1.
+    """The horizon, if it is a whole number of at least 1.
 
     Raises:
         ValueError: otherwise.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
-    return horizon
+    if not isinstance(horizon, int | np.integer) or horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon!r}; it is a whole number")
+    return int(horizon)
+
+
+def checked_num_envs(num_envs: int) -> int:
+    """B, if it is a whole number of at least 1.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs!r}; it is a whole number")
+    return int(num_envs)
+
+
+def checked_seed(seed: Any, num_envs: int) -> int | list[int] | None:
+    """The seed of a reset: None, a number, or B numbers.
+
+    Raises:
+        ValueError: another number of seeds than B, or one that is not a whole number from 0.
+    """
+    if seed is None:
+        return None
+    one = isinstance(seed, int | np.integer)
+    seeds = [seed] if one else list(seed) if isinstance(seed, Iterable) else [math.nan]
+    if not all(isinstance(s, int | np.integer) and s >= 0 for s in seeds):
+        raise ValueError(f"seed must be whole numbers from 0, got {seed!r}")
+    if not one and len(seeds) != num_envs:
+        raise ValueError(f"seed must be one number or {num_envs}, one an environment; got {len(seeds)}")
+    return int(seed) if one else [int(s) for s in seeds]

@@ -21,7 +21,15 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from gymnasium.vector.utils import batch_space, iterate
 
 from .infos import Scalar, columns, scalars, stacked
-from .lockstep import BadStep, BoolArray, LockstepVectorEnv, Seed, checked_horizon
+from .lockstep import (
+    BadStep,
+    BoolArray,
+    LockstepVectorEnv,
+    Seed,
+    checked_horizon,
+    checked_num_envs,
+    checked_seed,
+)
 
 Success = Callable[[Any, dict[str, Any]], Any]
 """(last observation, info) -> success, a bool (of a vector environment: (B,) bools). info contains the environment's own
@@ -280,9 +288,7 @@ class OutcomeVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __init__(self, make: Callable[[], Outcome], num_envs: int, obs_scale: Sequence[float] | None = None) -> None:
         self.envs: list[Outcome] = []  # before anything can fail: Gymnasium closes half-made environments too
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.num_envs, self.obs_scale = num_envs, obs_scale
+        self.num_envs, self.obs_scale = checked_num_envs(num_envs), obs_scale
         self.envs = [as_outcome(make()) for _ in range(num_envs)]
         if len({id(env.unwrapped) for env in self.envs}) < num_envs:
             raise ValueError(f"{self.envs[0]} is one object for several episodes; make must make a new one each time")
@@ -468,7 +474,7 @@ def checked_rewards(
     if x.size != len(running) or x.dtype.kind not in "biuf":
         raise BadStep(f"rewards of {envs} must be {len(running)} numbers, got {_kind(reward)} in step {step}")
     x = np.where(running, x.reshape(-1).astype(np.float64), 0.0)
-    if not math.isfinite(x.sum()):
+    if not np.isfinite(x).all():
         for i in np.flatnonzero(~np.isfinite(x)):
             raise BadStep(f"environment {i}: the reward of {envs} is {x[i]} in step {step} of its episode")
     return x
@@ -490,12 +496,11 @@ def env_seeds(seed: Seed, num_envs: int) -> list[int | None]:
     """One seed per environment: seed + i of one number, B numbers as they are, None of None.
 
     Raises:
-        ValueError: another number of seeds than B.
+        ValueError: another number of seeds than B, or one that is not a whole number from 0.
     """
+    seed = checked_seed(seed, num_envs)
     if seed is None:
         return [None] * num_envs
-    if isinstance(seed, int | np.integer):
+    if isinstance(seed, int):
         return [int(seed) + i for i in range(num_envs)]
-    if len(seed) != num_envs:
-        raise ValueError(f"seed must be one number or {num_envs}, one an environment; got {len(seed)}")
-    return [int(s) for s in seed]
+    return [*seed]

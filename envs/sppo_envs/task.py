@@ -137,8 +137,17 @@ class Task:
     """file of its starting policy; None: see `sppo_control.starts.shipped_policy`"""
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise ValueError(f"horizon of {self.id} must be at least 1 step, got {self.horizon}")
+        """Refuse impossible values.
+
+        Raises:
+            ValueError: an id with a colon, a horizon below 1, or another number of axes.
+        """
+        if ":" in self.id:  # nobody could name the task
+            raise ValueError(f"id must have no colon, because what is before it is taken for a module, got {self.id!r}")
+        if not isinstance(self.horizon, int) or self.horizon < 1:
+            raise ValueError(
+                f"horizon of {self.id} must be at least 1 step, got {self.horizon!r}; it is a whole number"
+            )
         if len(self.axes) not in (0, 2):
             raise ValueError(f"axes of {self.id} must be two, or none, got {len(self.axes)}")
 
@@ -160,7 +169,7 @@ def register(new: Task) -> None:
     """Make a task known to every script, and its id to Gymnasium.
 
     Raises:
-        ValueError: another task, or an environment of Gymnasium, has this id.
+        ValueError: another task, or an environment of Gymnasium, has this id, or Gymnasium takes no such id.
     """
     old = _REGISTRY.get(new.id)
     again = old is not None and _made_anew(old.make, new.make)
@@ -168,10 +177,13 @@ def register(new: Task) -> None:
         owner = f"a task of {old.make.__module__}" if old is not None else "an environment registered with Gymnasium"
         raise ValueError(f"{new.id} is {owner} already; give your task another id")
     gym.registry.pop(new.id, None)
-    gym.register(
-        new.id, entry_point=_entry_point(new.make),
-        vector_entry_point=None if new.make_vec is None else _entry_point(new.make_vec),
-    )  # fmt: skip
+    try:
+        gym.register(
+            new.id, entry_point=_entry_point(new.make),
+            vector_entry_point=None if new.make_vec is None else _entry_point(new.make_vec),
+        )  # fmt: skip
+    except gym.error.Error as error:
+        raise ValueError(f"id {new.id!r} cannot be registered with Gymnasium: {error}") from error
     _REGISTRY[new.id] = new
 
 
@@ -211,6 +223,10 @@ def import_module(module: str, env_id: str) -> Any:
         importlib.invalidate_caches()
     try:
         return importlib.import_module(module)
+    except (TypeError, ValueError) as error:
+        if not module.startswith(".") and module.strip("."):  # an error of the user's code
+            raise
+        raise ValueError(f"cannot make {env_id}: {module!r} is no name of a module") from error
     except ImportError as error:
         where = f"; looked in the current folder, {os.getcwd()}, too" if error.name == module else ""
         raise ValueError(f"cannot make {env_id}: {error}{where}") from error

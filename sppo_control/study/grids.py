@@ -18,6 +18,7 @@ Paths are relative to the folder in which the command is started.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class Grid:
             instead = ", ".join(OF_THE_GRID[flag] for flag in taken)
             raise ValueError(f"settings must leave {', '.join(taken)} to the grid, that is to {instead}")
         check_limits(self)
-        if self.out.suffix != ".parquet" or self.out.is_dir():
+        if self.out.suffix != ".parquet" or os.path.isdir(self.out):
             raise ValueError(f"out must be a file whose name ends in .parquet, got {self.out}")
 
 

@@ -90,7 +90,10 @@ Choices = dict[tuple[str, str], Choice]
 def rate_of(setting: str) -> float:
     """The rate in a setting: 3e-4 for "learning-rate=3e-4"; NaN if the setting contains anything else."""
     match = re.fullmatch(r"learning[-_]rate\s*=\s*([-+.\deE]+)", setting.strip())
-    return float(match[1]) if match else np.nan
+    try:
+        return float(match[1]) if match else np.nan
+    except ValueError:  # "1e-", say
+        return np.nan
 
 
 def read(

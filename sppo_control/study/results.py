@@ -340,8 +340,10 @@ def stages(entries: Sequence[dict[str, Any]], last: bool = False) -> list[list[d
     for entry in sorted(entries, key=lambda e: e["update"]):
         by_run.setdefault((entry.get("env_id", ""), entry["algorithm"], entry["seed"]), []).append(entry)
     if last:
-        return [[run[-1] for run in by_run.values()]]
-    return [[run[i] for run in by_run.values() if len(run) > i] for i in range(max(map(len, by_run.values())))]
+        return [[run[-1] for run in by_run.values()]] if by_run else []
+    return [
+        [run[i] for run in by_run.values() if len(run) > i] for i in range(max(map(len, by_run.values()), default=0))
+    ]
 
 
 def separable(run: dict[str, Any]) -> bool:
@@ -350,8 +352,14 @@ def separable(run: dict[str, Any]) -> bool:
 
 
 def span(numbers: Iterable[int]) -> str:
-    """ "3", or "3 to 10"."""
+    """ "3", or "3 to 10".
+
+    Raises:
+        ValueError: there is no number.
+    """
     numbers = sorted(numbers)
+    if not numbers:
+        raise ValueError("numbers must be at least one number, got none")
     return f"{numbers[0]}" + (f" to {numbers[-1]}" if numbers[-1] > numbers[0] else "")
 
 

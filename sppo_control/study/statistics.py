@@ -39,7 +39,13 @@ def smoothed(run: StudyRun, axis: str) -> tuple[Array, Array]:
 
 
 def band(runs: Sequence[StudyRun], axis: str) -> tuple[Array, Array, Array, Array]:
-    """A grid from 0 to the end of the shortest run, and there the IQM and both ends of its interval (NaN for one run)."""
+    """A grid from 0 to the end of the shortest run, and there the IQM and both ends of its interval (NaN for one run).
+
+    Raises:
+        ValueError: there is no run.
+    """
+    if not runs:
+        raise ValueError("runs must be at least one run, got none")
     curves = [smoothed(run, axis) for run in runs]
     grid = np.linspace(0.0, min(x[-1] for x, _ in curves), CURVE_POINTS)
     values = np.stack([np.interp(grid, x, y) for x, y in curves], axis=-1)  # (CURVE_POINTS, runs)
@@ -47,7 +53,13 @@ def band(runs: Sequence[StudyRun], axis: str) -> tuple[Array, Array, Array, Arra
 
 
 def time_to(run: StudyRun, axis: str, threshold: float) -> float:
-    """Where the smoothed curve first reaches `threshold`; inf if it never does."""
+    """Where the smoothed curve first reaches `threshold`; inf if it never does.
+
+    Raises:
+        ValueError: threshold outside [0, 1].
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be a success rate in [0, 1], got {threshold}")
     x, y = smoothed(run, axis)
     above = np.flatnonzero(y >= threshold)
     if len(above) == 0 or above[0] == 0:
@@ -58,12 +70,24 @@ def time_to(run: StudyRun, axis: str, threshold: float) -> float:
 
 # ---------------------------------------------------------------------------------------------------- statistics
 def iqm(*samples: Any, axis: int = -1) -> Any:
-    """Interquartile mean of all samples together."""
+    """Interquartile mean of all samples together.
+
+    Raises:
+        ValueError: there is no number.
+    """
+    if not sum(np.shape(sample)[axis] for sample in samples):
+        raise ValueError("samples must have at least one number, got none")
     return stats.trim_mean(np.concatenate(samples, axis), 0.25, axis)
 
 
 def difference(*samples: Any, axis: int = -1) -> Any:
-    """IQM of the first half of the samples minus IQM of the second half."""
+    """IQM of the first half of the samples minus IQM of the second half.
+
+    Raises:
+        ValueError: an odd number of samples, or a half without a number.
+    """
+    if len(samples) % 2:
+        raise ValueError(f"samples must be an even number of them, one half against the other, got {len(samples)}")
     half = len(samples) // 2
     return iqm(*samples[:half], axis=axis) - iqm(*samples[half:], axis=axis)
 
@@ -73,7 +97,14 @@ def interval(statistic: Callable[..., Any], *samples: Any, resamples: int = 9999
 
     The last axis of a sample is its runs. Each sample is resampled separately. With one sample per task this is the
     stratified bootstrap.
+
+    Raises:
+        ValueError: there is no sample; resamples below 2.
     """
+    if not samples:
+        raise ValueError("samples must be at least one sample, got none")
+    if resamples < 2:
+        raise ValueError(f"resamples must be at least 2, got {resamples}")
     samples = tuple(np.asarray(s, float) for s in samples)
     if min(s.shape[-1] for s in samples) < 2:
         return (np.full(samples[0].shape[:-1], np.nan),) * 2
@@ -87,7 +118,12 @@ def p_value(a: Sequence[float], b: Sequence[float]) -> float:
     """p for the hypothesis that both samples come from one distribution; NaN if one of them has a single run.
 
     It is at least 2 divided by the number of ways to split the runs: 0.1 for 3 against 3, 0.008 for 5 against 5.
+
+    Raises:
+        ValueError: a number is NaN, because it has no rank.
     """
+    if np.isnan([*a, *b]).any():
+        raise ValueError(f"a and b must be numbers, and one of them is NaN: {[*a]} and {[*b]}")
     if min(len(a), len(b)) < 2:
         return math.nan
     ranks = stats.rankdata([*a, *b])
@@ -105,22 +141,37 @@ def spearman_ceiling(rate: Sequence[float], rollouts: int) -> float:
 
     The perfect V is the true success probability p of each context, for which `rate` is used. It is compared with new
     rollouts, as many as before. The numbers of a critic are never exactly equal. So among contexts of equal p (for example
-    0 or 1) the ranks of V are random. The result is NaN if all contexts have the same p.
+    0 or 1) the ranks of V are random. Rollouts that come out equally from all contexts have no coefficient, and are left
+    out. The result is NaN if all are, for example because all contexts have the same p.
 
     Args:
         rate: success rate of each context, in [0, 1].
-        rollouts: number of rollouts per context.
+        rollouts: number of rollouts per context, at least 1.
+
+    Raises:
+        ValueError: a rate outside [0, 1], or none; rollouts below 1.
     """
     p, rng = np.asarray(rate, float), np.random.default_rng(0)
+    if not len(p) or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"rate must be in [0, 1], for at least one context, got {p}")
+    if rollouts < 1:
+        raise ValueError(f"rollouts must be at least 1, got {rollouts}")
     if np.ptp(p) == 0:
         return math.nan
-    draws = [stats.spearmanr(p + 1e-9 * rng.random(len(p)), rng.binomial(rollouts, p)).statistic for _ in range(100)]
-    return float(np.mean(draws))
+    draws = [(p + 1e-9 * rng.random(len(p)), rng.binomial(rollouts, p)) for _ in range(100)]
+    found = [stats.spearmanr(v, measured).statistic for v, measured in draws if np.ptp(measured) > 0]
+    return float(np.mean(found)) if found else math.nan
 
 
 def holm(p: Iterable[float]) -> Array:
-    """Holm's correction (1979) for as many tests as there are numbers. NaN does not count as a test and stays NaN."""
+    """Holm's correction (1979) for as many tests as there are numbers. NaN does not count as a test and stays NaN.
+
+    Raises:
+        ValueError: a number outside [0, 1].
+    """
     p = np.array(list(p), float)
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(f"p must be in [0, 1], or NaN, got {p}")
     order = np.argsort(p)[: np.isfinite(p).sum()]
     corrected = np.full(len(p), np.nan)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))

@@ -6,6 +6,7 @@ file's name without .py. Results files contain only that name, so they can be dr
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -91,7 +92,7 @@ def _own(path: Path) -> Variant:
     Raises:
         ValueError: there is no such file, or its name is taken.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, for a name that is too long, where Path.is_file raises an OSError
         raise ValueError(f"must be names or existing scripts, and there is no file {path} (looked for in {Path.cwd()})")
     if path.stem in VARIANTS:
         raise ValueError(

@@ -1,0 +1,430 @@
+"""Properties of every function of sppo_control.core: the right number, or a refusal that names the argument.
+
+The references are loops over float64 numbers. The numbers in padded places are NaN, infinite or enormous.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from properties import Drawn, Properties, close, drawn, eps, refused
+
+from sppo_control import core
+
+PROPERTIES = Properties(core={"ClippedSurrogate": "a tuple of what clipped_surrogate returns"})
+of = PROPERTIES.of
+
+
+def array(x):
+    return x.detach().double().numpy()
+
+
+def sigmoid(v):
+    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
+
+
+def test_every_public_function_has_a_property():
+    PROPERTIES.check(core)
+
+
+# ---------------------------------------------------------------------------------------------------- advantages
+@of(core, "sequence_advantage")
+@given(drawn(), st.sampled_from([1.0, 30.0, 1e4]))
+def test_sequence_advantage(d, size):
+    outcome, logit = d.outcomes(d.B), (size * d.numbers(d.B, size=1.0)).requires_grad_()
+    found = core.sequence_advantage(outcome, logit)
+    assert not found.requires_grad
+    assert found.dtype == d.dtype
+    expected = [r - sigmoid(v) for r, v in zip(array(outcome), array(logit), strict=True)]
+    close(found, expected, 2 * eps(d.dtype))
+
+
+@of(core, "generalized_advantage")
+@given(drawn(), st.sampled_from([0.0, 0.5, 0.99, 1.0]), st.sampled_from([0.0, 0.3, 0.95, 1.0]))
+def test_generalized_advantage(d, gamma, lam):
+    mask = d.mask()
+    reward, value = d.numbers(d.B, d.T), d.numbers(d.B, d.T)
+    advantage, returns = core.generalized_advantage(d.spoilt(reward, mask), d.spoilt(value, mask), mask, gamma, lam)
+    r, v, m = array(reward), array(value), mask.numpy()
+    expected, size = np.zeros(m.shape), np.zeros(m.shape)
+    for b in range(d.B):
+        real = [t for t in range(d.T) if m[b, t]]
+        for i, t in enumerate(real):  # the sum of discounted TD errors, term by term
+            for k in range(i, len(real)):
+                after = v[b, real[k + 1]] if k + 1 < len(real) else 0.0
+                expected[b, t] += (gamma * lam) ** (k - i) * (r[b, real[k]] + gamma * after - v[b, real[k]])
+        size[b] = sum(abs(r[b, t]) + abs(v[b, t]) for t in real)
+    error = 2 * d.T * eps(d.dtype) * size
+    close(advantage, expected, error)
+    close(returns, np.where(m, expected + v, 0.0), error)
+    assert (advantage[~mask] == 0).all()
+    assert (returns[~mask] == 0).all()
+
+
+def groups_of(d):
+    """(outcomes (B N,), N)"""
+    size = 2 + d.T % 5
+    return d.outcomes(d.B * size), size
+
+
+@of(core, "group_relative_advantage")
+@given(drawn(), st.booleans(), st.booleans())
+def test_group_relative_advantage(d, normalize, nearly):
+    outcome, size = groups_of(d)
+    if nearly:  # equal up to rounding: one unit in the last place less in some places
+        base, less = d.rng.choice([0.75, 1.0]), d.rng.integers(0, 2, len(outcome))
+        outcome = torch.from_numpy(base * (1 - less * eps(d.dtype) / 2)).to(d.dtype)
+    found = core.group_relative_advantage(outcome, size, normalize)
+    for i in range(d.B):
+        group = array(outcome)[i * size : (i + 1) * size]
+        mean = sum(group) / size
+        spread = max(group) - min(group)
+        std = math.sqrt(sum((x - mean) ** 2 for x in group) / size)
+        mine = found[i * size : (i + 1) * size]
+        if spread <= eps(d.dtype):
+            assert (mine == 0).all(), "a difference that rounding makes is no difference"
+        elif not normalize:
+            close(mine, group - mean, 4 * eps(d.dtype))
+        elif spread > 50 * eps(d.dtype):
+            close(mine, (group - mean) / std, 8 * eps(d.dtype) / std * (1 + spread / std))
+        assert mine.abs().max() <= math.sqrt(size) + 0.1, "no advantage is larger than one success among N"
+
+
+@of(core, "leave_one_out_advantage")
+@given(drawn())
+def test_leave_one_out_advantage(d):
+    outcome, size = groups_of(d)
+    r = array(outcome)
+    expected = []
+    for i in range(len(r)):
+        first = i // size * size
+        expected.append(r[i] - sum(r[j] for j in range(first, first + size) if j != i) / (size - 1))
+    close(core.leave_one_out_advantage(outcome, size), expected, 8 * eps(d.dtype))
+
+
+@of(core, "greedy_baseline_advantage")
+@given(drawn())
+def test_greedy_baseline_advantage(d):
+    outcome, greedy = d.outcomes(d.B), d.outcomes(d.B)
+    expected = [a - b for a, b in zip(array(outcome), array(greedy), strict=True)]
+    close(core.greedy_baseline_advantage(outcome, greedy), expected, eps(d.dtype))
+
+
+# -------------------------------------------------------------------------------------------------------- losses
+def divisor(d, draw_it):
+    """None, or a denominator of one of the kinds that are allowed, and its value."""
+    value = float(d.rng.choice([0.5, 1.0, 7.0, 300.0]))
+    return {
+        "none": (None, None), "float": (value, value), "int": (7, 7.0), "tensor": (torch.tensor(value), value),
+        "whole": (torch.tensor(7), 7.0), "one": (torch.tensor([value]), value),
+    }[draw_it]  # fmt: skip
+
+
+KINDS_OF_DIVISOR = st.sampled_from(["none", "float", "int", "tensor", "whole", "one"])
+
+
+def surrogate_by_definition(log_ratio, advantage, mask, clip_coef, reduction, denominator):
+    """(loss, gradient (B, T), size of the summands for the tolerance, statistics)"""
+    B, T = mask.shape
+    steps = [(b, t) for b in range(B) for t in range(T) if mask[b, t]]
+    lengths = [sum(mask[b]) for b in range(B)]
+    loss, size, gradient = 0.0, 0.0, np.zeros((B, T))
+    for b, t in steps:
+        if reduction == "token-mean":
+            weight, by_default = 1.0, len(steps)
+        elif reduction == "fixed":
+            weight, by_default = 1.0, B * T
+        else:
+            weight, by_default = 1 / lengths[b], sum(n > 0 for n in lengths)
+        weight /= by_default if denominator is None else denominator
+        A, r = advantage[b, t] if advantage.ndim == 2 else advantage[b], math.exp(min(log_ratio[b, t], 700.0))
+        clipped = (A > 0 and r > 1 + clip_coef) or (A < 0 and r < 1 - clip_coef)
+        if A == 0:
+            continue
+        term = (1 + clip_coef if A > 0 else 1 - clip_coef) * A if clipped else r * A
+        loss -= weight * term
+        size += weight * abs(term)
+        gradient[b, t] = 0.0 if clipped else -weight * r * A
+    logs = [log_ratio[b, t] for b, t in steps]
+    ratios = [math.exp(min(x, 700.0)) for x in logs]
+    statistics = {
+        "old_approx_kl": -sum(logs) / len(steps),
+        "approx_kl": sum(math.expm1(min(x, 700.0)) - x for x in logs) / len(steps),
+        "clipfrac": sum(abs(r - 1) > clip_coef for r in ratios) / len(steps),
+        "ratio_min": min(ratios), "ratio_max": max(ratios),
+    }  # fmt: skip
+    return loss, gradient, size, statistics
+
+
+@of(core, "clipped_surrogate")
+@given(
+    drawn(), st.sampled_from([1e-4, 0.1, 1.0, 8.0, 200.0]), st.sampled_from([0.1, 0.2, 0.9, 3.0, 100.0]),
+    st.sampled_from(["token-mean", "sequence-mean", "fixed"]), KINDS_OF_DIVISOR, st.booleans(),
+)  # fmt: skip
+def test_clipped_surrogate(d, spread, clip_coef, reduction, kind, per_step):
+    mask, rng, unit = d.mask(), d.rng, eps(d.dtype)
+    denominator, value = divisor(d, kind)
+    logp_old = torch.from_numpy(-rng.exponential(2.0, (d.B, d.T))).to(d.dtype)
+    logp = (logp_old.double() + spread * torch.from_numpy(rng.standard_normal((d.B, d.T)))).to(d.dtype)
+    # At a kink the two sides have different gradients, and rounding decides the side. There the ratio is made 1.
+    ratio = (logp.double() - logp_old.double()).exp()
+    near = torch.zeros_like(mask)
+    for edge in (1 - clip_coef, 1 + clip_coef):
+        near |= (ratio - edge).abs() < 4 * unit * (1 + (logp - logp_old).abs().double()) * max(1.0, abs(edge))
+    logp = torch.where(near, logp_old, logp)
+    advantage = d.numbers(*((d.B, d.T) if per_step else (d.B,)), size=10.0)
+    if d.seed % 2:  # half of them exactly 0: what overflows must then be clipped, and inf x 0 must not appear
+        advantage = advantage.clamp(min=0)
+
+    given_logp = d.spoilt(logp, mask).requires_grad_()
+    given_advantage = d.spoilt(advantage, mask) if per_step else advantage
+    found = core.clipped_surrogate(
+        given_logp, d.spoilt(logp_old, mask), given_advantage, mask, clip_coef, reduction, denominator
+    )
+    found.loss.backward()
+    log_ratio = array(logp - logp_old)
+    loss, gradient, size, statistics = surrogate_by_definition(
+        log_ratio, array(advantage), mask.numpy(), clip_coef, reduction, value
+    )
+    assert found.loss.shape == ()
+    assert (given_logp.grad[~mask] == 0).all()
+    assert found.num_steps == mask.sum()
+    assert found.approx_kl >= 0 or found.approx_kl.isnan()
+    if found.loss.isfinite():
+        assert given_logp.grad.isfinite().all(), "the loss is finite, and its gradient is not"
+    # A step's ratio has the relative error of its exponent, |log r| + 1 units in the last place.
+    largest = min(np.abs(log_ratio[mask.numpy()]).max(), 700.0)
+    relative = 8 * unit * (1 + largest)
+    if np.exp(largest) * 1e4 < torch.finfo(d.dtype).max:
+        close(found.loss.detach(), loss, relative * size)
+        tiny = torch.finfo(d.dtype).tiny * 1e4  # a product of small numbers may be rounded to 0
+        close(given_logp.grad, gradient, relative * np.abs(gradient) + tiny)
+        for name, number in statistics.items():
+            size = largest if "kl" in name else np.exp(largest) if "ratio" in name else 0.0
+            close(getattr(found, name), number, relative * abs(number) + 2 * min(unit, eps(torch.float32)) * size)
+    else:
+        assert found.clipfrac == torch.tensor(statistics["clipfrac"]).to(d.dtype)
+        large = mask.numpy() & (np.exp(np.minimum(log_ratio, 700)) * 1e4 >= torch.finfo(d.dtype).max)
+        if not (large & (array(advantage) < 0 if per_step else array(advantage)[:, None] < 0)).any():
+            close(found.loss.detach(), loss, relative * size)  # a ratio that overflows is clipped where A >= 0
+
+
+@of(core, "bernoulli_value_loss")
+@given(drawn(), st.sampled_from([1.0, 40.0, 1e4]), KINDS_OF_DIVISOR)
+def test_bernoulli_value_loss(d, size, kind):
+    outcome, logit = d.outcomes(d.B), (size * d.numbers(d.B, size=1.0)).requires_grad_()
+    denominator, value = divisor(d, kind)
+    found = core.bernoulli_value_loss(logit, outcome, denominator)
+    found.backward()
+    r, v = array(outcome), array(logit)
+    # - R log V - (1 - R) log(1 - V), with log V = -log(1 + exp(-v)) written so that nothing overflows
+    terms = [
+        r[i] * (max(-v[i], 0) + math.log1p(math.exp(-abs(v[i]))))
+        + (1 - r[i]) * (max(v[i], 0) + math.log1p(math.exp(-abs(v[i]))))
+        for i in range(d.B)
+    ]
+    n = d.B if value is None else value
+    close(found.detach(), sum(terms) / n, 4 * eps(d.dtype) * sum(1 + abs(x) for x in v) / n)
+    assert not found.isfinite() or logit.grad.isfinite().all()
+    close(logit.grad, [(sigmoid(x) - y) / n for x, y in zip(v, r, strict=True)], 4 * eps(d.dtype) / n)
+
+
+@of(core, "squared_value_loss")
+@given(drawn(), KINDS_OF_DIVISOR)
+def test_squared_value_loss(d, kind):
+    mask = d.mask()
+    size = 3e4 if d.dtype == torch.float16 else None  # whose squares are beyond float16; the loss may be, too
+    value, returns = d.numbers(d.B, d.T, size=size), d.numbers(d.B, d.T, size=size)
+    denominator, number = divisor(d, kind)
+    given_value = d.spoilt(value, mask).requires_grad_()
+    found = core.squared_value_loss(given_value, d.spoilt(returns, mask), mask, denominator)
+    found.backward()
+    v, g, m = array(value), array(returns), mask.numpy()
+    n = m.sum() if number is None else number
+    steps = [(b, t) for b in range(d.B) for t in range(d.T) if m[b, t]]
+    loss = sum(0.5 * (v[s] - g[s]) ** 2 for s in steps) / n
+    assert found.shape == ()
+    close(found.detach(), loss, 8 * eps(d.dtype) * loss)
+    assert not found.isfinite() or given_value.grad.isfinite().all()
+    close(given_value.grad, np.where(m, v - g, 0.0) / n, 4 * eps(d.dtype) * np.abs(v - g) / n + 1e-6 * (n > 100))
+    assert (given_value.grad[~mask] == 0).all()
+
+
+# ---------------------------------------------------------------------------------------------------- statistics
+@of(core, "masked_mean")
+@given(drawn())
+def test_masked_mean(d):
+    mask, x = d.mask(), d.numbers(d.B, d.T)
+    given_x = d.spoilt(x, mask).requires_grad_()
+    found = core.masked_mean(given_x, mask)
+    found.backward()
+    real = [array(x)[b, t] for b in range(d.B) for t in range(d.T) if mask[b, t]]
+    close(found.detach(), sum(real) / len(real), 8 * eps(d.dtype, torch.float32) * sum(map(abs, real)) / len(real))
+    close(given_x.grad, np.where(mask, 1 / len(real), 0.0))
+
+
+@of(core, "explained_variance")
+@given(drawn(), st.sampled_from(["none", "vector", "matrix"]), st.booleans())
+def test_explained_variance(d, shape, good):
+    mask = d.mask() if shape == "matrix" else d.mask()[:, 0] | (torch.arange(d.B) == 0)
+    target = d.numbers(*mask.shape)
+    prediction = (target.double() * (1 + 0.1 * d.rng.standard_normal())).to(d.dtype) if good else d.numbers(*mask.shape)
+    if shape == "none":
+        mask = torch.ones_like(mask)
+        found = core.explained_variance(prediction, target)
+    else:
+        found = core.explained_variance(d.spoilt(prediction, mask), d.spoilt(target, mask), mask)
+    y, p = array(target)[mask.numpy()], array(prediction)[mask.numpy()]
+    unit, size = eps(d.dtype), max(np.abs(y).max(), np.abs(p).max())
+    spread = max(y) - min(y)
+    if spread <= 4 * unit * np.abs(y).max():
+        assert found.isnan(), "a target that is constant up to rounding explains nothing"
+    elif spread > 16 * unit * np.abs(y).max():
+        mean, mean_error = sum(y) / len(y), sum(y - p) / len(y)
+        variance = sum((x - mean) ** 2 for x in y)
+        share = sum((x - mean_error) ** 2 for x in y - p) / variance
+        rounding = 4 * unit * size * math.sqrt(len(y) / variance)
+        close(found, 1 - share, 8 * unit * (1 + share) + 2 * rounding * (math.sqrt(share) + rounding) * (1 + rounding))
+
+
+@of(core, "brier_score")
+@given(drawn())
+def test_brier_score(d):
+    probability, outcome = d.outcomes(d.B), d.outcomes(d.B)
+    expected = sum((v - r) ** 2 for v, r in zip(array(probability), array(outcome), strict=True)) / d.B
+    close(core.brier_score(probability, outcome), expected, 8 * eps(d.dtype))
+
+
+@of(core, "expected_calibration_error")
+@given(drawn(), st.integers(1, 20), st.booleans(), st.sampled_from([1, 1, 1, 500]))
+def test_expected_calibration_error(d, num_bins, outside, times):
+    probability = d.outcomes(d.B)
+    if outside:
+        probability[0] = float(d.rng.choice([-1e4, -0.5, 1.5, 1e4]))
+    scaled = array(probability) * num_bins
+    # At the edge of two bins, rounding decides.
+    assume((np.abs(scaled - scaled.round()) > 4 * eps(d.dtype) * num_bins).all() or d.kind == "plain")
+    probability, outcome = probability.repeat(times), d.outcomes(d.B).repeat(times)
+    gaps = [0.0] * num_bins
+    for v, r in zip(array(probability), array(outcome), strict=True):
+        gaps[min(max(math.floor(v * num_bins), 0), num_bins - 1)] += v - r
+    expected = sum(map(abs, gaps)) / len(outcome)
+    size = 1 + np.abs(array(probability)).mean()
+    error = 4 * eps(d.dtype) * size + 2 * times * d.B * eps(torch.float32) * size
+    close(core.expected_calibration_error(probability, outcome, num_bins), expected, error)
+
+
+@of(core, "wilson_interval")
+@given(st.integers(1, 10**7).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(1e-3, 50))
+def test_wilson_interval(counts, z):
+    successes, trials = counts
+    low, high = core.wilson_interval(successes, trials, z)
+    assert 0 <= low <= successes / trials + 1e-15
+    assert successes / trials - 1e-15 <= high <= 1
+    for end in (low, high):  # both solve |p_hat - p| = z sqrt(p (1 - p) / n), squared so that it holds at 0 and 1
+        distance, most = (successes / trials - end) ** 2, z * z * end * (1 - end) / trials
+        assert distance == pytest.approx(most, rel=1e-6, abs=1e-13)
+    assert (low == 0) == (successes == 0)
+    assert (high == 1) == (successes == trials)
+
+
+# ------------------------------------------------------------------------------------------------------ bad values
+def calls(d):
+    """name -> (good arguments, which of them are outcomes)"""
+    vectors = [d.outcomes(d.B) for _ in range(2)]
+    matrices = [d.numbers(d.B, d.T, size=1.0) for _ in range(2)]
+    mask, group = d.mask(), d.outcomes(2 * d.B)
+    v2 = dict(zip(("outcome", "value_logit"), vectors, strict=True))
+    return {
+        "sequence_advantage": v2,
+        "generalized_advantage": {
+            "reward": matrices[0], "value": matrices[1], "mask": mask, "gamma": 0.9, "gae_lambda": 0.8,
+        },
+        "group_relative_advantage": {"outcome": group, "group_size": 2},
+        "leave_one_out_advantage": {"outcome": group, "group_size": 2},
+        "greedy_baseline_advantage": {"outcome": vectors[0], "greedy_outcome": vectors[1]},
+        "clipped_surrogate": {
+            "logp": matrices[0], "logp_old": matrices[1], "advantage": vectors[0], "mask": mask, "clip_coef": 0.2,
+            "reduction": "token-mean", "denominator": 3,
+        },
+        "bernoulli_value_loss": {**v2, "denominator": 3},
+        "squared_value_loss": {"value": matrices[0], "returns": matrices[1], "mask": mask, "denominator": 3},
+        "masked_mean": {"x": matrices[0], "mask": mask},
+        "explained_variance": {"prediction": matrices[0], "target": matrices[1], "mask": mask},
+        "brier_score": {"probability": vectors[0], "outcome": vectors[1]},
+        "expected_calibration_error": {"probability": vectors[0], "outcome": vectors[1], "num_bins": 5},
+        "wilson_interval": {"successes": 1, "trials": 2, "z": 1.0},
+    }  # fmt: skip
+
+
+NOT_TENSORS = [[0.5], 0.5, "x", None, np.zeros(3)]
+BAD = {
+    "gamma": [-0.1, 1.1, math.nan, math.inf, "x", None],
+    "gae_lambda": [-0.1, 1.1, math.nan, -math.inf, "x", None],
+    "clip_coef": [0, -0.2, math.nan, math.inf, "x", None],
+    "reduction": ["mean", "", None, 3, ["token-mean"]],
+    "denominator": [
+        0, -1, math.nan, math.inf, "x", torch.tensor(0), torch.tensor(-1.0), torch.tensor(math.nan),
+        torch.tensor(math.inf), torch.tensor([1, 2]), torch.tensor([]), torch.tensor(1j),
+    ],
+    "group_size": [0, 1, -2, 10**6, 2.0, math.nan, "x", None],
+    "num_bins": [0, -1, 2.5, math.nan, "x", None],
+    "successes": [-1, 3, math.nan, "x", None],
+    "trials": [0, -5, math.nan, "x", None],
+    "z": [0, -1.0, math.nan, math.inf, 1e200, "x", None],
+}  # fmt: skip
+
+
+def broken(d, name, x):
+    """Impossible values in place of a good argument `x`."""
+    if name in BAD:
+        return BAD[name]
+    bad = [*NOT_TENSORS, x[:0], x[0, 0] if x.ndim == 2 else x[0], torch.cat([x, x[:1]]), x.to(torch.complex64)]
+    bad += [x.long(), x.unsqueeze(0), x.unsqueeze(-1)]
+    if name == "mask":
+        return [*bad, x.float(), x & False, x.unsqueeze(0)]
+    bad += [x.bool()]
+    if name == "advantage":  # it may be (B,) and (B, T)
+        bad = [
+            y
+            for y in bad
+            if not isinstance(y, torch.Tensor) or y.shape not in ((d.B,), (d.B, d.T)) or y.dtype != x.dtype
+        ]
+    if name in ("outcome", "greedy_outcome"):
+        for number in (math.nan, math.inf, -0.25, 1.5):
+            y = x.clone()
+            y[d.rng.integers(len(y))] = number
+            bad.append(y)
+    return bad
+
+
+FUNCTIONS = sorted(calls(Drawn(1, 1, 0, torch.float32, "none", "plain")))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@given(drawn(), st.integers(0, 10**6))
+def test_bad_values_are_refused_by_name(function, d, number):
+    arguments = calls(d)[function]
+    getattr(core, function)(**arguments)  # the control: nothing else is wrong
+    cases = [(name, value) for name, x in arguments.items() for value in broken(d, name, x)]
+    if function == "explained_variance":  # the only mask that may be left out
+        cases = [(name, value) for name, value in cases if name != "mask" or value is not None]
+    name, value = cases[number % len(cases)]
+    others = {"outcome": "group_size"} if "group_size" in arguments else {}  # their number is wrong
+    refused(lambda: getattr(core, function)(**{**arguments, name: value}), name, others.get(name, name))
+
+
+@of(core, "require")
+@given(
+    st.booleans(), st.lists(st.floats(0, 1, width=32), min_size=1, max_size=5), st.sampled_from([-0.5, 1.5, math.nan])
+)
+def test_require_names_the_first_number_that_is_outside(condition, good, bad):
+    offender = torch.tensor([*good, bad, bad + 1])
+    if condition:
+        core.require(torch.tensor(condition), "outcome is {}", offender)
+    else:
+        with pytest.raises(ValueError, match=f"outcome is {offender[len(good)].item()} at index {len(good)}$"):
+            core.require(torch.tensor(condition), "outcome is {}", offender)
