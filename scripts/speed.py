@@ -108,7 +108,8 @@ from unittest.mock import MagicMock
 for name in ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training", "navix"):
     sys.modules[name] = MagicMock()  # its file of wrappers imports them, its CartPole does not use them
 sys.path.insert(0, sys.argv[1] + "/purejaxrl")
-import gymnax, jax, ppo
+from importlib.metadata import version
+import jax, ppo
 config = json.loads(sys.argv[2])
 key = jax.random.PRNGKey(0)
 began = time.perf_counter()
@@ -119,7 +120,7 @@ ended = time.perf_counter()
 steps = config["TOTAL_TIMESTEPS"] // (config["NUM_ENVS"] * config["NUM_STEPS"]) * config["NUM_ENVS"] * config["NUM_STEPS"]
 memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"steps": steps, "seconds": ended - compiled, "compile_seconds": compiled - began,
-                  "peak_memory_mib": memory, "jax": jax.__version__, "gymnax": gymnax.__version__}))
+                  "peak_memory_mib": memory, "jax": version("jax"), "gymnax": version("gymnax")}))
 """
 """Runs in another Python: argv is the repository and the configuration."""
 
