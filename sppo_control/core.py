@@ -240,8 +240,9 @@ def clipped_surrogate(
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
     log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
     # Where A >= 0, a ratio that overflows is clipped, and its gradient is 0. But inf x 0 is NaN, also in the backward
-    # pass. So such a ratio is replaced by a finite one, which is clipped too.
-    overflows = (log_ratio > math.log(torch.finfo(log_ratio.dtype).max)) & (advantage >= 0)
+    # pass. So such a ratio is replaced by a finite one, which is clipped too. The limit is a little lower, because in
+    # half precision it is rounded.
+    overflows = (log_ratio > math.log(torch.finfo(log_ratio.dtype).max) - 1) & (advantage >= 0)
     ratio = torch.where(overflows, math.log1p(2 * clip_coef), log_ratio).exp()
     surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
 
@@ -364,10 +365,11 @@ def explained_variance(prediction: Tensor, target: Tensor, mask: Tensor | None =
         return _sum(torch.where(mask, x - mean, 0.0).square())
 
     target = target.detach()
+    error = _wide(target) - _wide(prediction.detach())
     low, high = torch.where(mask, target, torch.inf).amin(), torch.where(mask, target, -torch.inf).amax()
     # The extremes are compared, because the variance is not a safe test: for eight times 0.1 it is a rounding error.
     constant = high - low <= 8 * torch.finfo(target.dtype).eps * torch.maximum(low.abs(), high.abs())
-    explained = 1 - variance(target - prediction.detach()) / variance(target)
+    explained = 1 - variance(error) / variance(_wide(target))
     return torch.where(constant, torch.nan, explained).to(target.dtype)
 
 

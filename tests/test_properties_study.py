@@ -597,7 +597,7 @@ RATES = ("learning-rate=1e-4", "learning-rate=1e-3", "learning_rate = 3e-3")
 def test_rate_of_a_setting(value, sign):
     found = rates.rate_of(f"learning-rate{sign}{value}")
     try:
-        number = float(value)
+        number = float(value if isinstance(value, float) else value.strip())
     except ValueError:
         number = math.nan
     assert found == number or math.isnan(found)
