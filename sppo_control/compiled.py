@@ -129,6 +129,23 @@ def categorical_log_prob(
     return logp.view(actions.shape), entropy.view(actions.shape)
 
 
+def numpy_forward(scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Callable[[Any], Any]:
+    """A function (N, D) float32 -> (N, O) with the present weights, for acting."""
+    given = _turned((None, scale.numpy(), flat.detach().numpy(), _array(sizes)))[1:]
+    forward, width, hidden = _kernels().forward_share, sum(sizes[1:-1]), np.empty(0, np.float32)
+
+    def act(obs: Any) -> Any:
+        nonlocal hidden
+        rows = len(obs)
+        if len(hidden) != rows * width:
+            hidden = np.empty(rows * width, np.float32)
+        out = np.empty((rows, sizes[-1]), np.float32)
+        forward(np.ascontiguousarray(obs, np.float32), *given, hidden, out, rows, 0, 1)
+        return out
+
+    return act
+
+
 class _Network(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -97,6 +97,8 @@ class Network(nn.Module):
 
     def numpy_forward(self) -> Callable[[FloatArray], FloatArray]:
         """The network as a numpy function (N, D) -> (N, outputs), with its present weights; same algebra as `forward`."""
+        if compiled.suits(self.obs_scale, self.sizes):
+            return compiled.numpy_forward(self.obs_scale, self.flat, self.sizes)
         folded = []
         for i, (weight, bias) in enumerate(self.layers()):
             last = i == len(self.sizes) - 2

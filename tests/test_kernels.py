@@ -137,6 +137,20 @@ def test_values_of_a_critic_and_its_gradient():
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_acting_on_any_engine_takes_the_kernels_too(rows):
+    """`behaviour` serves environments that are not compiled."""
+    policy, *_ = random_policy(np.random.default_rng(1), CategoricalPolicy)
+    obs = np.random.default_rng(2).normal(size=(rows, policy.sizes[0]))
+    plain, noise = policy.behaviour()(obs.astype(np.float32), None), policy.noise(np.random.default_rng(3), rows)
+    with compiled.use("numba"):
+        act = policy.behaviour()
+    for given in (obs, np.asfortranarray(obs)):  # a user's environment may give float64, and any order
+        np.testing.assert_allclose(act(given, None)[1], plain[1], rtol=1e-5, atol=1e-5)
+    actions, logits = act(obs, noise)
+    np.testing.assert_array_equal(actions, (logits + noise).argmax(axis=1))
+
+
 def test_changed_weights_are_refused_as_in_torch():
     critic, obs = networks.Critic(4), torch.randn(5, 4)
     with compiled.use("numba"):
