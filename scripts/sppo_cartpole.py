@@ -126,7 +126,7 @@ def train(args: Args) -> runs.Run:
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
 
-    with compiled.use(args.kernels), runs.Run(args, __file__, args.env_id) as run:
+    with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer, recent=recent)
         while run.steps < args.total_timesteps:

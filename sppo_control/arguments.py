@@ -24,12 +24,9 @@ def check_args(args: Any) -> None:
     """
     if getattr(args, "critic_steps", 1) == 0:
         raise ValueError("--critic-steps must be at least 1, got 0; the paper's recipe is --critic-recipe paper")
-    widths = (*args.hidden, *getattr(args, "critic_hidden", ()))
-    args.kernels = compiled.resolve(
-        args.kernels, widths
-    )  # config.json says which, so that a resumed run takes the same
     check_limits(args)
     check_memory(_bytes(args))
+    compiled.resolve(args.kernels, compiled.widths(args))  # refuses numba where it is not there, or cannot do the work
     if args.num_envs % args.num_minibatches:
         raise ValueError(
             f"--num-minibatches must divide --num-envs, because a minibatch is a number of whole episodes; "

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -39,14 +39,14 @@ _chosen: Literal["numba", "torch"] = "torch"
 _threads = 1
 
 
-def resolve(kernels: Kernels, widths: Sequence[int] = ()) -> Literal["numba", "torch"]:
+def resolve(kernels: Kernels, hidden: Sequence[int] = ()) -> Literal["numba", "torch"]:
     """What `auto` means here, for networks with hidden layers of these widths.
 
     Raises:
         MissingExtra: numba is asked for and not installed.
         ValueError: numba is asked for, and a layer is too wide for it.
     """
-    wide = max(widths, default=1)
+    wide = max(hidden, default=1)
     if kernels == "numba" and wide > LARGEST_WIDTH:
         raise ValueError(
             f"--kernels numba is for layers of at most {LARGEST_WIDTH} units, got {wide}; use --kernels torch, which is as "
@@ -61,17 +61,31 @@ def resolve(kernels: Kernels, widths: Sequence[int] = ()) -> Literal["numba", "t
     return kernels
 
 
+def widths(args: Any) -> tuple[int, ...]:
+    """Of the hidden layers that a script's arguments name."""
+    return (*args.hidden, *getattr(args, "critic_hidden", ()))
+
+
 @contextlib.contextmanager
-def use(kernels: Kernels) -> Iterator[None]:
+def use(kernels: Kernels | Any) -> Iterator[None]:
     """Take these kernels inside a `with`; afterwards those from before. numba compiles them once on each machine.
 
     The choice holds for the whole process, not for one thread.
 
+    Args:
+        kernels: a name, or a script's arguments. Of these, `auto` is replaced by what it means here. So config.json says
+            which kernels a run took, and a resumed run takes the same.
+
     Raises:
         MissingExtra: see `resolve`.
+        ValueError: see `resolve`.
     """
     global _chosen, _threads
-    before, _chosen = _chosen, resolve(kernels)
+    if isinstance(kernels, str):
+        chosen = resolve(cast(Kernels, kernels))
+    else:
+        chosen = kernels.kernels = resolve(kernels.kernels, widths(kernels))
+    before, _chosen = _chosen, chosen
     torch_threads = torch.get_num_threads()
     if before == "torch":
         _threads = torch_threads

@@ -72,6 +72,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "episodes": SIZE,
     "contexts": SIZE,
     "demonstrations": SIZE,
+    "held_out": SIZE,
     "video_episodes": (1, 10_000),
     "save_every": (1, 2**62),
     "update": (0, 2**62),

@@ -12,7 +12,7 @@ import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
 import sppo_envs
-from sppo_control import checkpoints, cli, errors
+from sppo_control import checkpoints, cli, compiled, errors
 
 SCRIPTS = [sppo_cartpole, ppo_cartpole, grpo_cartpole, rloo_cartpole, remax_cartpole]
 
@@ -79,6 +79,8 @@ def test_config_json_stores_what_help_shows(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     found = shown(capsys, monkeypatch, sppo_cartpole, *words)
     changed = {"total-timesteps": "1", "horizon": "5", "eval-episodes": "1", "runs-dir": str(tmp_path)}
+    assert found["kernels"] == "auto"
+    changed["kernels"] = compiled.resolve("auto")  # what the run took, so that a resumed one takes it too
     assert {cli.flag(name)[2:]: words_of(value) for name, value in stored.items()} == {**found, **changed}
     # resumed: the stored values are the defaults
     assert shown(capsys, monkeypatch, sppo_cartpole, "--resume", str(run.folder))["num-envs"] == "8"

@@ -330,6 +330,23 @@ def test_runs_of_both_kernels_begin_alike(tmp_path):
     assert (weights["torch"] - start).abs().max() > 1e-3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [sppo_cartpole, ppo_cartpole], ids=["sppo", "ppo"])
+def test_both_kernels_learn_alike(script, tmp_path):
+    """Success after 450,000 steps, seeds 11 to 18: the means differ by less than twice their standard error."""
+    found = {}
+    for kernels in ("torch", "numba"):
+        rates = []
+        for seed in range(11, 19):
+            given = {"total_timesteps": 450_000, "eval_episodes": 512, "seed": seed, "save_every": 1000}
+            args = cli.make_args(script.Args, kernels=kernels, runs_dir=str(tmp_path), **given)
+            rates.append(script.train(args).summary["after"]["rate"])
+        found[kernels] = np.array(rates)
+    error = np.sqrt(sum(x.var(ddof=1) / len(x) for x in found.values()))
+    assert abs(found["torch"].mean() - found["numba"].mean()) < 2 * error + 0.01
+    assert min(x.mean() for x in found.values()) > 0.75
+
+
 def test_what_auto_is_and_when_numba_is_refused(monkeypatch):
     assert compiled.resolve("auto", (64, 256)) == "numba"
     assert compiled.resolve("auto", (64, 257)) == "torch"

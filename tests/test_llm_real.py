@@ -43,7 +43,7 @@ def test_the_sums_and_their_parts():
     assert arithmetic.make_rows(512) == (train, held_out)
     assert arithmetic.make_rows(512, seed=1) != (train, held_out)
     for wrong in (0, 4093):
-        with pytest.raises(ValueError, match=f"from 1 to 4092 sums can be held out, got {wrong}"):
+        with pytest.raises(ValueError, match=f"held_out must be from 1 to 4092, got {wrong}"):
             arithmetic.make_rows(wrong)
 
 

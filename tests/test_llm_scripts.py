@@ -99,6 +99,8 @@ def curves(folder):
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     found = {}
     for tag in events.Tags()["tensors"]:
+        if tag.startswith("_hparams_"):  # for the tab of hyperparameters
+            continue
         values = [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
         found[tag] = [(step, value.decode() if isinstance(value, bytes) else value) for step, value in values]
     del found["charts/SPS"]

@@ -30,7 +30,10 @@ PROPERTIES = Properties(
         "ProcessVectorEnv.close_extras": PROCESSES, "EnvPoolVectorEnv": POOL, "EnvPoolVectorEnv.bare_pool": POOL,
         "EnvPoolVectorEnv.close_extras": POOL,
     },
-    lockstep={"BadStep": "an error", "NumpyVectorEnv": "its subclasses have tests/test_envs.py and tests/test_tasks.py"},
+    lockstep={"BadStep": "an error", "NumpyVectorEnv": "its subclasses have tests/test_envs.py and tests/test_tasks.py"}
+    | {f"NumpyVectorEnv.{x}": "tests/test_kernels.py" for x in ("dynamics", "settle", "state")},
+    outcome={"NewEachEpisode": "a wrapper that makes environments; tests/test_strangers.py"}
+    | {f"NewEachEpisode.{x}": "tests/test_strangers.py" for x in ("reset",)},
     task={"Recipe": "values only", "Defaults": "values only"},
 )  # fmt: skip
 of = PROPERTIES.of

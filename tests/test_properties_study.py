@@ -22,7 +22,7 @@ from sppo_control.study.results import Arm, Study, StudyRun
 PROPERTIES = Properties(
     results={
         "read_runs": "reads files; tests/test_report.py", "Study.read_json": "reads files; tests/test_report.py",
-        "Arm": "a tuple",
+        "Arm": "a tuple", "read_table": "reads files; tests/test_tools_command_lines.py",
     },
     rates={"Choice": "a tuple"},
     variants={"Look": "a tuple", "Variant": "a tuple"},
@@ -517,7 +517,7 @@ BAD = {
 def test_grids(some, wrong):
     assert grids.Grid(**{**some, "env_ids": ("a",)}).env_ids == ("a",)
     name, value = wrong
-    with pytest.raises(ValueError, match=f"^{grids.key(name)} must "):
+    with pytest.raises(ValueError, match=f"^(--)?{grids.key(name)} must "):
         grids.Grid(**{"env_ids": ("a",), **some, name: value})
 
 

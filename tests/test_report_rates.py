@@ -305,4 +305,4 @@ def test_missing_packages_are_named():
     code = "import sys; sys.modules['pandas'] = None; sys.path.insert(0, 'scripts'); import report_rates"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
-    assert done.stderr == f"error: pandas is not installed; run: {extras.install('study')}\n"
+    assert done.stderr == f"error: pandas, which the study needs, is not installed; run: {extras.install('study')}\n"

@@ -10,10 +10,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import arithmetic_data
 import benchmark
 import contexts
 import drawings
 import evaluate_llm
+import fetch_smollm2
+import llm_real
 import mutants
 import plain_english
 import plot
@@ -32,10 +35,13 @@ from sppo_control.study import rates
 ROOT = Path(__file__).resolve().parents[1]
 POLE = "sppo/PrecisionCartPole-v0"
 WORK = {
+    arithmetic_data: [],
     benchmark: ["results_of"],
     contexts: ["success_by_context"],
     drawings: [],
     evaluate_llm: ["respond"],
+    fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
+    llm_real: ["train", "evaluate"],
     mutants: ["copy_checkout", "run_tests"],
     plain_english: ["sentences"],
     plot: ["groups"],
@@ -89,6 +95,9 @@ RUNS = ("absent", "folder", "file", "run_of_list", "run_of_text", "run_without_a
 TABLES = ("absent", "text", "empty", "csv", "other", "types", "folder", "twice", "arguments")
 JSONS = ("absent", "text", "empty", "list", "rows", "runs", "deep", "nan")
 CASES = {
+    arithmetic_data: [
+        *counts("--held-out"), ("--held-out", "5000"), *counts("--seed", least=0), *folders("--out"), ("--nope", "1"),
+    ],
     benchmark: [
         *counts("--eval-episodes", "--points", "--jobs"),
         *counts("--seeds", least=0),
@@ -117,6 +126,15 @@ CASES = {
         *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
         *[("--benchmarks", x) for x in ("aime99", "", "../x=y", "mine=absent.jsonl", "mine=text.json")],
         *[("--model", x) for x in ("", "absent/model", "folder")], ("--reward", "none"), ("--prompt-template", "Hi"),
+    ],
+    fetch_smollm2: [
+        *folders("--out"), *counts("--critic-layers"), ("--critic-layers", "31"), ("--dtype", "int8"),
+        *[("--gguf", x) for x in ("", "absent.gguf", "folder")],
+    ],
+    llm_real: [
+        *folders("--out"), *counts("--total-episodes", "--batch-size", "--micro-batch-size", "--critic-steps"),
+        *counts("--seed", least=0), *numbers("--learning-rate", "--critic-learning-rate"), ("--algorithm", "rloo"),
+        *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
     ],
     mutants: [
         *counts("--jobs"), *numbers("--time-limit", low="0"), *files("--json", ".json", parent_made=True),

@@ -59,7 +59,7 @@ def make_rows(held_out: int, seed: int = 0) -> tuple[list[dict[str, str]], list[
     rng = np.random.default_rng(seed)
     sums = rng.permutation([(a, b) for a in range(10, 100) for b in range(a, 100)])  # (4095, 2)
     if not 1 <= held_out < len(sums) - EXAMPLES:
-        raise ValueError(f"from 1 to {len(sums) - EXAMPLES - 1} sums can be held out, got {held_out}")
+        raise ValueError(f"held_out must be from 1 to {len(sums) - EXAMPLES - 1}, got {held_out}")
     sums = np.where(rng.random((len(sums), 1)) < 0.5, sums, sums[:, ::-1])
     known = len(sums) - held_out
 
