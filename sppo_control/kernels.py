@@ -146,8 +146,11 @@ def network_gradient(
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def log_softmax(y: Array) -> None:
-    """Each row of y (n, A), in place. In exactly this order: top + log(total) first would lose half of the digits."""
+def log_softmax(y: Array, p: Array) -> None:
+    """Each row of y (n, A) becomes its log-probabilities, and p their exponentials.
+
+    In exactly this order: top + log(total) first would lose half of the digits.
+    """
     for i in range(y.shape[0]):
         top = y[i, 0]
         for k in range(1, y.shape[1]):
@@ -155,10 +158,12 @@ def log_softmax(y: Array) -> None:
         total = np.float32(0.0)
         for k in range(y.shape[1]):
             y[i, k] -= top
-            total += math.exp(y[i, k])
+            p[i, k] = math.exp(y[i, k])
+            total += p[i, k]
         log_total = math.log(total)
         for k in range(y.shape[1]):
             y[i, k] -= log_total
+            p[i, k] /= total
 
 
 # --------------------------------------------------------------------------------- shares of a batch, one per thread
@@ -186,27 +191,27 @@ def backward_share(
 
 @njit(**OPTIONS)
 def categorical_share(
-    x: Array, scale: Array, turned: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, logp: Array,
-    entropy: Array, part: int, me: int, threads: int,
+    x: Array, scale: Array, turned: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, p: Array,
+    logp: Array, entropy: Array, part: int, me: int, threads: int,
 ) -> None:  # fmt: skip
-    """Network and softmax: log-probabilities of actions (N,) int64, the entropy (N,), and all log-probabilities (N, A)."""
+    """Network and softmax: log-probabilities of actions (N,) int64, the entropy (N,), all (log-)probabilities (N, A)."""
     rows = x.shape[0]
     for first in range(me * part, rows, threads * part):
         last = min(rows, first + part)
         network(x, scale, turned, sizes, hidden, log_p, first, last)
-        log_softmax(log_p[first:last])
+        log_softmax(log_p[first:last], p[first:last])
         for i in range(first, last):
             logp[i] = log_p[i, actions[i]]
             mean = np.float32(0.0)
             for k in range(log_p.shape[1]):
-                mean += math.exp(log_p[i, k]) * log_p[i, k]
+                mean += p[i, k] * log_p[i, k]
             entropy[i] = -mean
 
 
 @njit(**OPTIONS)
 def categorical_gradient_share(
-    x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, entropy: Array,
-    grad_logp: Array, grad_entropy: Array, totals: Array, part: int, me: int, threads: int,
+    x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, p: Array,
+    entropy: Array, grad_logp: Array, grad_entropy: Array, totals: Array, part: int, me: int, threads: int,
 ) -> None:  # fmt: skip
     """Gradients of the weights from those of logp (N,) and of entropy (N,), or an empty array for none."""
     rows, outputs = log_p.shape
@@ -216,10 +221,9 @@ def categorical_gradient_share(
         for i in range(first, last):
             g = grad_logp[i]
             for k in range(outputs):
-                p = math.exp(log_p[i, k])
-                grad[i - first, k] = (g if k == actions[i] else np.float32(0.0)) - g * p
+                grad[i - first, k] = (g if k == actions[i] else np.float32(0.0)) - g * p[i, k]
                 if len(grad_entropy) > 0:
-                    grad[i - first, k] -= grad_entropy[i] * p * (log_p[i, k] + entropy[i])
+                    grad[i - first, k] -= grad_entropy[i] * p[i, k] * (log_p[i, k] + entropy[i])
         network_gradient(x, scale, flat, sizes, hidden, grad, totals[first // part], first, last)
 
 

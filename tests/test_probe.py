@@ -166,7 +166,7 @@ def tails(trained, tmp_path_factory):
     paths = [run for (name, env_id), run in trained.items() if env_id == POLE and name != "grpo"]
     content = measure(tmp_path_factory.mktemp("tail") / "new" / "tail.json", "tail", *paths)
     assert content["env_id"] == POLE
-    assert content["versions"]["torch"] == torch.__version__
+    assert content["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     return {row["variant"]: row for row in content["runs"]}
 
 

@@ -193,7 +193,7 @@ CASES = {
     ],
     speed_llm: [
         *counts("--rounds"), *counts("--seeds", least=0), *files("--out", ".json", parent_made=True),
-        ("--device", "cuda"), ("--device", "tpu"), ("--what", "engines"), ("--worker", "ours"), ("--worker", ""),
+        ("--device", "cuda:99"), ("--device", "tpu"), ("--what", "engines"), ("--worker", "ours"), ("--worker", ""),
         *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep")],
     ],
     try_environments: [
