@@ -13,7 +13,8 @@ from sppo_control.extras import MissingExtra
 
 OPTIONAL = (
     "Box2D", "datasets", "envpool", "h5py", "imageio", "imageio_ffmpeg", "math_verify", "matplotlib", "minari",
-    "mujoco", "pandas", "pyarrow", "pygame", "ray", "scipy", "stable_baselines3", "transformers", "trl",
+    "mujoco", "numba", "pandas", "pyarrow", "pygame", "ray", "scipy", "stable_baselines3", "threadpoolctl",
+    "transformers", "trl",
 )  # fmt: skip
 MISSING = {name for name in OPTIONAL if find_spec(name) is None}
 """Looked up before any test can hide a package."""

@@ -349,6 +349,7 @@ def test_both_kernels_learn_alike(script, tmp_path):
 
 
 def test_what_auto_is_and_when_numba_is_refused(monkeypatch):
+    assert compiled.resolve("numba", (64, 256)) == "numba"
     assert compiled.resolve("auto", (64, 256)) == "numba"
     assert compiled.resolve("auto", (64, 257)) == "torch"
     with pytest.raises(ValueError, match="--kernels numba is for layers of at most 256 units, got 300"):
@@ -367,4 +368,5 @@ def test_importing_compiles_nothing():
         "assert 'numba' not in sys.modules and 'sppo_control.kernels' not in sys.modules"
     )
     scripts = str(Path(evaluate.__file__).parent)
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=scripts, env=os.environ)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=scripts, env=os.environ)
+    assert done.returncode == 0, done.stderr
