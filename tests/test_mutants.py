@@ -46,9 +46,9 @@ def test_there_are_many_of_every_kind():
 
 def test_the_page_has_every_mutant():
     page = (ROOT / "docs" / "mutants.md").read_text()
-    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.M) == [mutant.name for mutant in LIST], (
-        "run make mutants"
-    )
+    files = dict.fromkeys(mutant.file for mutant in LIST)
+    by_file = [mutant.name for file in files for mutant in LIST if mutant.file == file]
+    assert re.findall(r"^\| `([a-z0-9-]+)` \|", page, flags=re.M) == by_file, "run make mutants"
     assert f"{len(LIST)} mutants were tried. " in page
 
 
