@@ -184,14 +184,14 @@ def _compiled_dynamics(
     envs: gym.vector.VectorEnv, policy: Policy, horizon: int
 ) -> tuple[int, npt.NDArray[np.float64]] | None:
     """What `NumpyVectorEnv.dynamics` says, if the kernels are chosen and can run these episodes; else None."""
-    found = getattr(envs, "dynamics", None)
+    found = getattr(type(envs), "dynamics", None)  # not of the object: a wrapper passes on its inner environments' one
     suitable = (
         found is not None
         and compiled.suits(policy.obs_scale, policy.sizes)
         and policy.compiled_std() is not None
         and horizon == getattr(envs, "horizon")  # noqa: B009 - VectorEnv does not declare it
     )
-    return found() if suitable else None  # type: ignore[misc]
+    return found(envs) if suitable else None  # type: ignore[misc]
 
 
 def _run_compiled(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -266,6 +267,17 @@ def test_a_task_that_changes_a_step_is_not_compiled():
         with compiled.use(kernels):
             rollouts[kernels] = rollout(Heavier(6), policy, np.random.default_rng(0))
     assert torch.equal(rollouts["torch"].mask, rollouts["numba"].mask)
+
+
+def test_a_wrapper_is_not_passed_by():
+    """A wrapper of Gymnasium answers for what it wraps. Its own work must be done all the same."""
+    twice = gym.wrappers.vector.TransformObservation(PrecisionCartPoleVectorEnv(4), lambda obs: 2 * obs)
+    policy = starting_policy(PrecisionCartPoleVectorEnv(4), COMPILED[0], None, False, ())
+    twice.horizon = 200
+    with compiled.use("numba"):
+        plain = rollout(PrecisionCartPoleVectorEnv(4), policy, np.random.default_rng(0))
+        wrapped = rollout(twice, policy, np.random.default_rng(0))
+    torch.testing.assert_close(wrapped.context, 2 * plain.context)
 
 
 def test_a_policy_that_is_not_finite_is_refused_by_name():

@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from .lockstep import FloatArray
-
-CARTPOLE, PENDULUM, MOUNTAIN_CAR = range(3)
-"""The first number of `NumpyVectorEnv.dynamics`."""
+from .lockstep import CARTPOLE, PENDULUM, FloatArray
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

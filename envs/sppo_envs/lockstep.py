@@ -17,6 +17,8 @@ from gymnasium.vector.utils import batch_space
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float64]
 Seed = int | Sequence[int] | None
+CARTPOLE, PENDULUM, MOUNTAIN_CAR = range(3)
+"""The first number of `NumpyVectorEnv.dynamics`: which of `sppo_envs.dynamics`."""
 
 
 class BadStep(ValueError):
@@ -129,9 +131,12 @@ class LockstepVectorEnv(VectorEnv[Any, Any, Any], ABC):
                     reward[ended & judged["success"]] = 1.0
                 self._done = self._done | ended
                 self._any_done = True
-            for name, value in self._result.items():
-                infos[name], infos[f"_{name}"] = value, self._reported.get(name, self._done)
+            infos = self._infos()
         return obs, reward, self._done.copy(), np.zeros(self.num_envs, dtype=np.bool_), infos
+
+    def _infos(self) -> dict[str, Any]:
+        """What finished episodes report, and under `_name` which of them do."""
+        return {**self._result, **{f"_{name}": self._reported.get(name, self._done) for name in self._result}}
 
     def _keep(self, judged: dict[str, npt.NDArray[Any]], ended: BoolArray) -> None:
         """Note what the episodes that ended in this step report."""
@@ -223,7 +228,7 @@ class NumpyVectorEnv(LockstepVectorEnv):
         self._remember(memory)
         self._keep(self._judge(), np.ones(self.num_envs, dtype=np.bool_))
         self._done, self._any_done = np.ones(self.num_envs, dtype=np.bool_), True
-        return {**self._result, **{f"_{name}": self._reported.get(name, self._done) for name in self._result}}
+        return self._infos()
 
     def _remember(self, memory: FloatArray) -> None:
         """What `_judge` needs besides the states."""

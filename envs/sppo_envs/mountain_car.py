@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gymnasium.envs.classic_control.continuous_mountain_car import Continuous_MountainCarEnv
 from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 
-from .lockstep import BoolArray, FloatArray, NumpyVectorEnv
+from .lockstep import MOUNTAIN_CAR, BoolArray, FloatArray, NumpyVectorEnv
 from .outcome import OutcomeReward
 from .task import Axis, Defaults, Recipe, Task
 
@@ -84,7 +84,9 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
     def _constants(self) -> tuple[int, FloatArray]:
         c = self._physics
         goal = float(np.float32(c.goal_position))
-        return 2, np.array([c.min_action, c.max_action, c.power, c.max_speed, c.min_position, c.max_position, goal])
+        return MOUNTAIN_CAR, np.array(
+            [c.min_action, c.max_action, c.power, c.max_speed, c.min_position, c.max_position, goal]
+        )
 
     def _over(self) -> BoolArray:
         # The comparison is in float32, as in Gymnasium: 0.45 in float32 is slightly less than 0.45 in float64.

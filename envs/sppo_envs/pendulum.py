@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.classic_control.pendulum import PendulumEnv
 
-from .lockstep import BoolArray, FloatArray, NumpyVectorEnv, Seed
+from .lockstep import PENDULUM, BoolArray, FloatArray, NumpyVectorEnv, Seed
 from .outcome import OutcomeReward
 from .task import Axis, Defaults, Recipe, Task
 
@@ -142,7 +142,7 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
 
     def _constants(self) -> tuple[int, FloatArray]:
         c = self._physics
-        return 1, np.array([c.g, c.l, c.m, c.dt, c.max_speed, c.max_torque, UPRIGHT, self.window])
+        return PENDULUM, np.array([c.g, c.l, c.m, c.dt, c.max_speed, c.max_torque, UPRIGHT, self.window])
 
     def _remember(self, memory: FloatArray) -> None:
         self._cos = np.cos(self._state[0])

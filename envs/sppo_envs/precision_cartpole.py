@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 
-from .lockstep import BoolArray, FloatArray, NumpyVectorEnv
+from .lockstep import CARTPOLE, BoolArray, FloatArray, NumpyVectorEnv
 from .outcome import OutcomeReward
 from .task import Axis, Recipe, Task
 
@@ -128,7 +128,7 @@ class PrecisionCartPoleVectorEnv(NumpyVectorEnv):
 
     def _constants(self) -> tuple[int, FloatArray]:
         c = self._physics
-        return 0, np.array([
+        return CARTPOLE, np.array([
             c.force_mag, c.polemass_length, c.total_mass, c.gravity, c.length, c.masspole, c.tau, c.x_threshold,
             c.theta_threshold_radians,
         ])  # fmt: skip
