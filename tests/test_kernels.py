@@ -270,14 +270,19 @@ def test_a_task_that_changes_a_step_is_not_compiled():
 
 
 def test_a_wrapper_is_not_passed_by():
-    """A wrapper of Gymnasium answers for what it wraps. Its own work must be done all the same."""
-    twice = gym.wrappers.vector.TransformObservation(PrecisionCartPoleVectorEnv(4), lambda obs: 2 * obs)
+    """A wrapper may answer for what it wraps. Its work must be done all the same."""
+
+    class Twice(gym.wrappers.vector.TransformObservation):
+        def __getattr__(self, name):
+            return getattr(self.env, name)
+
+    twice = Twice(PrecisionCartPoleVectorEnv(4), lambda obs: 2 * obs)
     policy = starting_policy(PrecisionCartPoleVectorEnv(4), COMPILED[0], None, False, ())
-    twice.horizon = 200
     with compiled.use("numba"):
         plain = rollout(PrecisionCartPoleVectorEnv(4), policy, np.random.default_rng(0))
         wrapped = rollout(twice, policy, np.random.default_rng(0))
     torch.testing.assert_close(wrapped.context, 2 * plain.context)
+    assert not torch.equal(wrapped.obs[:, 1], plain.obs[:, 1])  # of the steps too
 
 
 def test_a_policy_that_is_not_finite_is_refused_by_name():
