@@ -7,6 +7,7 @@ of `kernels.py` where these can do the work. Both agree to float32 rounding. Not
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import core
 from .extras import require
 
 Kernels = Literal["auto", "numba", "torch"]
@@ -32,6 +34,8 @@ EPISODES = 32
 """Episodes of a rollout that one thread takes at a time."""
 MOST_PARTS = 64
 """Of a large batch the parts are larger, because each part has its own gradient."""
+LARGEST_LOG_RATIO = math.log(np.finfo(np.float32).max) - 1
+"""A ratio above its exponential is clipped without being computed, as in `core.clipped_surrogate`."""
 LARGEST_WIDTH = 256
 """Wider layers are torch's: there the time is in the matrix products alone, and torch spreads them over all cores."""
 
@@ -86,6 +90,7 @@ def use(kernels: Kernels | Any) -> Iterator[None]:
     else:
         chosen = kernels.kernels = resolve(kernels.kernels, widths(kernels))
     before, _chosen = _chosen, chosen
+    core.compiled = None if chosen == "torch" else sys.modules[__name__]
     torch_threads = torch.get_num_threads()
     if before == "torch":
         _threads = torch_threads
@@ -103,6 +108,7 @@ def use(kernels: Kernels | Any) -> Iterator[None]:
             yield
     finally:
         _chosen = before
+        core.compiled = None if before == "torch" else sys.modules[__name__]
         torch.set_num_threads(torch_threads)
 
 
@@ -131,22 +137,25 @@ def suits(obs: Tensor, sizes: Sequence[int]) -> bool:
 
 def network(obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """A tanh network: obs (..., D) -> (..., O); see `networks.Network`."""
-    out = _Network.apply(obs.reshape(-1, sizes[0]), scale, flat, sizes)
-    return out if obs.ndim == 2 else out.view(*obs.shape[:-1], sizes[-1])
+    return _Network.apply(obs, scale, flat, sizes, (*obs.shape[:-1], sizes[-1]))
+
+
+def value(obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A tanh network with one output: obs (..., D) -> (...,); see `networks.Critic`."""
+    return _Network.apply(obs, scale, flat, sizes, obs.shape[:-1])
 
 
 def categorical_log_prob(
     obs: Tensor, actions: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of actions (...,) int64 and the entropy (...,): network and softmax in one."""
-    logp, entropy = _Categorical.apply(obs.reshape(-1, sizes[0]), actions.reshape(-1), scale, flat, sizes)
-    return logp.view(actions.shape), entropy.view(actions.shape)
+    return _Categorical.apply(obs, actions, scale, flat, sizes)
 
 
 def numpy_forward(scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Callable[[Any], Any]:
     """A function (N, D) float32 -> (N, O) with the present weights, for acting."""
     given = _turned((None, scale.numpy(), flat.detach().numpy(), _array(sizes)))[1:]
-    forward, width, hidden = _kernels().forward_share, sum(sizes[1:-1]), np.empty(0, np.float32)
+    forward, width, hidden = _kernels().network, sum(sizes[1:-1]), np.empty(0, np.float32)
 
     def act(obs: Any) -> Any:
         nonlocal hidden
@@ -154,7 +163,7 @@ def numpy_forward(scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Callab
         if len(hidden) != rows * width:
             hidden = np.empty(rows * width, np.float32)
         out = np.empty((rows, sizes[-1]), np.float32)
-        forward(np.ascontiguousarray(obs, np.float32), *given, hidden, out, rows, 0, 1)
+        forward(np.ascontiguousarray(obs, np.float32), *given, hidden, out, 0, rows)
         return out
 
     return act
@@ -162,37 +171,41 @@ def numpy_forward(scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Callab
 
 class _Network(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        given, hidden = _prepared(x, scale, flat, sizes)
-        out = np.empty((len(x), sizes[-1]), np.float32)
-        _spread(_kernels().forward_share, len(x), *_turned(given), hidden, out)
+    def forward(
+        ctx: Any, obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...], shape: tuple[int, ...]
+    ) -> Tensor:
+        given, hidden = _prepared(obs, scale, flat, sizes)
+        rows = len(given[0])
+        out = np.empty((rows, sizes[-1]), np.float32)
+        _spread(_kernels().forward_share, rows, *_turned(given), hidden, out)
         ctx.given, ctx.hidden = given, hidden
         ctx.save_for_backward(flat)
-        return torch.from_numpy(out)
+        return torch.from_numpy(out.reshape(shape))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None, None]:
         _ = ctx.saved_tensors  # refuses weights that were changed since
-        totals = _totals(len(grads[0]), ctx.given)
-        _spread(_kernels().backward_share, len(grads[0]), *ctx.given, ctx.hidden, grads[0].contiguous().numpy(), totals)
-        return None, None, torch.from_numpy(totals.sum(axis=0)), None
+        rows = len(ctx.given[0])
+        grad, totals = _rows(grads[0], ctx.given[-1][-1]), _totals(rows, ctx.given)
+        _spread(_kernels().backward_share, rows, *ctx.given, ctx.hidden, grad, totals)
+        return None, None, _added(totals), None, None
 
 
 class _Categorical(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, actions: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]
+        ctx: Any, obs: Tensor, actions: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        given, hidden = _prepared(x, scale, flat, sizes)
-        chosen = actions.contiguous().numpy()
-        log_p, p = np.empty((2, len(x), sizes[-1]), np.float32)
-        logp, entropy = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
-        _spread(_kernels().categorical_share, len(x), *_turned(given), hidden, chosen, log_p, p, logp, entropy)
+        given, hidden = _prepared(obs, scale, flat, sizes)
+        rows, chosen = len(given[0]), actions.contiguous().numpy().reshape(-1)
+        log_p, p = np.empty((2, rows, sizes[-1]), np.float32)
+        logp, entropy = np.empty((2, rows), np.float32)
+        _spread(_kernels().categorical_share, rows, *_turned(given), hidden, chosen, log_p, p, logp, entropy)
         ctx.given, ctx.kept = given, (hidden, chosen, log_p, p, entropy)
         ctx.save_for_backward(flat)
         ctx.set_materialize_grads(False)
-        return torch.from_numpy(logp), torch.from_numpy(entropy)
+        return torch.from_numpy(logp.reshape(actions.shape)), torch.from_numpy(entropy.reshape(actions.shape))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -200,17 +213,26 @@ class _Categorical(torch.autograd.Function):
         _ = ctx.saved_tensors
         rows = len(ctx.kept[1])
         of_logp, of_entropy = grads
-        g_logp = np.zeros(rows, np.float32) if of_logp is None else of_logp.contiguous().numpy()
-        g_entropy = np.empty(0, np.float32) if of_entropy is None else of_entropy.contiguous().numpy()
+        g_logp = np.zeros(rows, np.float32) if of_logp is None else _rows(of_logp)
+        g_entropy = np.empty(0, np.float32) if of_entropy is None else _rows(of_entropy)
         totals = _totals(rows, ctx.given)
         _spread(_kernels().categorical_gradient_share, rows, *ctx.given, *ctx.kept, g_logp, g_entropy, totals)
-        return None, None, None, torch.from_numpy(totals.sum(axis=0)), None
+        return None, None, None, _added(totals), None
 
 
-def _prepared(x: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], Any]:
+def _prepared(obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], Any]:
     """Arguments that all kernels begin with, and room for the activations."""
-    given = (x.detach().contiguous().numpy(), scale.numpy(), flat.detach().numpy(), _array(sizes))
-    return given, np.empty(len(x) * sum(sizes[1:-1]), np.float32)
+    x = _rows(obs, sizes[0])
+    return (x, scale.numpy(), flat.detach().numpy(), _array(sizes)), np.empty(len(x) * sum(sizes[1:-1]), np.float32)
+
+
+def _readable(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+def _rows(x: Tensor, *width: int) -> Any:
+    """As an array (N, *width). It is shaped here, because each view of a tensor is one more node for autograd."""
+    return _readable(x).reshape(-1, *width)
 
 
 def _turned(given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -234,6 +256,111 @@ def _part(rows: int) -> int:
 
 def _totals(rows: int, given: tuple[Any, ...]) -> Any:
     return np.zeros((-(-rows // _part(rows)), len(given[2])), np.float32)
+
+
+def _added(totals: Any) -> Tensor:
+    return torch.from_numpy(totals[0] if len(totals) == 1 else totals.sum(axis=0))
+
+
+# ------------------------------------------------------------------------------------------- the sums of `core.py`
+def sums_suit(*tensors: Tensor) -> bool:
+    """Whether the kernels can do `core`'s sums of these: float32 on the CPU, outside of torch.compile."""
+    return (
+        all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors) and not torch.compiler.is_compiling()
+    )
+
+
+def clipped_surrogate(
+    logp: Tensor,
+    logp_old: Tensor,
+    advantage: Tensor,
+    mask: Tensor,
+    clip_coef: float,
+    denominator: float | Tensor | None,
+) -> tuple[Tensor, ...]:
+    """See `core.clipped_surrogate`, with the reduction "token-mean"; the fields of `core.ClippedSurrogate`."""
+    return _Surrogate.apply(logp, logp_old, advantage, mask, clip_coef, denominator)
+
+
+def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None) -> Tensor:
+    """See `core.bernoulli_value_loss`."""
+    return _Sum.apply(value_logit, outcome, None, denominator)
+
+
+def squared_value_loss(value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None) -> Tensor:
+    """See `core.squared_value_loss`."""
+    return _Sum.apply(value, returns, mask, denominator)
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """See `core.masked_mean`."""
+    return _Mean.apply(x, mask)
+
+
+def lambda_returns(reward: Tensor, value: Tensor, mask: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """The returns of `core.generalized_advantage`."""
+    returns = torch.zeros_like(value, memory_format=torch.contiguous_format)
+    _kernels().lambda_returns(*map(_readable, (reward, value, mask)), float(gamma), float(gae_lambda), returns.numpy())
+    return returns
+
+
+class _Surrogate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logp: Tensor, logp_old: Tensor, advantage: Tensor, mask: Tensor, clip_coef: float,
+        denominator: float | Tensor | None,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        grad = torch.zeros_like(logp, memory_format=torch.contiguous_format)
+        given = [*map(_readable, (logp, logp_old, advantage if advantage.ndim == 2 else advantage[:, None], mask))]
+        objective, steps, log_ratios, kl, clipped, smallest, largest = _kernels().clipped_surrogate(
+            *given, float(clip_coef), LARGEST_LOG_RATIO, grad.numpy()
+        )
+        ctx.grad, ctx.divisor = grad, steps if denominator is None else float(denominator)
+        numbers = (-objective / ctx.divisor, -log_ratios / steps, kl / steps, clipped / steps, smallest, largest)
+        loss, *statistics = torch.tensor(numbers, dtype=torch.float32).unbind()
+        num_steps = torch.tensor(steps)
+        ctx.mark_non_differentiable(num_steps, *statistics)
+        ctx.set_materialize_grads(False)
+        return loss, num_steps, *statistics
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.grad * (grads[0] / -ctx.divisor), None, None, None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    """Cross-entropies without a mask, squares with one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, target: Tensor, mask: Tensor | None, denominator: float | Tensor | None
+    ) -> Tensor:
+        grad = torch.zeros_like(value, memory_format=torch.contiguous_format)
+        if mask is None:
+            total, count = _kernels().bernoulli_loss(_readable(value), _readable(target), grad.numpy()), len(value)
+        else:
+            total, count = _kernels().squared_loss(*map(_readable, (value, target, mask)), grad.numpy())
+        ctx.grad, ctx.divisor = grad, count if denominator is None else float(denominator)
+        return torch.tensor(total / ctx.divisor, dtype=torch.float32)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.grad * (grads[0] / ctx.divisor), None, None, None
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        total, steps = _kernels().masked_sum(_readable(x), _readable(mask))
+        ctx.mask, ctx.steps = mask, steps
+        return torch.tensor(total / steps, dtype=torch.float32)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.where(ctx.mask, grads[0] / ctx.steps, 0.0), None
 
 
 # ------------------------------------------------------------------------------------------------------- rollouts
@@ -290,10 +417,16 @@ def run_episodes(
 
 # -------------------------------------------------------------------------------------------------------- threads
 def _spread(kernel: Any, rows: int, *arguments: Any) -> None:
-    """Call a kernel that takes (..., part, me, threads), on as many threads as there are parts."""
+    """Call a kernel that takes (..., part, taken), on as many threads as there are parts."""
     part = _part(rows)
-    number = min(threads(), -(-rows // part))
-    _together([(kernel, (*arguments, part, me, number)) for me in range(number)])
+    parts, taken = -(-rows // part), np.zeros(2, np.int64)
+    arguments = (*arguments, part, taken)
+    ends = _start(lambda me: kernel(*arguments), min(threads(), parts))
+    kernel(*arguments)
+    if ends:
+        _kernels().wait(taken, parts)
+        if taken[1] < parts:
+            _finish(ends)
 
 
 def _together(calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
@@ -304,11 +437,24 @@ def _together(calls: list[tuple[Any, tuple[Any, ...]]]) -> None:
         for kernel, arguments in calls[me::number]:
             kernel(*arguments)
 
-    ends: list[SimpleQueue[BaseException | None]] = []
+    ends = _start(work, number)
+    work(0)
+    _finish(ends)
+
+
+End = SimpleQueue[BaseException | None]
+
+
+def _start(work: Callable[[int], None], number: int) -> list[End]:
+    """Have work(me) done for each me from 1 on, by other threads. Each says its end in one of these queues."""
+    ends: list[End] = []
     for me in range(1, number):
         ends.append(SimpleQueue())
         _inbox(os.getpid(), me).put((work, me, ends[-1]))
-    work(0)
+    return ends
+
+
+def _finish(ends: list[End]) -> None:
     for error in [end.get() for end in ends]:
         if error is not None:
             raise error
@@ -353,14 +499,21 @@ def _compile() -> None:
     # Called directly: somebody may be counting torch's backward passes.
     sizes, rows, scale = (2, 3, 2), 4, np.ones(2, np.float32)
     flat, hidden = np.ones(17, np.float32), np.empty(rows * 3, np.float32)
-    given, share = (np.ones((rows, 2), np.float32), scale, flat, _array(sizes), hidden), (PART, 0, 1)
+    given, taken = (np.ones((rows, 2), np.float32), scale, flat, _array(sizes), hidden), np.zeros(2, np.int64)
     actions, one, out = np.zeros(rows, np.int64), np.zeros(rows, np.float32), np.zeros((rows, 2), np.float32)
     totals = np.zeros((1, len(flat)), np.float32)
     k.transpose(flat, _array(sizes), flat.copy())
-    k.forward_share(*given, out, *share)
-    k.backward_share(*given, out, totals, *share)
-    k.categorical_share(*given, actions, out, out.copy(), one, one.copy(), *share)
-    k.categorical_gradient_share(*given, actions, out, out, one, one, one, totals, *share)
+    k.forward_share(*given, out, PART, taken)
+    k.backward_share(*given, out, totals, PART, taken)
+    k.categorical_share(*given, actions, out, out.copy(), one, one.copy(), PART, taken)
+    k.categorical_gradient_share(*given, actions, out, out, one, one, one, totals, PART, taken)
+    k.wait(taken, 1)
+    matrix, mask = np.zeros((2, 2), np.float32), np.ones((2, 2), np.bool_)
+    k.clipped_surrogate(matrix, matrix, matrix, mask, 0.2, LARGEST_LOG_RATIO, matrix.copy())
+    k.bernoulli_loss(one, one, one.copy())
+    k.squared_loss(matrix, matrix, mask, matrix.copy())
+    k.masked_sum(matrix, mask)
+    k.lambda_returns(matrix, matrix, mask, 1.0, 1.0, matrix.copy())
     policy = (torch.ones(3), torch.zeros(3 * 2 + 2), (3, 2), np.ones(0, np.float32))
     run_episodes(1, np.ones(8), np.zeros((2, 2)), lambda n: np.zeros((n, 2, 2), np.float32), policy, 2, 2, 3)
 

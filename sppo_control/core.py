@@ -32,6 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+compiled: Any = None
+"""Plain torch, the reference, if None. `sppo_control.compiled.use` replaces it by compiled loops of the same sums."""
+
 Reduction = Literal["token-mean", "sequence-mean", "fixed"]
 """How a (B, T) objective becomes one number; see `clipped_surrogate`."""
 
@@ -82,6 +85,9 @@ def generalized_advantage(
     for name, number in (("gamma", gamma), ("gae_lambda", gae_lambda)):
         _check_number(name, number, lambda x: 0.0 <= x <= 1.0, "in [0, 1]")
     reward, value = reward.detach(), value.detach()
+    if compiled is not None and compiled.sums_suit(reward, value):
+        returns = compiled.lambda_returns(reward, value, mask, gamma, gae_lambda)
+        return torch.where(mask, returns - value, 0.0), returns
     num_steps = mask.shape[1]
     # V of the next real step, and 0 after the last one. The index of that step is the smallest index of a real step to
     # the right: a running minimum from the right, shifted by one.
@@ -235,6 +241,8 @@ def clipped_surrogate(
     _check_number("clip_coef", clip_coef, lambda x: 0 < x < largest, f"above 0 and below {largest:.3g} ({logp.dtype})")
     _check_mask(mask)
     denominator = _checked_denominator(denominator)
+    if compiled is not None and reduction == "token-mean" and compiled.sums_suit(logp, logp_old, advantage):
+        return ClippedSurrogate(*compiled.clipped_surrogate(logp, logp_old, advantage, mask, clip_coef, denominator))
 
     advantage = advantage.detach()
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
@@ -287,6 +295,8 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
     _check_vector(value_logit=value_logit, outcome=outcome)
     _check_outcome(outcome, "outcome")
     denominator = _checked_denominator(denominator)
+    if compiled is not None and compiled.sums_suit(value_logit, outcome):
+        return compiled.bernoulli_value_loss(value_logit, outcome, denominator)
     losses = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="none")
     return (_sum(losses) / (outcome.numel() if denominator is None else denominator)).to(losses.dtype)
 
@@ -313,6 +323,8 @@ def squared_value_loss(
     _check_matrix(value=value, returns=returns, mask=mask)
     _check_mask(mask)
     denominator = _checked_denominator(denominator)
+    if compiled is not None and compiled.sums_suit(value, returns):
+        return compiled.squared_value_loss(value, returns, mask, denominator)
     error = torch.where(mask, value - returns.detach(), 0.0)
     return (0.5 * _sum(_wide(error).square()) / (mask.sum() if denominator is None else denominator)).to(error.dtype)
 
@@ -333,6 +345,8 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """
     _check_matrix(x=x, mask=mask)
     _check_mask(mask)
+    if compiled is not None and compiled.sums_suit(x):
+        return compiled.masked_mean(x, mask)
     return (_sum(torch.where(mask, x, 0.0)) / mask.sum()).to(x.dtype)
 
 

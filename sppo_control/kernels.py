@@ -14,7 +14,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import intrinsic
 
 from sppo_envs import dynamics
 
@@ -25,6 +26,8 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "reassoc", "nsz"},  # a NaN stays a NaN
 }
+SPINS = 20_000
+"""Looks at the other threads before a thread goes to sleep: about 100 us. To be woken up takes half of that."""
 TILE = 128
 """Rows that pass through all layers together, so that their activations stay in the cache."""
 
@@ -167,36 +170,79 @@ def log_softmax(y: Array, p: Array) -> None:
 
 
 # --------------------------------------------------------------------------------- shares of a batch, one per thread
+def _fetch_add(typing: Any, array: Any, index: Any, amount: Any) -> Any:
+    """fetch_add(array, index, amount): add to an int64 of an array, so that no other thread can come between.
+
+    It returns the value before.
+    """
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [arguments[1]]), arguments[2], "seq_cst")
+
+    return types.int64(array, types.intp, types.int64), build
+
+
+fetch_add: Any = intrinsic(_fetch_add)
+
+
+@njit(cache=True, nogil=True)
+def wait(taken: Array, parts: int) -> None:
+    """Wait until other threads have done their last parts, but not for long: one of them may have been stopped."""
+    for _ in range(SPINS):
+        if fetch_add(taken, 1, 0) >= parts:
+            break
+
+
 @njit(**OPTIONS)
 def forward_share(
-    x: Array, scale: Array, turned: Array, sizes: Array, hidden: Array, out: Array, part: int, me: int, threads: int
+    x: Array, scale: Array, turned: Array, sizes: Array, hidden: Array, out: Array, part: int, taken: Array
 ) -> None:
-    """Every `threads`-th part of the rows, from part `me` on, through the network."""
+    """Parts of the rows through the network, each time the next one that no thread has taken.
+
+    Args:
+        x: (N, D) float32.
+        scale: see `network`; so are `turned`, `sizes`, `hidden` and `out`.
+        part: rows of a part.
+        taken: (2,) int64, shared by all threads: parts that were taken, and parts that are done. 0 at first.
+    """
     rows = x.shape[0]
-    for first in range(me * part, rows, threads * part):
+    parts = -(-rows // part)
+    k = fetch_add(taken, 0, 1)
+    while k < parts:
+        first = k * part
         network(x, scale, turned, sizes, hidden, out, first, min(rows, first + part))
+        fetch_add(taken, 1, 1)
+        k = fetch_add(taken, 0, 1)
 
 
 @njit(**OPTIONS)
 def backward_share(
-    x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, grad: Array, totals: Array, part: int, me: int,
-    threads: int,
+    x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, grad: Array, totals: Array, part: int, taken: Array,
 ) -> None:  # fmt: skip
     """Gradients of the weights: part k of the rows adds to totals[k]; totals (parts, weights), grad (N, O)."""
     rows = x.shape[0]
-    for first in range(me * part, rows, threads * part):
+    parts = -(-rows // part)
+    k = fetch_add(taken, 0, 1)
+    while k < parts:
+        first = k * part
         last = min(rows, first + part)
         network_gradient(x, scale, flat, sizes, hidden, grad[first:last], totals[first // part], first, last)
+        fetch_add(taken, 1, 1)
+        k = fetch_add(taken, 0, 1)
 
 
 @njit(**OPTIONS)
 def categorical_share(
     x: Array, scale: Array, turned: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, p: Array,
-    logp: Array, entropy: Array, part: int, me: int, threads: int,
+    logp: Array, entropy: Array, part: int, taken: Array,
 ) -> None:  # fmt: skip
     """Network and softmax: log-probabilities of actions (N,) int64, the entropy (N,), all (log-)probabilities (N, A)."""
     rows = x.shape[0]
-    for first in range(me * part, rows, threads * part):
+    parts = -(-rows // part)
+    k = fetch_add(taken, 0, 1)
+    while k < parts:
+        first = k * part
         last = min(rows, first + part)
         network(x, scale, turned, sizes, hidden, log_p, first, last)
         log_softmax(log_p[first:last], p[first:last])
@@ -206,17 +252,22 @@ def categorical_share(
             for k in range(log_p.shape[1]):
                 mean += p[i, k] * log_p[i, k]
             entropy[i] = -mean
+        fetch_add(taken, 1, 1)
+        k = fetch_add(taken, 0, 1)
 
 
 @njit(**OPTIONS)
 def categorical_gradient_share(
     x: Array, scale: Array, flat: Array, sizes: Array, hidden: Array, actions: Array, log_p: Array, p: Array,
-    entropy: Array, grad_logp: Array, grad_entropy: Array, totals: Array, part: int, me: int, threads: int,
+    entropy: Array, grad_logp: Array, grad_entropy: Array, totals: Array, part: int, taken: Array,
 ) -> None:  # fmt: skip
     """Gradients of the weights from those of logp (N,) and of entropy (N,), or an empty array for none."""
     rows, outputs = log_p.shape
     grad = np.empty((min(part, rows), outputs), np.float32)
-    for first in range(me * part, rows, threads * part):
+    parts = -(-rows // part)
+    k = fetch_add(taken, 0, 1)
+    while k < parts:
+        first = k * part
         last = min(rows, first + part)
         for i in range(first, last):
             g = grad_logp[i]
@@ -225,6 +276,119 @@ def categorical_gradient_share(
                 if len(grad_entropy) > 0:
                     grad[i - first, k] -= grad_entropy[i] * p[i, k] * (log_p[i, k] + entropy[i])
         network_gradient(x, scale, flat, sizes, hidden, grad, totals[first // part], first, last)
+        fetch_add(taken, 1, 1)
+        k = fetch_add(taken, 0, 1)
+
+
+# ------------------------------------------------------------------------------------------------- losses of `core.py`
+# Sums are in float64. They are in the order of the steps, because a test compares repeated runs bit for bit.
+@njit(cache=True, nogil=True, error_model="numpy")
+def clipped_surrogate(
+    logp: Array, logp_old: Array, advantage: Array, mask: Array, clip_coef: float, overflow: float, grad: Array
+) -> tuple[Any, ...]:
+    """Sums over the real steps; the equations are those of `core.clipped_surrogate`.
+
+    Args:
+        logp: (B, T) float32.
+        logp_old: the same.
+        advantage: (B, T) or (B, 1) float32.
+        mask: (B, T) bool.
+        clip_coef: epsilon.
+        overflow: a log-ratio above this one, where A >= 0, is clipped without its exponential.
+        grad: (B, T) float32, all 0; the gradient of the first sum is written into it.
+
+    Returns:
+        Sum of the objective, number of real steps, sum of log r, sum of r - 1 - log r, number of clipped ratios, smallest
+        and largest ratio.
+    """
+    low, high = np.float32(1.0 - clip_coef), np.float32(1.0 + clip_coef)
+    per_step = advantage.shape[1] > 1
+    objective, log_ratios, kl = 0.0, 0.0, 0.0
+    steps, clipped, unknown = 0, 0, False
+    smallest, largest = np.float32(np.inf), np.float32(0.0)
+    for i in range(logp.shape[0]):
+        for t in range(logp.shape[1]):
+            if not mask[i, t]:
+                continue
+            a = advantage[i, t if per_step else 0]
+            log_ratio = logp[i, t] - logp_old[i, t]
+            exponential = math.exp(np.float64(log_ratio))
+            ratio = np.float32(exponential)
+            steps += 1
+            log_ratios += log_ratio
+            kl += max(exponential - 1.0 - log_ratio, 0.0) if exponential < math.inf else exponential - log_ratio
+            if abs(ratio - np.float32(1.0)) > np.float32(clip_coef):
+                clipped += 1
+            smallest, largest = min(smallest, ratio), max(largest, ratio)
+            unknown |= math.isnan(ratio)
+            bounded = high if ratio > high else low if ratio < low else ratio
+            if log_ratio > overflow and a >= 0:
+                objective += bounded * a
+            elif ratio * a <= bounded * a:
+                objective += ratio * a
+                grad[i, t] = ratio * a
+            elif ratio * a > bounded * a:
+                objective += bounded * a
+            else:  # a NaN is passed on
+                objective += np.nan
+                grad[i, t] = np.nan
+    if unknown:
+        smallest = largest = np.float32(np.nan)
+    return objective, steps, log_ratios, kl, clipped, smallest, largest
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def lambda_returns(reward: Array, value: Array, mask: Array, gamma: float, gae_lambda: float, out: Array) -> None:
+    """The returns G_t of `core.generalized_advantage`, (B, T) float32; written into out, which is 0 elsewhere."""
+    discount, share = np.float32(gamma * gae_lambda), np.float32(gamma * (1.0 - gae_lambda))
+    for i in range(reward.shape[0]):
+        g = next_value = np.float32(0.0)
+        for t in range(reward.shape[1] - 1, -1, -1):
+            if mask[i, t]:
+                g = (reward[i, t] + share * next_value) + discount * g
+                next_value = value[i, t]
+                out[i, t] = g
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def masked_sum(x: Array, mask: Array) -> tuple[float, int]:
+    """Sum of x (B, T) float32 over the real steps, and their number."""
+    total, steps = 0.0, 0
+    for i in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            if mask[i, t]:
+                total += x[i, t]
+                steps += 1
+    return total, steps
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def bernoulli_loss(value_logit: Array, outcome: Array, grad: Array) -> float:
+    """Sum of the cross-entropies of `core.bernoulli_value_loss`, (B,) float32; its gradient is written into grad."""
+    total = 0.0
+    for i in range(len(value_logit)):
+        v, r = np.float64(value_logit[i]), np.float64(outcome[i])
+        small = math.exp(-abs(v))
+        total += max(v, 0.0) - v * r + math.log1p(small)
+        grad[i] = (1.0 if v >= 0 else small) / (1.0 + small) - r
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def squared_loss(value: Array, returns: Array, mask: Array, grad: Array) -> tuple[float, int]:
+    """Sum of the squares of `core.squared_value_loss`, (B, T) float32, and the number of real steps.
+
+    The gradient is written into grad, which is 0 elsewhere.
+    """
+    total, steps = 0.0, 0
+    for i in range(value.shape[0]):
+        for t in range(value.shape[1]):
+            if mask[i, t]:
+                error = value[i, t] - returns[i, t]
+                total += 0.5 * np.float64(error) * np.float64(error)
+                grad[i, t] = error
+                steps += 1
+    return total, steps
 
 
 @njit(**OPTIONS)

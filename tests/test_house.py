@@ -37,7 +37,7 @@ ALLOWED = {
     "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
-    "compiled": {"extras", "kernels"},
+    "compiled": {"core", "extras", "kernels"},
     "kernels": {"sppo_envs"},
     "networks": {"checkpoints", "compiled"},
     "spaces": set(),

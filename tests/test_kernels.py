@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,7 +18,7 @@ import evaluate
 import ppo_cartpole
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli, compiled, extras, networks
+from sppo_control import cli, compiled, core, extras, networks
 from sppo_control.policies import CategoricalPolicy, GaussianPolicy
 from sppo_control.rollout import rollout
 from sppo_control.starts import starting_policy
@@ -107,7 +109,7 @@ def test_thousands_of_random_networks_agree_with_float64():
 
 def test_plain_torch_is_the_default_and_returns_after_use(monkeypatch):
     calls = []
-    monkeypatch.setattr(compiled, "network", lambda *a: calls.append(1) or torch.zeros(2, 1))
+    monkeypatch.setattr(compiled, "value", lambda *a: calls.append(1) or torch.zeros(2))
     critic = networks.Critic(3)
     critic(torch.ones(2, 3))
     assert compiled.chosen() == "torch"
@@ -121,6 +123,145 @@ def test_plain_torch_is_the_default_and_returns_after_use(monkeypatch):
         critic(torch.ones(2, 3).double().float().requires_grad_())  # a gradient of the observations is torch's work
         assert len(calls) == 1
     assert compiled.chosen() == "torch"
+
+
+# ------------------------------------------------------------------------------------------------ the sums of core.py
+def random_batch(rng):
+    """Random arguments of core's five sums: (name, function of one tensor with gradient, that tensor)."""
+    shape = (int(rng.integers(1, 6)), int(rng.integers(1, 9)))
+    mask = torch.from_numpy(rng.random(shape) < rng.choice([0.3, 0.9, 1.0]))
+    mask[rng.integers(shape[0]), rng.integers(shape[1])] = True
+
+    def numbers(size, *of, padded=True):
+        x = torch.from_numpy(rng.normal(size=of) * size).float()
+        return torch.where(mask, x, torch.nan) if padded else x  # what padding contains must not matter
+
+    advantage = numbers(1.0, *shape) if rng.random() < 0.5 else numbers(1.0, shape[0], padded=False)
+    advantage = advantage * float(rng.choice([0.0, 1.0]))  # 0: nothing to learn
+    logp_old, size = numbers(1.0, *shape), float(rng.choice([0.0, 0.1, 3.0, 15.0]))
+    if rng.random() < 0.2:  # exactly 0, inside and outside of the clipping range, and where r overflows
+        logp = logp_old + torch.from_numpy(rng.choice([0.0, 0.1, -0.1, 0.3, -0.3, 95.0, -95.0], shape)).float()
+    else:
+        logp = logp_old + numbers(size, *shape)
+    clip_coef, number = float(rng.choice([0.1, 0.2, 3.0])), float(rng.uniform(0.5, 9))
+    denominator = [None, number, torch.tensor(number)][rng.integers(3)]
+    logits, outcome = numbers(float(rng.choice([1.0, 50.0])), shape[0], padded=False), rng.random(shape[0]).round(1)
+    gamma, gae_lambda = rng.choice([0.0, 0.9, 1.0], 2)
+    reward, R = numbers(1.0, *shape), torch.from_numpy(outcome).float()
+    return [
+        ("surrogate", lambda x, f: core.clipped_surrogate(x, f(logp_old), f(advantage), mask, clip_coef,
+                                                          denominator=denominator), logp),
+        ("bernoulli", lambda x, f: [core.bernoulli_value_loss(x, f(R), denominator)], logits),
+        ("squared", lambda x, f: [core.squared_value_loss(x, f(reward), mask, denominator)], numbers(3.0, *shape)),
+        ("mean", lambda x, f: [core.masked_mean(x, mask)], numbers(3.0, *shape)),
+        ("lambda", lambda x, f: core.generalized_advantage(f(reward), x, mask, gamma, gae_lambda), numbers(3.0, *shape)),
+    ]  # fmt: skip
+
+
+def sums(function, x, f=lambda x: x):
+    """All results, and the gradient of three times the first, where there is one."""
+    x = f(x.clone()).requires_grad_()
+    found = list(function(x, f))
+    if found[0].requires_grad:
+        (3 * found[0]).backward()
+        assert not any(y.requires_grad for y in found[1:])
+        found.append(x.grad)
+    return [y.detach() for y in found]
+
+
+def same_sums(number, seed, monkeypatch):
+    calls = []
+    apply = {name: getattr(compiled, name) for name in SUMS}
+    for name in SUMS:
+        monkeypatch.setattr(compiled, name, lambda *a, name=name: calls.append(name) or apply[name](*a))
+    rng = np.random.default_rng(seed)
+    for case in range(number):
+        for name, function, x in random_batch(rng):
+            plain, exact = sums(function, x), sums(function, x, torch.Tensor.double)
+            before = len(calls)
+            with compiled.use("numba"):
+                kernels = sums(function, x)
+            assert len(calls) == before + 1, f"{name} did not take a kernel"
+            for i, (a, b, c) in enumerate(zip(kernels, plain, exact, strict=True)):
+                what = f"case {case}, {name}, result {i}: {a} and not {b} (float64 {c})"
+                assert (a.dtype, a.shape) == (b.dtype, b.shape), what
+                # What is close to overflow, or beyond, may be infinite or not, depending on the order of products.
+                huge = c.double().abs() > 1e37
+                assert bool((a[huge].sign() == c[huge].sign()).all()), what
+                assert bool((a[huge].abs() > 1e36).all()), what
+                a, b, right = (torch.where(huge, 0.0, y.double()) for y in (a, b, c))
+                size = float(right[right.isfinite()].abs().max()) if right.isfinite().any() else 0.0
+                error = 5 * torch.where(right.isfinite() & b.isfinite(), (b - right).abs(), 0.0).max()
+                torch.testing.assert_close(
+                    a.double(),
+                    right,
+                    rtol=1e-6,
+                    atol=max(1e-6 * max(size, 1.0), float(error)),
+                    equal_nan=True,
+                    msg=what,
+                )
+
+
+SUMS = ("clipped_surrogate", "bernoulli_value_loss", "squared_value_loss", "masked_mean", "lambda_returns")
+
+
+def test_compiled_sums_are_those_of_core(monkeypatch):
+    same_sums(150, 0, monkeypatch)
+
+
+@pytest.mark.slow
+def test_compiled_sums_are_those_of_core_in_thousands_of_cases(monkeypatch):
+    same_sums(2000, 1, monkeypatch)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_number_that_is_not_finite_is_passed_on_as_by_core(bad, advantage):
+    """`Run.check_finite` stops at it."""
+    logp, zeros, mask = torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)
+    logp[1, 1] = bad
+    for number in (logp, zeros):  # in logp, in the advantage
+        given = (number, zeros, advantage + (zeros if number is logp else logp), mask)
+        plain = core.clipped_surrogate(*given)
+        with compiled.use("numba"):
+            kernels = core.clipped_surrogate(*given)
+        for field in plain._fields:
+            torch.testing.assert_close(getattr(kernels, field), getattr(plain, field), equal_nan=True, msg=field)
+
+
+def test_other_dtypes_are_left_to_torch(monkeypatch):
+    for name in SUMS:
+        monkeypatch.setattr(compiled, name, None)
+    x, mask = torch.zeros(2, 2), torch.ones(2, 2, dtype=torch.bool)
+    with compiled.use("numba"):
+        for dtype in (torch.float64, torch.bfloat16):
+            assert core.masked_mean(x.to(dtype), mask) == 0
+            assert core.clipped_surrogate(x.to(dtype), x.to(dtype), x.to(dtype), mask).num_steps == 4
+        assert core.clipped_surrogate(x, x, x, mask, reduction="sequence-mean").num_steps == 4
+        with pytest.raises(ValueError, match="no real step"):
+            core.masked_mean(x, ~mask)
+
+
+def test_a_failure_in_another_thread_is_raised_here(monkeypatch):
+    """A kernel that fails in another thread must not leave this one waiting, nor its numbers missing in silence."""
+    real = compiled._kernels().forward_share
+
+    def fails(*arguments):
+        if threading.current_thread() is not threading.main_thread():
+            arguments[-1][0] += 1  # it has taken a part
+            raise MemoryError("no room")
+        time.sleep(0.1)
+        real(*arguments)
+
+    critic, obs = networks.Critic(4), torch.randn(4000, 4)
+    monkeypatch.setattr(compiled._kernels(), "forward_share", fails)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with compiled.use("numba"), pytest.raises(MemoryError):
+            critic(obs)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_values_of_a_critic_and_its_gradient():
