@@ -14,9 +14,9 @@
     python scripts/ppo_cartpole.py --env-id CartPole-v1 --success-return 100     # any Gymnasium task
 
 Source: Schulman et al., arXiv 1707.06347 (PPO) and 1506.02438 (GAE). gamma = lambda = 1 as in SPPO, Wang et al., arXiv
-2604.08865, section 5.3. Warm-up and a lambda of the critic's own: VC-PPO, Yuan et al., arXiv 2503.01491. This file differs from scripts/sppo_cartpole.py only in the critic and the advantage; see it
-with `diff scripts/sppo_cartpole.py scripts/ppo_cartpole.py`. Equations: sppo_control/core.py. Logged values:
-docs/metrics.md.
+2604.08865, section 5.3. Critic's warm-up and own lambda: VC-PPO, Yuan et al., arXiv 2503.01491. This file differs from
+scripts/sppo_cartpole.py only in the critic and the advantage; see it with `diff scripts/sppo_cartpole.py
+scripts/ppo_cartpole.py`. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -153,7 +153,8 @@ def train(args: Args) -> runs.Run:
                     value = torch.sigmoid(value)
             adv, returns = core.generalized_advantage(episodes.reward, value, mask, args.gamma, args.gae_lambda)
             if args.critic_gae_lambda is not None:
-                returns = core.generalized_advantage(episodes.reward, value, mask, args.gamma, args.critic_gae_lambda)[1]
+                own = (args.gamma, args.critic_gae_lambda)
+                _, returns = core.generalized_advantage(episodes.reward, value, mask, *own)
             A = adv  # (B, T), for the policy
             if args.norm_adv == "batch":
                 A = core.normalized_advantage(adv, mask, eps_in="variance")

@@ -1,6 +1,6 @@
 """REINFORCE Leave-One-Out (RLOO): the baseline is the mean outcome of the other episodes from the same context.
 
-The same script is REINFORCE, REINFORCE++ and SPO. They differ in the baseline and in the normalisation, and not in the loop.
+The same script is REINFORCE, REINFORCE++ and SPO, which differ in the baseline and the normalisation, not in the loop.
 
 1. Run B whole episodes, N from each of B / N contexts s_0. Each ends with an outcome R: 1 for success, 0 for failure.
 2. Advantage: A_i = R_i - mean of the other N - 1 outcomes of the context. It is the same for all steps of the episode.
@@ -15,8 +15,9 @@ The same script is REINFORCE, REINFORCE++ and SPO. They differ in the baseline a
     python scripts/rloo_cartpole.py --env-id CartPole-v1 --success-return 100    # any Gymnasium task
 
 Source: Kool et al., 2019; Ahmadian et al., arXiv 2402.14740 (without clipping there, because it makes one step per
-batch). REINFORCE++: Hu et al., arXiv 2501.03262. SPO: Xu and Ding, arXiv 2509.13232. This file differs from scripts/sppo_cartpole.py in the advantage and has no critic. Equations:
-sppo_control/core.py. Logged values: docs/metrics.md.
+batch). REINFORCE++: Hu et al., arXiv 2501.03262. SPO: Xu and Ding, arXiv 2509.13232. This file differs from
+scripts/sppo_cartpole.py in the advantage and has no critic. Equations: sppo_control/core.py. Logged values:
+docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -130,7 +131,8 @@ def draw_contexts(args: Args, rng: np.random.Generator) -> tuple[Tensor, list[in
 
 def train(args: Args) -> runs.Run:
     # ---- setup
-    look_first(args, shared_contexts=args.group_size > 1 or args.num_contexts is not None)  # a few short episodes of a foreign task, or --check
+    shared = args.group_size > 1 or args.num_contexts is not None
+    look_first(args, shared_contexts=shared)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)

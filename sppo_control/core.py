@@ -206,7 +206,7 @@ def normalized_advantage(advantage: Tensor, mask: Tensor, eps: float = 1e-8, eps
     """
     _check_floating(advantage=advantage)
     _check_tensors(mask=mask)
-    _check_advantage(advantage, mask)
+    _check_advantage(advantage, mask=mask)
     _check_number("eps", eps, lambda x: 0 < x < math.inf, "above 0 and finite")
     if eps_in not in get_args(EpsilonIn):
         raise ValueError(f"unknown eps_in {eps_in!r}; allowed: {', '.join(map(repr, get_args(EpsilonIn)))}")
@@ -344,7 +344,7 @@ def clipped_surrogate(
     """
     _check_matrix(logp=logp, logp_old=logp_old, mask=mask)
     _check_floating(advantage=advantage)
-    _check_advantage(advantage, logp)
+    _check_advantage(advantage, logp=logp)
     if ratio not in get_args(Ratio):
         raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(map(repr, get_args(Ratio)))}")
     if ratio == "sequence" and advantage.ndim == 2:
@@ -663,11 +663,12 @@ def _check_matrix(mask: Tensor, **tensors: Tensor) -> None:
         raise ValueError(f"{names} must be (B, T) with the same B and T, got {', '.join(map(str, shapes.values()))}")
 
 
-def _check_advantage(advantage: Tensor, like: Tensor) -> None:
-    """Check that it is (B,) or (B, T), where `like` is (B, T)."""
-    if like.ndim != 2 or advantage.shape not in (like.shape, like.shape[:1]):
+def _check_advantage(advantage: Tensor, **like: Tensor) -> None:
+    """Check that it is (B,) or (B, T), where the other tensor is (B, T)."""
+    ((name, x),) = like.items()
+    if x.ndim != 2 or advantage.shape not in (x.shape, x.shape[:1]):
         raise ValueError(
-            f"advantage must be (B,) = {tuple(like.shape[:1])} or (B, T) = {tuple(like.shape)}, "
+            f"advantage must be (B,) = {tuple(x.shape[:1])} or (B, T) = {tuple(x.shape)}, as {name} is, "
             f"got {tuple(advantage.shape)}"
         )
 

@@ -91,8 +91,9 @@ def rollout(
         `Episodes`, where T is the length of the longest episode.
 
     Raises:
-        ValueError: horizon below 1; group_size does not divide B, or a group does not share its context; the seeds are
-            not B. Also if an observation, a reward or an output of the policy is not finite, or `info` has no `success` at the end.
+        ValueError: horizon below 1; group_size does not divide B, or a group does not share its context; seeds are not
+            one per environment. Also if an observation, a reward or an output of the policy is not finite, or `info` has
+            no `success` at the end.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs

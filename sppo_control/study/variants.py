@@ -39,7 +39,7 @@ class Variant(NamedTuple):
         return Look(self.label, self.colour, self.line)
 
 
-# The colours are Okabe and Ito's, and lighter and darker shades of them. Variants of an algorithm are also dashed or dotted.
+# The colours are Okabe and Ito's, and shades of them. Variants of an algorithm are also dashed or dotted.
 _TABLE = (
     Variant("sppo", "sppo_cartpole.py", (), "SPPO", "#0072B2"),
     Variant("sppo-paper", "sppo_cartpole.py", ("--critic-recipe", "paper"), "SPPO, paper's critic", "#56B4E9", "--"),
@@ -107,8 +107,8 @@ _TABLE = (
         "reinforce-pp", "rloo_cartpole.py", ("--group-size", "1", "--norm-adv", "batch"), "REINFORCE++", "#4D4D4D", ":"
     ),
     Variant(  # SPO, arXiv 2509.13232; contexts come once, so one tracker serves them all
-        "spo", "rloo_cartpole.py", ("--group-size", "1", "--baseline", "tracked", "--norm-adv", "batch"), "SPO, one tracker",
-        "#00B7C2", "-",
+        "spo", "rloo_cartpole.py", ("--group-size", "1", "--baseline", "tracked", "--norm-adv", "batch"),
+        "SPO, one tracker", "#00B7C2", "-",
     ),
     Variant(  # SPO where contexts come again
         "spo-contexts", "rloo_cartpole.py",
