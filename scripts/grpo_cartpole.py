@@ -109,7 +109,7 @@ def train(args: Args) -> runs.Run:
     look_first(args, shared_contexts=True)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
-    fixed = args.minibatch_size * envs.horizon  # type: ignore[attr-defined]
+    fixed = args.minibatch_size * envs.horizon
     denominator = fixed if args.reduction == "fixed" else None  # the same for all minibatches of the run
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
