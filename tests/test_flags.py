@@ -464,7 +464,8 @@ def test_spo_compares_an_outcome_with_the_contexts_earlier_ones(tmp_path, monkey
     tracker = run.parts["tracker"]
     found = {round(float(a), 3) for a in tracker.alpha}
     assert {round(a, 3) for a, _, _ in count.values()} <= found
-    assert tracker.kl.max().item() == pytest.approx(max(kl for *_, kl in count.values()), rel=1e-4)
+    for *_, kl in count.values():  # since its last visit; those of the last batch have gone less far than the others
+        assert (tracker.kl - kl).abs().min() < 1e-4 * kl
 
 
 def test_without_repeated_contexts_spo_has_one_tracker(watched):
