@@ -84,9 +84,9 @@ class Args:
     env_ids: tuple[str, ...] | None = None
     """tasks to run"""
     algorithms: tuple[str, ...] | None = None
-    """sppo, ppo, grpo, rloo or remax; or the path of your own script; or one of these variants. sppo-paper has the paper's
-    critic. ppo-bce has a critic trained with BCE. reinforce has the batch mean as its baseline. sppo-skip and ppo-skip
-    make no update on batches of equal outcomes."""
+    """sppo, ppo, grpo, rloo or remax; or the path of your own script; or a variant: sppo-paper, -skip, -norm, -ratio;
+    ppo-bce, -skip, -norm, -norm-batch, -gae, -standard; vc-ppo; dr-grpo; gspo; reinforce, -norm, -pp, -pp-baseline; spo,
+    -contexts. sppo_control/study/variants.py says what each is"""
     seeds: tuple[int, ...] | None = None
     """seeds of the runs"""
     settings: tuple[str, ...] | None = None

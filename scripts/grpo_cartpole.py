@@ -6,9 +6,12 @@
 4. There is no critic and no KL penalty. A context whose N outcomes are equal teaches nothing.
 
     python scripts/grpo_cartpole.py                                              # Precision CartPole
+    python scripts/grpo_cartpole.py --no-normalize-std --reduction fixed         # Dr. GRPO
+    python scripts/grpo_cartpole.py --ratio sequence --reduction sequence-mean --clip-coef 0.0004    # GSPO
     python scripts/grpo_cartpole.py --env-id CartPole-v1 --success-return 100    # any Gymnasium task
 
-Source: Shao et al., arXiv 2402.03300, section 4.1.2; N = 8 as in SPPO, Wang et al., arXiv 2604.08865. This file differs
+Source: Shao et al., arXiv 2402.03300, section 4.1.2; N = 8 as in SPPO, Wang et al., arXiv 2604.08865. Dr. GRPO: Liu
+et al., arXiv 2503.20783. GSPO: Zheng et al., arXiv 2507.18071. This file differs
 from scripts/sppo_cartpole.py in the advantage and has no critic. Equations: sppo_control/core.py. Logged values:
 docs/metrics.md.
 """
@@ -67,6 +70,12 @@ class Args:
     """longer gradients are scaled down to this norm"""
     skip_uniform_batches: bool = False
     """no update when all outcomes of the batch are equal"""
+    normalize_std: bool = True
+    """divide A by the group's standard deviation; Dr. GRPO does not"""
+    reduction: core.Reduction = "token-mean"
+    """mean over the minibatch's steps, mean of the episodes' means (GSPO), or sum / (b x horizon) (fixed: Dr. GRPO)"""
+    ratio: core.Ratio = "step"
+    """step: each step has its own ratio; sequence: one per episode (GSPO), with a much smaller --clip-coef"""
     hidden: tuple[int, ...] = (64, 64)
     """hidden layers of a policy that starts from random weights"""
 
@@ -100,6 +109,8 @@ def train(args: Args) -> runs.Run:
     look_first(args, shared_contexts=True)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
+    fixed = args.minibatch_size * envs.horizon
+    denominator = fixed if args.reduction == "fixed" else None  # the same for all minibatches of the run
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
@@ -115,7 +126,7 @@ def train(args: Args) -> runs.Run:
             # ---- advantage (GRPO, section 4.1.2): A_i = (R_i - mean) / std over the group
             groups = R.unflatten(0, (-1, args.group_size))  # (B / N, N)
             baseline = groups.mean(1).repeat_interleave(args.group_size)  # (B,), for the log
-            adv = core.group_relative_advantage(R, args.group_size)  # (B,)
+            adv = core.group_relative_advantage(R, args.group_size, args.normalize_std)  # (B,)
 
             # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -130,7 +141,7 @@ def train(args: Args) -> runs.Run:
             for mb in minibatches:
                 logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])  # (b, T) each
                 surrogate = core.clipped_surrogate(
-                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, args.reduction, denominator, args.ratio
                 )
                 mean_entropy = core.masked_mean(entropy, mask[mb])
                 policy_loss = surrogate.loss
@@ -144,7 +155,7 @@ def train(args: Args) -> runs.Run:
                 )  # few tensors: a loop
                 run.check_finite(policy_loss=policy_loss, policy_gradient_norm=grad_norm)
                 optimizer.step()
-                stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
+                stats.add_surrogate(surrogate, entropy=mean_entropy.detach(), denominator=denominator)
                 stats.add(1, grad_norm=grad_norm)
 
             # ---- log

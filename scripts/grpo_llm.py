@@ -70,6 +70,10 @@ class Args:
     """minibatches of B / num_minibatches responses each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
+    normalize_std: bool = True
+    """divide A by the group's standard deviation; Dr. GRPO does not"""
+    ratio: core.Ratio = "step"
+    """step: each token has its own ratio; sequence: one per response (GSPO), with a much smaller --clip-coef"""
     max_grad_norm: float = 1.0
     """longer gradients are scaled down to this norm"""
 
@@ -131,7 +135,7 @@ def train(args: Args) -> runs.Run:
             # ---- advantage (section 4.1.2): A_i = (R_i - mean) / std over the group
             groups = R.unflatten(0, (-1, args.group_size))  # (B / N, N)
             baseline = groups.mean(1).repeat_interleave(args.group_size)  # (B,), for the log
-            adv = core.group_relative_advantage(R, args.group_size)  # (B,)
+            adv = core.group_relative_advantage(R, args.group_size, args.normalize_std)  # (B,)
 
             # ---- minibatches: whole responses, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -149,7 +153,7 @@ def train(args: Args) -> runs.Run:
                     some = responses.take(part)
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens
+                        logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()

@@ -5,16 +5,18 @@
 3. Policy: PPO's clipped surrogate with one ratio per step, for several epochs over minibatches of episodes.
 4. Critic: V reads every state. It is trained on the returns with the squared error, or, with --critic-loss bce, with
    binary cross-entropy on sigmoid(v) (the paper's ablation).
-5. There is no normalisation of advantages, no clipping of the value loss and no KL penalty.
+5. By default advantages are not normalised, the value loss is not clipped and there is no KL penalty. What people who
+   run PPO leave switched on is switched off here, as in SPPO; --norm-adv, --clip-vloss and --anneal-lr switch it on.
 
     python scripts/ppo_cartpole.py                                               # Precision CartPole
+    python scripts/ppo_cartpole.py --norm-adv minibatch --gamma 0.99 --gae-lambda 0.95 --clip-vloss
     python scripts/ppo_cartpole.py --critic-loss bce                             # the ablation of figure 4
     python scripts/ppo_cartpole.py --env-id CartPole-v1 --success-return 100     # any Gymnasium task
 
 Source: Schulman et al., arXiv 1707.06347 (PPO) and 1506.02438 (GAE). gamma = lambda = 1 as in SPPO, Wang et al., arXiv
-2604.08865, section 5.3. This file differs from scripts/sppo_cartpole.py only in the critic and the advantage; see it
-with `diff scripts/sppo_cartpole.py scripts/ppo_cartpole.py`. Equations: sppo_control/core.py. Logged values:
-docs/metrics.md.
+2604.08865, section 5.3. Critic's warm-up and own lambda: VC-PPO, Yuan et al., arXiv 2503.01491. This file differs from
+scripts/sppo_cartpole.py only in the critic and the advantage; see it with `diff scripts/sppo_cartpole.py
+scripts/ppo_cartpole.py`. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -70,6 +72,10 @@ class Args:
     """longer gradients are scaled down to this norm; policy and critic each"""
     skip_uniform_batches: bool = False
     """no update when all outcomes of the batch are equal"""
+    norm_adv: Literal["none", "minibatch", "batch"] = "none"
+    """(A - mean) / std over the steps of each minibatch (CleanRL), or once over those of the batch (verl)"""
+    anneal_lr: bool = False
+    """both learning rates fall in a straight line to 0 at --total-timesteps"""
     hidden: tuple[int, ...] = (64, 64)
     """hidden layers of a policy that starts from random weights"""
 
@@ -81,6 +87,12 @@ class Args:
     """discount"""
     gae_lambda: float = 1.0
     """lambda of generalized advantage estimation"""
+    critic_gae_lambda: float | None = None
+    """lambda of the critic's targets, if not --gae-lambda; VC-PPO has 1 here and 0.95 there"""
+    clip_vloss: bool = False
+    """V may move by --clip-coef per batch, and then has no gradient; only for mse"""
+    critic_warmup_batches: int = 0
+    """batches for the critic alone, before the first update of the policy"""
     critic_hidden: tuple[int, ...] = (64, 64)
     """hidden layers of the critic"""
 
@@ -125,6 +137,11 @@ def train(args: Args) -> runs.Run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, critic=critic, optimizer=optimizer, critic_optimizer=critic_optimizer)
         while run.steps < args.total_timesteps:
+            if args.anneal_lr:
+                left = 1 - run.steps / args.total_timesteps
+                optimizer.param_groups[0]["lr"] = left * args.learning_rate
+                critic_optimizer.param_groups[0]["lr"] = left * args.critic_learning_rate
+
             # ---- rollout: B whole episodes with the current policy
             episodes = rollout(envs, policy, run.new_rng("rollout"))
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
@@ -135,6 +152,12 @@ def train(args: Args) -> runs.Run:
                 if args.critic_loss == "bce":
                     value = torch.sigmoid(value)
             adv, returns = core.generalized_advantage(episodes.reward, value, mask, args.gamma, args.gae_lambda)
+            if args.critic_gae_lambda is not None:
+                own = (args.gamma, args.critic_gae_lambda)
+                _, returns = core.generalized_advantage(episodes.reward, value, mask, *own)
+            A = adv  # (B, T), for the policy
+            if args.norm_adv == "batch":
+                A = core.normalized_advantage(adv, mask, eps_in="variance")
 
             # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -146,10 +169,12 @@ def train(args: Args) -> runs.Run:
             ]
 
             # ---- policy (PPO, eq. 7): clipped surrogate, each step with its own A_t
-            for mb in minibatches:
+            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
+            for mb in [] if warming_up else minibatches:
+                A_mb = core.normalized_advantage(A[mb], mask[mb]) if args.norm_adv == "minibatch" else A[mb]
                 logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])  # (b, T) each
                 surrogate = core.clipped_surrogate(
-                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                    logp, logp_old[mb], A_mb, mask[mb], args.clip_coef, reduction="token-mean"
                 )
                 mean_entropy = core.masked_mean(entropy, mask[mb])
                 policy_loss = surrogate.loss
@@ -174,7 +199,10 @@ def train(args: Args) -> runs.Run:
                 if args.critic_loss == "bce":
                     value_loss = core.bernoulli_value_loss(value_new[mask[mb]], returns[mb][mask[mb]])
                 else:
-                    value_loss = core.squared_value_loss(value_new, returns[mb], mask[mb])
+                    value_old = value[mb] if args.clip_vloss else None
+                    value_loss = core.squared_value_loss(
+                        value_new, returns[mb], mask[mb], value_old=value_old, clip_coef=args.clip_coef
+                    )
                 critic_optimizer.zero_grad()
                 value_loss.backward()
                 critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, foreach=False)
@@ -187,8 +215,9 @@ def train(args: Args) -> runs.Run:
             run.end_update(
                 episodes,
                 {
-                    "charts/learning_rate": args.learning_rate,
+                    "charts/learning_rate": optimizer.param_groups[0]["lr"],
                     "charts/skipped": float(skipped),
+                    "charts/warmup": float(warming_up),
                     **stats.scalars(),
                     **advantage_scalars(adv[mask], v0, R),
                     "losses/explained_variance": float(core.explained_variance(value, returns, mask)),  # of all steps

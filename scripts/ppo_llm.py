@@ -80,6 +80,8 @@ class Args:
     """minibatches of B / num_minibatches responses each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
+    norm_adv: Literal["none", "minibatch", "batch"] = "none"
+    """(A - mean) / std over the tokens of each minibatch (CleanRL), or once over those of the batch (verl)"""
     max_grad_norm: float = 1.0
     """longer gradients are scaled down to this norm; policy and critic each"""
 
@@ -91,6 +93,8 @@ class Args:
     """discount"""
     gae_lambda: float = 1.0
     """lambda of GAE"""
+    critic_gae_lambda: float | None = None
+    """lambda of the critic's targets, if not --gae-lambda; VC-PPO has 1 here and 0.95 there"""
     critic_warmup_batches: int = 0
     """batches for the critic alone, before the first update of the policy"""
 
@@ -168,6 +172,12 @@ def train(args: Args) -> runs.Run:
             last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)  # only the last token has a reward
             token_reward = torch.where(last, R[:, None], 0.0)  # (B, T)
             adv, returns = core.generalized_advantage(token_reward, value, mask, args.gamma, args.gae_lambda)  # (B, T)
+            if args.critic_gae_lambda is not None:
+                own = (args.gamma, args.critic_gae_lambda)
+                _, returns = core.generalized_advantage(token_reward, value, mask, *own)
+            A = adv.clone()  # what the policy gets
+            if args.norm_adv == "batch":
+                A = core.normalized_advantage(adv, mask, eps_in="variance")
             if args.critic_loss == "bce":  # returns are then in [0, 1], but rounding may carry them past 1
                 returns = returns.clamp(0.0, 1.0)
 
@@ -183,13 +193,15 @@ def train(args: Args) -> runs.Run:
             # ---- policy (PPO, eq. 7): clipped surrogate, each token's own A_t
             for mb in [] if warming_up else minibatches:
                 optimizer.zero_grad()
+                if args.norm_adv == "minibatch":
+                    A[mb] = core.normalized_advantage(adv[mb], mask[mb])
                 num_tokens = mask[mb].sum()
                 for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
                     some = responses.take(part)
                     width = some.mask.shape[1]  # of the longest response in it
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, adv[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
+                        logp, some.logp, A[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()

@@ -1,5 +1,7 @@
 """REINFORCE Leave-One-Out (RLOO): the baseline is the mean outcome of the other episodes from the same context.
 
+The same script is REINFORCE, REINFORCE++ and SPO, which differ in the baseline and the normalisation, not in the loop.
+
 1. Run B whole episodes, N from each of B / N contexts s_0. Each ends with an outcome R: 1 for success, 0 for failure.
 2. Advantage: A_i = R_i - mean of the other N - 1 outcomes of the context. It is the same for all steps of the episode.
 3. Policy: PPO's clipped surrogate with one ratio per step, for several epochs over minibatches of episodes.
@@ -7,25 +9,31 @@
 
     python scripts/rloo_cartpole.py                                              # Precision CartPole
     python scripts/rloo_cartpole.py --group-size 1                               # REINFORCE, baseline: the batch's mean
+    python scripts/rloo_cartpole.py --group-size 1 --norm-adv batch              # REINFORCE++
+    python scripts/rloo_cartpole.py --norm-adv batch                             # REINFORCE++ with a group's baseline
+    python scripts/rloo_cartpole.py --group-size 1 --baseline tracked --num-contexts 256 --norm-adv batch    # SPO
     python scripts/rloo_cartpole.py --env-id CartPole-v1 --success-return 100    # any Gymnasium task
 
 Source: Kool et al., 2019; Ahmadian et al., arXiv 2402.14740 (without clipping there, because it makes one step per
-batch). This file differs from scripts/sppo_cartpole.py in the advantage and has no critic. Equations:
-sppo_control/core.py. Logged values: docs/metrics.md.
+batch). REINFORCE++: Hu et al., arXiv 2501.03262. SPO: Xu and Ding, arXiv 2509.13232. This file differs from
+scripts/sppo_cartpole.py in the advantage and has no critic. Equations: sppo_control/core.py. Logged values:
+docs/metrics.md.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, compiled, core, runs
 from sppo_control.outcomes import advantage_scalars
-from sppo_control.rollout import evaluate, rollout
+from sppo_control.rollout import ValueTracker, evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
 
 
@@ -56,6 +64,10 @@ class Args:
     """B, episodes per update"""
     group_size: int = 8
     """N, episodes per context; a divisor of --num-envs. 1 is REINFORCE: the baseline is the mean of all other episodes"""
+    baseline: Literal["others", "tracked"] = "others"
+    """others: mean of the group's other outcomes; tracked: SPO's success rate so far, which needs --group-size 1"""
+    num_contexts: int | None = None
+    """so many initial states, drawn once, that come again and again; None draws new ones for each episode"""
     update_epochs: int = 4
     """passes over each batch"""
     num_minibatches: int = 4
@@ -68,6 +80,8 @@ class Args:
     """longer gradients are scaled down to this norm"""
     skip_uniform_batches: bool = False
     """no update when all outcomes of the batch are equal"""
+    norm_adv: Literal["none", "minibatch", "batch"] = "none"
+    """(A - mean) / std over the steps of each minibatch (CleanRL), or once over those of the batch (verl, SPO)"""
     hidden: tuple[int, ...] = (64, 64)
     """hidden layers of a policy that starts from random weights"""
 
@@ -93,6 +107,11 @@ class Args:
         return self.num_envs if self.group_size == 1 else self.group_size
 
     @property
+    def cells(self) -> int:
+        """Contexts of the tracker. Without --num-contexts no context comes twice, so all are one."""
+        return self.num_contexts or 1
+
+    @property
     def minibatch_size(self) -> int:
         """Episodes per minibatch."""
         return self.num_envs // self.num_minibatches
@@ -101,9 +120,19 @@ class Args:
         arguments.check_args(self)
 
 
+def draw_contexts(args: Args, rng: np.random.Generator) -> tuple[Tensor, list[int] | None]:
+    """Which context each episode of a batch has, (B,) int64, and the seeds that its environments are reset with."""
+    if args.num_contexts is None:
+        return torch.zeros(args.num_envs, dtype=torch.int64), None
+    drawn = rng.integers(args.num_contexts, size=args.num_envs // args.group_size).repeat(args.group_size)
+    pool = np.random.default_rng([args.seed, args.num_contexts]).integers(2**31, size=args.num_contexts)
+    return torch.from_numpy(drawn), pool[drawn].tolist()
+
+
 def train(args: Args) -> runs.Run:
     # ---- setup
-    look_first(args, shared_contexts=args.group_size > 1)  # a few short episodes of a foreign task, or --check
+    shared = args.group_size > 1 or args.num_contexts is not None
+    look_first(args, shared_contexts=shared)  # a few short episodes of a foreign task, or --check
     torch.manual_seed(args.seed)  # for random weights; every other random number comes from run.new_rng
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
@@ -112,15 +141,26 @@ def train(args: Args) -> runs.Run:
 
     with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
-        run.start(policy=policy, optimizer=optimizer)
+        # SPO: successes and failures per context. The prior is the success rate of the starting policy.
+        tracker = ValueTracker(args.cells, before["rate"])
+        parts = {"tracker": tracker} if args.baseline == "tracked" else {}
+        run.start(policy=policy, optimizer=optimizer, **parts)
         while run.steps < args.total_timesteps:
             # ---- rollout: B whole episodes with the current policy, N from each context
-            episodes = rollout(envs, policy, run.new_rng("rollout"), group_size=args.group_size)
+            rng = run.new_rng("rollout")
+            context, seeds = draw_contexts(args, rng)  # (B,) int64; None draws new initial states
+            episodes = rollout(envs, policy, rng, group_size=args.group_size, seeds=seeds)
             logp_old, mask, R = episodes.logp, episodes.mask, episodes.outcome  # (B, T), (B, T), (B,)
 
             # ---- advantage (Kool et al.): A_i = R_i - mean of the other outcomes of the group
-            adv = core.leave_one_out_advantage(R, args.baseline_size)  # (B,)
+            if args.baseline == "others":
+                adv = core.leave_one_out_advantage(R, args.baseline_size)  # (B,)
+            else:  # SPO: R_i - the context's success rate before this batch
+                adv = R - tracker.value[context]
+                tracker.alpha, tracker.beta = core.beta_tracker(tracker.alpha, tracker.beta, R, context, tracker.kl)
+                tracker.kl[context] = 0.0
             baseline = R - adv  # (B,), for the log
+            A = core.normalized_advantage(adv, mask, eps_in="variance") if args.norm_adv == "batch" else adv
 
             # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -133,9 +173,10 @@ def train(args: Args) -> runs.Run:
 
             # ---- policy (PPO, eq. 7): clipped surrogate, the episode's A at each of its steps
             for mb in minibatches:
+                A_mb = core.normalized_advantage(A[mb], mask[mb]) if args.norm_adv == "minibatch" else A[mb]
                 logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])  # (b, T) each
                 surrogate = core.clipped_surrogate(
-                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                    logp, logp_old[mb], A_mb, mask[mb], args.clip_coef, reduction="token-mean"
                 )
                 mean_entropy = core.masked_mean(entropy, mask[mb])
                 policy_loss = surrogate.loss
@@ -151,6 +192,9 @@ def train(args: Args) -> runs.Run:
                 optimizer.step()
                 stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
                 stats.add(1, grad_norm=grad_norm)
+
+            if args.baseline == "tracked" and not skipped:
+                tracker.kl += stats["approx_kl"]  # how far the policy has gone since each context's last visit
 
             # ---- log
             run.end_update(

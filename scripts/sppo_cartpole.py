@@ -4,7 +4,7 @@
 2. Advantage (eq. 1): A = R - V(s_0). It is one number per episode, the same for all steps of the episode.
 3. Policy (eq. 3): PPO's clipped surrogate with one ratio per step, for several epochs over minibatches of episodes.
 4. Critic (eq. 2): V reads the initial state only. It is trained on R with binary cross-entropy.
-5. There is no GAE, no value of later states, no normalisation of advantages and no KL penalty.
+5. There is no GAE, no value of later states and no KL penalty. Advantages are normalised only with --norm-adv.
 
     python scripts/sppo_cartpole.py                                              # Precision CartPole
     python scripts/sppo_cartpole.py --env-id sppo/SparsePendulum-v0              # another task, with its own numbers
@@ -71,6 +71,10 @@ class Args:
     """longer gradients are scaled down to this norm; policy and critic each"""
     skip_uniform_batches: bool = False
     """no update when all outcomes of the batch are equal"""
+    norm_adv: Literal["none", "minibatch", "batch"] = "none"
+    """(A - mean) / std over the steps of each minibatch (CleanRL), or once over those of the batch (verl)"""
+    ratio: core.Ratio = "step"
+    """step: each step has its own ratio; sequence: one per episode (GSPO), with a much smaller --clip-coef"""
     hidden: tuple[int, ...] = (64, 64)
     """hidden layers of a policy that starts from random weights"""
 
@@ -84,6 +88,8 @@ class Args:
     """window recipe: contexts per critic update"""
     critic_window: int = 4
     """window recipe: the contexts come from so many of the newest batches"""
+    critic_warmup_batches: int = 0
+    """batches for the critic alone, before the first update of the policy"""
     critic_hidden: tuple[int, ...] = (64, 64)
     """hidden layers of the critic"""
 
@@ -137,7 +143,9 @@ def train(args: Args) -> runs.Run:
             # ---- advantage (eq. 1): A = R - V(s_0), with a critic that has not seen these outcomes
             with torch.no_grad():
                 value_logit = critic(episodes.context)  # (B,)
-            adv = core.sequence_advantage(R, value_logit)  # (B,)
+            adv = A = core.sequence_advantage(R, value_logit)  # (B,); A is what the policy gets
+            if args.norm_adv == "batch":
+                A = core.normalized_advantage(adv, mask, eps_in="variance")
 
             # ---- minibatches: whole episodes, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -149,10 +157,12 @@ def train(args: Args) -> runs.Run:
             ]
 
             # ---- policy (eq. 3): clipped surrogate, the episode's A at each of its steps
-            for mb in minibatches:
+            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
+            for mb in [] if warming_up else minibatches:
+                A_mb = core.normalized_advantage(A[mb], mask[mb]) if args.norm_adv == "minibatch" else A[mb]
                 logp, entropy = policy.log_prob(episodes.obs[mb], episodes.actions[mb])  # (b, T) each
                 surrogate = core.clipped_surrogate(
-                    logp, logp_old[mb], adv[mb], mask[mb], args.clip_coef, reduction="token-mean"
+                    logp, logp_old[mb], A_mb, mask[mb], args.clip_coef, reduction="token-mean", ratio=args.ratio
                 )
                 mean_entropy = core.masked_mean(entropy, mask[mb])
                 policy_loss = surrogate.loss
@@ -192,6 +202,7 @@ def train(args: Args) -> runs.Run:
                 {
                     "charts/learning_rate": args.learning_rate,
                     "charts/skipped": float(skipped),
+                    "charts/warmup": float(warming_up),
                     **stats.scalars(),
                     **advantage_scalars(adv, v0, R),
                 },

@@ -82,6 +82,10 @@ class Args:
     """minibatches of B / num_minibatches responses each"""
     clip_coef: float = 0.2
     """epsilon of the clipped ratio"""
+    norm_adv: Literal["none", "minibatch", "batch"] = "none"
+    """(A - mean) / std over the tokens of each minibatch (CleanRL), or once over those of the batch (verl)"""
+    ratio: core.Ratio = "step"
+    """step: each token has its own ratio; sequence: one per response (GSPO), with a much smaller --clip-coef"""
     max_grad_norm: float = 1.0
     """longer gradients are scaled down to this norm; policy and critic each"""
 
@@ -165,6 +169,9 @@ def train(args: Args) -> runs.Run:
                     [critic(*part) for part in zip(*(x.split(micro) for x in responses.prompts), strict=True)]
                 )
             adv = core.sequence_advantage(R, value_logit)  # (B,)
+            A = adv.clone()  # what the policy gets
+            if args.norm_adv == "batch":
+                A = core.normalized_advantage(adv, mask, eps_in="variance")
 
             # ---- minibatches: whole responses, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -178,12 +185,14 @@ def train(args: Args) -> runs.Run:
             # ---- policy (eq. 3): clipped surrogate, the response's A at each of its tokens
             for mb in [] if warming_up else minibatches:
                 optimizer.zero_grad()
+                if args.norm_adv == "minibatch":
+                    A[mb] = core.normalized_advantage(adv[mb], mask[mb])
                 num_tokens = mask[mb].sum()
                 for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
                     some = responses.take(part)
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens
+                        logp, some.logp, A[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()

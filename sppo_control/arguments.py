@@ -38,6 +38,15 @@ def check_args(args: Any) -> None:
     if group is not None and getattr(args, "baseline_size", group) < 2:
         least = "--num-envs must be at least 2" if hasattr(args, "baseline_size") else "--group-size must be at least 2"
         raise ValueError(f"{least}, because an episode is compared with others, got 1")
+    if getattr(args, "baseline", "others") == "tracked" and group != 1:
+        raise ValueError(
+            f"--baseline tracked needs --group-size 1, got {group}: SPO runs one episode per context and compares it with "
+            "the context's earlier ones"
+        )
+    if getattr(args, "clip_vloss", False) and args.critic_loss != "mse":
+        raise ValueError(
+            f"--clip-vloss clips the squared error, so it needs --critic-loss mse, got {args.critic_loss}; leave one out"
+        )
     if args.start is not None and args.from_scratch:
         raise ValueError("--start and --from-scratch exclude each other; leave one out")
     if args.start is not None:  # a run may be resumed from another folder

@@ -201,6 +201,8 @@ def parse_args(args_type: type[ArgsT], description: str | None, words: Sequence[
     except ValueError as error:
         raise UserError(str(error)) from error
     may_change = RESUMABLE_CHANGES & fields
+    if getattr(stored, "anneal_lr", False):  # then the length of the run decides each learning rate
+        may_change -= {"total_timesteps"}
     for name in sorted(fields - may_change):
         old, new = getattr(stored, name), getattr(args, name)
         if old != new:

@@ -19,6 +19,7 @@ accelerators, and under `torch.compile`, an assertion on the device itself check
 Sources: SPPO is Wang et al., "SPPO: Sequence-Level PPO for Long-Horizon Reasoning Tasks", arXiv 2604.08865.
 PPO is Schulman et al., arXiv 1707.06347. GAE is Schulman et al., arXiv 1506.02438. GRPO is Shao et al.,
 arXiv 2402.03300. RLOO is Kool et al., 2019, and Ahmadian et al., arXiv 2402.14740. ReMax is Li et al., arXiv 2310.10505.
+SPO is Xu and Ding, arXiv 2509.13232. GSPO is Zheng et al., arXiv 2507.18071. REINFORCE++ is Hu et al., arXiv 2501.03262.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ compiled: Any = None
 
 Reduction = Literal["token-mean", "sequence-mean", "fixed"]
 """How a (B, T) objective becomes one number; see `clipped_surrogate`."""
+Ratio = Literal["step", "sequence"]
+"""Of what the probability ratio is; see `clipped_surrogate`."""
+EpsilonIn = Literal["std", "variance"]
+"""Where epsilon is added; see `normalized_advantage`."""
 
 
 # ---------------------------------------------------------------------------------------------------- advantages
@@ -175,6 +180,113 @@ def greedy_baseline_advantage(outcome: Tensor, greedy_outcome: Tensor) -> Tensor
     return (outcome - greedy_outcome).detach()
 
 
+def normalized_advantage(advantage: Tensor, mask: Tensor, eps: float = 1e-8, eps_in: EpsilonIn = "std") -> Tensor:
+    """(A - mean) / std over the real steps of a batch or of a minibatch: advantages of mean 0 and size 1.
+
+    The standard deviation is that of a sample (divided by N - 1). Two definitions are common, and they differ where the
+    advantages hardly vary, as in a batch in which all episodes fail:
+
+    | `eps_in`   | formula                            | who                                                        |
+    | ---------- | ---------------------------------- | ---------------------------------------------------------- |
+    | "std"      | (A - mean) / (std + eps)           | CleanRL's ppo.py (`norm_adv`) and Stable-Baselines3        |
+    | "variance" | (A - mean) / sqrt(std^2 + eps)     | verl's `masked_whiten`: std counts as 1e-4 at least        |
+
+    One advantage per episode counts once for each of the episode's real steps, because a step-wise implementation would
+    do so: the result is that of the (B, T) advantages in which each step has its episode's A. With A = R and
+    "variance" over the whole batch, this is REINFORCE++'s advantage without a KL penalty (arXiv 2501.03262).
+
+    Advantages that are equal up to rounding, and the only one of a batch, give exactly 0. The libraries above would
+    divide the rounding error by eps there, or return NaN.
+
+    Args:
+        advantage: A, (B,) or (B, T), floating.
+        mask: (B, T), bool.
+        eps: above 0.
+        eps_in: "std" or "variance".
+
+    Returns:
+        The shape of `advantage`, without gradient; 0 on padding, and for an episode without a real step.
+
+    Raises:
+        ValueError: wrong shapes, a mask that is not bool or has no True, eps not above 0 or not finite, an unknown eps_in.
+    """
+    _check_floating(advantage=advantage)
+    _check_tensors(mask=mask)
+    _check_advantage(advantage, mask=mask)
+    _check_number("eps", eps, lambda x: 0 < x < math.inf, "above 0 and finite")
+    if eps_in not in get_args(EpsilonIn):
+        raise ValueError(f"unknown eps_in {eps_in!r}; allowed: {', '.join(map(repr, get_args(EpsilonIn)))}")
+    _check_mask(mask)
+    weight = mask if advantage.ndim == 2 else mask.sum(dim=1)  # real steps behind each advantage
+    real, n = weight > 0, mask.sum()
+    A = torch.where(real, _wide(advantage.detach()), 0.0)
+    centred = torch.where(real, A - _sum(weight * A) / n, 0.0)
+    variance = _sum(weight * centred.square()) / (n - 1).clamp(min=1)
+    scale = variance.sqrt() + eps if eps_in == "std" else (variance + eps).sqrt()
+    # The extremes are compared, because the deviation is not a safe test: that of eight times 0.1 is a rounding error.
+    low, high = torch.where(real, A, torch.inf).amin(), torch.where(real, A, -torch.inf).amax()
+    equal = high - low <= 8 * torch.finfo(advantage.dtype).eps * torch.maximum(low.abs(), high.abs())
+    return torch.where(equal, 0.0, centred / scale).to(advantage.dtype)
+
+
+def beta_tracker(
+    alpha: Tensor,
+    beta: Tensor,
+    outcome: Tensor,
+    context: Tensor,
+    kl: Tensor,
+    kl_half: float = 0.06,
+    rho_min: float = 0.875,
+    rho_max: float = 0.96,
+) -> tuple[Tensor, Tensor]:
+    """SPO's tracker of success rates: counts of successes and failures per context, which forget (arXiv 2509.13232).
+
+    V(context) = alpha / (alpha + beta), the mean of a Beta distribution, is the baseline of the next visit. At a visit
+    alpha becomes rho alpha + R, and beta becomes rho beta + 1 - R. The more the policy has changed since the last visit,
+    the more is forgotten: rho = 2^(-KL / kl_half), clipped to [rho_min, rho_max]. Of constant outcomes alpha + beta
+    tends to 1 / (1 - rho), so the memory is as long as 8 to 25 visits with the default limits.
+
+    Several episodes of one context in a batch forget once, because one policy acted in all of them. Then their outcomes
+    are added.
+
+    Args:
+        alpha: (C,), count of successes of each context, at least 0.
+        beta: (C,), count of failures, at least 0.
+        outcome: R, (B,), in [0, 1].
+        context: (B,), int64: which of the C contexts each episode has.
+        kl: (C,), estimate of the KL divergence between the policy of the last visit and the one that acted now, in nats.
+        kl_half: the divergence at which half is forgotten, above 0.
+        rho_min: least share of the old counts that is kept, in [0, 1].
+        rho_max: largest share that is kept, in [rho_min, 1].
+
+    Returns:
+        The new alpha and beta, (C,) each, without gradient. Contexts that no episode has keep their counts.
+
+    Raises:
+        ValueError: wrong shapes or dtypes, an outcome outside [0, 1], a context outside 0..C-1, a negative count or
+            KL, kl_half or a limit of rho outside its range.
+    """
+    _check_vector(alpha=alpha, beta=beta, kl=kl)
+    _check_vector(outcome=outcome)
+    _check_outcome(outcome, "outcome")
+    _check_tensors(context=context)
+    if context.dtype != torch.int64 or context.shape != outcome.shape:
+        raise ValueError(
+            f"context must be int64 and of outcome's shape {tuple(outcome.shape)}, got {context.dtype} of shape "
+            f"{tuple(context.shape)}"
+        )
+    _check_number("kl_half", kl_half, lambda x: 0 < x < math.inf, "above 0 and finite")
+    _check_number("rho_min", rho_min, lambda x: 0 <= x <= 1, "in [0, 1]")
+    _check_number("rho_max", rho_max, lambda x: rho_min <= x <= 1, f"from rho_min = {rho_min:g} to 1")
+    require(((context >= 0) & (context < alpha.numel())).all(), f"context must be from 0 to {alpha.numel() - 1}")
+    for name, x in (("alpha", alpha), ("beta", beta), ("kl", kl)):
+        require((x >= 0).all() & x.isfinite().all(), f"{name} must be at least 0 and finite")
+    rho = torch.exp2(-kl.detach() / kl_half).clamp(rho_min, rho_max)
+    visited = torch.zeros_like(alpha, dtype=torch.bool).index_fill(0, context, True)
+    keep, R = torch.where(visited, rho, 1.0), outcome.detach().to(alpha.dtype)
+    return (alpha.detach() * keep).index_add(0, context, R), (beta.detach() * keep).index_add(0, context, 1 - R)
+
+
 # -------------------------------------------------------------------------------------------------------- losses
 class ClippedSurrogate(NamedTuple):
     """The policy loss, and statistics of the same steps: detached scalars, means over the real steps."""
@@ -203,10 +315,16 @@ def clipped_surrogate(
     clip_coef: float = 0.2,
     reduction: Reduction = "token-mean",
     denominator: float | Tensor | None = None,
+    ratio: Ratio = "step",
 ) -> ClippedSurrogate:
     """PPO's clipped objective per step: L_t = min(r_t A, clip(r_t, 1 - eps, 1 + eps) A), r_t = exp(logp - logp_old).
 
     SPPO (eq. 3) gives every step of an episode the same A; PPO (arXiv 1707.06347, eq. 7) gives each step its own.
+
+    A sequence-level ratio is another thing than a sequence-level advantage. With `ratio="sequence"` all steps of an episode
+    also have one ratio, r = exp(mean over its real steps of logp - logp_old), which is the geometric mean of the r_t
+    (GSPO, arXiv 2507.18071, eq. 7). So an episode is clipped as a whole or not at all. A mean is much closer to 1 than each
+    r_t, which is why GSPO clips at 3e-4 and 4e-4. GSPO's own reduction is "sequence-mean".
 
     Args:
         logp: (B, T), with gradient.
@@ -220,20 +338,25 @@ def clipped_surrogate(
         denominator: replaces the last divisor. Then the losses of micro-batches add up to the loss of the whole batch.
             Pass the whole batch's number of real steps ("token-mean") or of sequences ("sequence-mean"). For "fixed" pass
             B x H, where H is the length to which the whole batch would be padded.
+        ratio: "step", or "sequence" for advantages that are one per episode.
 
     Returns:
-        `ClippedSurrogate`: the loss, and statistics of the same steps.
+        `ClippedSurrogate`: the loss, and statistics of the same steps. With `ratio="sequence"` the share of clipped steps
+        and the extremes are those of the episodes' ratios; both estimates of KL are of the steps' ratios all the same.
 
     Raises:
-        ValueError: wrong shapes, a mask that is not bool or has no True, an unknown reduction, clip_coef or
-            denominator not above 0 or not finite.
+        ValueError: wrong shapes, a mask that is not bool or has no True, an unknown reduction or ratio, clip_coef or
+            denominator not above 0 or not finite, one advantage per step with `ratio="sequence"`.
     """
     _check_matrix(logp=logp, logp_old=logp_old, mask=mask)
     _check_floating(advantage=advantage)
-    if advantage.shape not in (logp.shape, logp.shape[:1]):
+    _check_advantage(advantage, logp=logp)
+    if ratio not in get_args(Ratio):
+        raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(map(repr, get_args(Ratio)))}")
+    if ratio == "sequence" and advantage.ndim == 2:
         raise ValueError(
-            f"advantage must be (B,) = {tuple(logp.shape[:1])} or (B, T) = {tuple(logp.shape)}, "
-            f"got {tuple(advantage.shape)}"
+            "ratio 'sequence' needs one advantage per episode, (B,), because the gradient of an episode's ratio is the "
+            f"same for all its steps; got advantage of shape {tuple(advantage.shape)}"
         )
     if reduction not in get_args(Reduction):
         raise ValueError(f"unknown reduction {reduction!r}; allowed: {', '.join(map(repr, get_args(Reduction)))}")
@@ -241,18 +364,22 @@ def clipped_surrogate(
     _check_number("clip_coef", clip_coef, lambda x: 0 < x < largest, f"above 0 and below {largest:.3g} ({logp.dtype})")
     _check_mask(mask)
     denominator = _checked_denominator(denominator)
-    if compiled is not None and reduction == "token-mean" and compiled.sums_suit(logp, logp_old, advantage):
+    plain = reduction != "token-mean" or ratio != "step"
+    if compiled is not None and not plain and compiled.sums_suit(logp, logp_old, advantage):
         return ClippedSurrogate(*compiled.clipped_surrogate(logp, logp_old, advantage, mask, clip_coef, denominator))
 
     advantage = advantage.detach()
     advantage = torch.where(mask, advantage if advantage.ndim == 2 else advantage[:, None], 0.0)  # (B, T)
-    log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
+    step_log_ratio = log_ratio = torch.where(mask, logp - logp_old.detach(), 0.0)
+    if ratio == "sequence":
+        mean = _sum(log_ratio, dim=1) / mask.sum(dim=1).clamp(min=1)  # (B,)
+        log_ratio = torch.where(mask, mean.to(logp.dtype)[:, None], 0.0)
     # Where A >= 0, a ratio that overflows is clipped, and its gradient is 0. But inf x 0 is NaN, also in the backward
     # pass. So such a ratio is replaced by a finite one, which is clipped too. The limit is a little lower, because in
     # half precision it is rounded.
     overflows = (log_ratio > math.log(torch.finfo(log_ratio.dtype).max) - 1) & (advantage >= 0)
-    ratio = torch.where(overflows, math.log1p(2 * clip_coef), log_ratio).exp()
-    surrogate = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
+    r = torch.where(overflows, math.log1p(2 * clip_coef), log_ratio).exp()
+    surrogate = torch.minimum(r * advantage, r.clamp(1 - clip_coef, 1 + clip_coef) * advantage)  # 0 on padding
 
     num_steps = mask.sum()
     if reduction == "sequence-mean":
@@ -264,16 +391,16 @@ def clipped_surrogate(
     loss = (-_sum(surrogate) / (default if denominator is None else denominator)).to(logp.dtype)
 
     with torch.no_grad():
-        ratio, wide = log_ratio.exp(), _wide(log_ratio)
+        r, wide = log_ratio.exp(), _wide(step_log_ratio)
         return ClippedSurrogate(
             loss=loss,
             num_steps=num_steps,
-            old_approx_kl=(-_sum(log_ratio) / num_steps).to(logp.dtype),
+            old_approx_kl=(-_sum(step_log_ratio) / num_steps).to(logp.dtype),
             # expm1, because the rounding error of r - 1 can be larger than the whole number, which would be negative then
             approx_kl=(_sum((wide.expm1() - wide).clamp(min=0)) / num_steps).to(logp.dtype),
-            clipfrac=_sum(((ratio - 1).abs() > clip_coef).to(logp.dtype)).div(num_steps).to(logp.dtype),
-            ratio_min=torch.where(mask, ratio, torch.inf).amin(),
-            ratio_max=torch.where(mask, ratio, 0.0).amax(),
+            clipfrac=_sum(((r - 1).abs() > clip_coef).to(logp.dtype)).div(num_steps).to(logp.dtype),
+            ratio_min=torch.where(mask, r, torch.inf).amin(),
+            ratio_max=torch.where(mask, r, 0.0).amax(),
         )
 
 
@@ -302,30 +429,49 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
 
 
 def squared_value_loss(
-    value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None = None
+    value: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    denominator: float | Tensor | None = None,
+    value_old: Tensor | None = None,
+    clip_coef: float = 0.2,
 ) -> Tensor:
     """Token-level PPO's value loss: the mean over real steps of (V_t - G_t)^2 / 2 (PPO, eq. 9).
 
     Because of the factor 1/2 the gradient is d loss / d V_t = V_t - G_t, as for `bernoulli_value_loss`.
+
+    With `value_old` the loss is clipped: V_t may move by clip_coef from where it was, and the larger of both squared
+    errors counts, max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2) / 2. So a value that has moved too far
+    towards its return has no gradient. (OpenAI's baselines, ppo2; CleanRL's ppo.py, `clip_vloss`.)
 
     Args:
         value: V(s_t), (B, T), with gradient.
         returns: G_t, (B, T), treated as a constant.
         mask: (B, T), bool.
         denominator: divides the sum in place of the number of real steps, so that the losses of micro-batches add up.
+        value_old: V(s_t) before the update, (B, T), treated as a constant; None does not clip.
+        clip_coef: eps, above 0; it has the unit of V.
 
     Returns:
         A scalar.
 
     Raises:
-        ValueError: wrong shapes, a mask that is not bool or has no True, denominator not above 0 or not finite.
+        ValueError: wrong shapes, a mask that is not bool or has no True, denominator or clip_coef not above 0 or not
+            finite.
     """
-    _check_matrix(value=value, returns=returns, mask=mask)
+    old = {} if value_old is None else {"value_old": value_old}
+    _check_matrix(value=value, returns=returns, mask=mask, **old)
     _check_mask(mask)
     denominator = _checked_denominator(denominator)
-    if compiled is not None and compiled.sums_suit(value, returns):
+    _check_number("clip_coef", clip_coef, lambda x: 0 < x < math.inf, "above 0 and finite")
+    if compiled is not None and value_old is None and compiled.sums_suit(value, returns):
         return compiled.squared_value_loss(value, returns, mask, denominator)
     error = torch.where(mask, value - returns.detach(), 0.0)
+    if value_old is not None:
+        value_old = value_old.detach()
+        clipped = value_old + (value - value_old).clamp(-clip_coef, clip_coef)
+        clipped_error = torch.where(mask, clipped - returns.detach(), 0.0)
+        error = torch.where(clipped_error.abs() > error.abs(), clipped_error, error)  # the larger square
     return (0.5 * _sum(_wide(error).square()) / (mask.sum() if denominator is None else denominator)).to(error.dtype)
 
 
@@ -530,6 +676,16 @@ def _check_matrix(mask: Tensor, **tensors: Tensor) -> None:
     if len(set(shapes.values())) > 1 or any(x.ndim != 2 for x in tensors.values()):
         names = " and ".join(shapes)
         raise ValueError(f"{names} must be (B, T) with the same B and T, got {', '.join(map(str, shapes.values()))}")
+
+
+def _check_advantage(advantage: Tensor, **like: Tensor) -> None:
+    """Check that it is (B,) or (B, T), where the other tensor is (B, T)."""
+    ((name, x),) = like.items()
+    if x.ndim != 2 or advantage.shape not in (x.shape, x.shape[:1]):
+        raise ValueError(
+            f"advantage must be (B,) = {tuple(x.shape[:1])} or (B, T) = {tuple(x.shape)}, as {name} is, "
+            f"got {tuple(advantage.shape)}"
+        )
 
 
 def _check_mask(mask: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +71,7 @@ def rollout(
     greedy: bool = False,
     horizon: int | None = None,
     group_size: int = 1,
+    seeds: Sequence[int] | None = None,
 ) -> Episodes:
     """Reset all environments and run each to the end of its episode.
 
@@ -82,13 +84,16 @@ def rollout(
         horizon: most steps per episode; None means `envs.horizon`.
         group_size: N. N consecutive episodes at a time are reset with one seed, so that they share their context s_0.
             They also share everything else in the environment that depends on the seed.
+        seeds: of the environments, one for each. An episode with the seed of an earlier one starts in its context s_0.
+            None draws them from `rng`.
 
     Returns:
         `Episodes`, where T is the length of the longest episode.
 
     Raises:
-        ValueError: horizon below 1; group_size does not divide B, or a group does not share its context. Also if an
-            observation, a reward or an output of the policy is not finite, or `info` has no `success` at the end.
+        ValueError: horizon below 1; group_size does not divide B, or a group does not share its context; seeds are not
+            one per environment. Also if an observation, a reward or an output of the policy is not finite, or `info` has
+            no `success` at the end.
         RuntimeError: an episode is not over after `horizon` steps.
     """
     num_envs = envs.num_envs
@@ -102,6 +107,10 @@ def rollout(
     seed: Any = int(rng.integers(2**31 - num_envs))
     if group_size > 1:
         seed = np.repeat(rng.integers(2**31, size=num_envs // group_size), group_size).tolist()
+    if seeds is not None:
+        if len(seeds) != num_envs:
+            raise ValueError(f"seeds must be one for each of {num_envs} environments, got {len(seeds)}")
+        seed = list(seeds)
     dynamics = _compiled_dynamics(envs, policy, horizon)
     noise = None if greedy or dynamics is not None else noise_of_steps(policy, rng, horizon, num_envs)
 
@@ -364,6 +373,58 @@ class ContextWindow:
             raise ValueError(f"batches must be at least 0, got {int(tensors['batches'])}")
         if not bool(((tensors["outcomes"] >= 0) & (tensors["outcomes"] <= 1)).all()):
             raise ValueError("outcomes has values outside [0, 1]")
+        for name, x in own.items():
+            x.copy_(tensors[name])
+
+    def file_metadata(self) -> dict[str, str]:
+        """Metadata for a file of these tensors: none."""
+        return {}
+
+
+class ValueTracker:
+    """The state of SPO's baseline: counts of successes and failures per context; `core.beta_tracker` changes them.
+
+    Args:
+        contexts: C, at least 1. With one context the value is a mean over batches, with memory.
+        prior_value: V before any visit, in [0, 1]; SPO estimates it with the starting policy.
+        prior_weight: visits that the prior counts for, above 0; SPO's is 1 / (1 - rho_min) = 8.
+
+    Raises:
+        ValueError: one of them is outside its range.
+    """
+
+    def __init__(self, contexts: int, prior_value: float, prior_weight: float = 8.0) -> None:
+        _check_at_least_one(contexts=contexts)
+        if not 0 <= prior_value <= 1:
+            raise ValueError(f"prior_value must be in [0, 1], got {prior_value!r}; it is a success rate")
+        if not 0 < prior_weight < math.inf:
+            raise ValueError(f"prior_weight must be above 0 and finite, got {prior_weight!r}")
+        self.alpha = torch.full((contexts,), prior_weight * prior_value)
+        self.beta = torch.full((contexts,), prior_weight * (1 - prior_value))
+        self.kl = torch.zeros(contexts)
+        """how far the policy has gone since the last visit of each context, in nats"""
+
+    @property
+    def value(self) -> Tensor:
+        """V = alpha / (alpha + beta), (C,)."""
+        return self.alpha / (self.alpha + self.beta)
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """All that a checkpoint must contain."""
+        return {"alpha": self.alpha, "beta": self.beta, "kl": self.kl}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `named_tensors` returned.
+
+        Raises:
+            ValueError: the names, shapes or dtypes are different, or a value is not possible.
+        """
+        own = self.named_tensors()
+        check_like(tensors, own, "this tracker of values")
+        if not all(bool((x >= 0).all()) and bool(x.isfinite().all()) for x in tensors.values()):
+            raise ValueError("a count or a KL divergence of this tracker is negative or not finite")
+        if not bool((tensors["alpha"] + tensors["beta"] > 0).all()):
+            raise ValueError("alpha and beta are both 0 for a context of this tracker")
         for name, x in own.items():
             x.copy_(tensors[name])
 

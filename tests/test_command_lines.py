@@ -55,10 +55,23 @@ OWN = {
         *[("--critic-hidden", x) for x in ("0", "70000")],
         *[("--critic-learning-rate", x) for x in ("1e30", "nan", "1e-320")],
     ],
-    ppo_cartpole: [*[("--gamma", x) for x in ("nan", "1.1", "-0.1")], ("--gae-lambda", "inf"), ("--critic-loss", "x")],
-    grpo_cartpole: [("--group-size", x) for x in ("0", "-8", str(2**63))],
-    rloo_cartpole: [("--group-size", x) for x in ("0", str(2**21))],
-}
+    ppo_cartpole: [
+        *[("--gamma", x) for x in ("nan", "1.1", "-0.1")],
+        *[("--critic-gae-lambda", x) for x in ("nan", "1.1", "-0.1")],
+        *[("--critic-warmup-batches", x) for x in ("-1", str(2**31), "0.5")],
+        *[("--norm-adv", x) for x in ("epoch", "", "True")],
+        ("--gae-lambda", "inf"), ("--critic-loss", "x"),
+    ],
+    grpo_cartpole: [
+        *[("--group-size", x) for x in ("0", "-8", str(2**63))],
+        ("--ratio", "token"), ("--reduction", "mean"),
+    ],
+    rloo_cartpole: [
+        *[("--group-size", x) for x in ("0", str(2**21))],
+        *[("--num-contexts", x) for x in ("0", "-1", str(10**7), "1.5")],
+        ("--baseline", "mean"), ("--baseline", "tracked"),
+    ],
+}  # fmt: skip
 LANGUAGE_ONLY = [
     *[("--temperature", x) for x in ("1e-30", "nan", "inf", "0", "1e9")],
     *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],

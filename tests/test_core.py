@@ -144,6 +144,128 @@ def test_greedy_baseline():
 
 
 # ------------------------------------------------------------------------------------------------------ surrogate
+def test_normalized_advantage_by_hand():
+    """Three real steps with A = 1, 2, 6: mean 3, deviations -2, -1, 3, variance 14 / 2 = 7."""
+    mask = torch.tensor([[True, True], [True, False]])
+    advantage = torch.tensor([[1.0, 2.0], [6.0, 99.0]], dtype=F64)
+    found = core.normalized_advantage(advantage, mask)
+    expected = torch.tensor([[-2.0, -1.0], [3.0, 0.0]], dtype=F64) / math.sqrt(7)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
+
+
+def test_an_episode_counts_once_for_each_of_its_steps():
+    """Success in one step and failure in three: the mean is 1/4, not 1/2, as if each step had the episode's A."""
+    mask = torch.tensor([[True, False, False], [True, True, True]])
+    outcome = torch.tensor([1.0, 0.0], dtype=F64)
+    found = core.normalized_advantage(outcome, mask)
+    torch.testing.assert_close(found, torch.tensor([1.5, -0.5], dtype=F64), rtol=1e-7, atol=0)  # std of 1, 0, 0, 0: 1/2
+    each_step = core.normalized_advantage(outcome[:, None].expand(2, 3), mask)
+    torch.testing.assert_close(torch.where(mask, found[:, None], 0.0), each_step, rtol=1e-14, atol=0)
+
+
+def test_where_epsilon_is_added_matters_where_advantages_hardly_vary():
+    """A critic that is good at an all-fail batch, A = -V = -1e-6 or -3e-6: CleanRL scales the noise to size one, and verl
+    divides it by 1e-4."""
+    A, mask = torch.tensor([-1e-6, -3e-6], dtype=F64), torch.ones(2, 1, dtype=torch.bool)
+    assert core.normalized_advantage(A, mask)[0].item() == pytest.approx(1 / math.sqrt(2), rel=0.01)
+    assert core.normalized_advantage(A, mask, eps_in="variance")[0].item() == pytest.approx(1e-6 / 1e-4, rel=0.01)
+
+
+@pytest.mark.parametrize("eps_in", ["std", "variance"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, F64])
+def test_equal_advantages_and_a_single_step_give_exactly_zero(dtype, eps_in):
+    mask = torch.zeros(40, 50, dtype=torch.bool)
+    mask[3, 7] = True
+    advantage = torch.full((40, 50), -0.1, dtype=dtype)
+    assert torch.equal(core.normalized_advantage(advantage, mask, eps_in=eps_in), torch.zeros_like(advantage))
+    assert torch.equal(core.normalized_advantage(advantage, ~mask, eps_in=eps_in), torch.zeros_like(advantage))
+    assert (core.normalized_advantage(advantage[:, 0], ~mask, eps_in=eps_in) == 0).all()
+
+
+def test_reinforce_plus_plus_needs_no_baseline_of_its_own():
+    """A positive factor and a shift per batch do not change normalised advantages. So R, R - the mean of the others, and
+    N / (N - 1) times R - the group's mean are one after it."""
+    _, _, mask, outcome, _ = random_batch(B=8, seed=3)
+    plain = core.normalized_advantage(outcome, mask, eps_in="variance")
+    others = core.leave_one_out_advantage(outcome, 8)
+    torch.testing.assert_close(core.normalized_advantage(others, mask, eps_in="variance"), plain, rtol=1e-6, atol=1e-6)
+    centred = core.group_relative_advantage(outcome, 4, normalize_std=False)
+    torch.testing.assert_close(
+        core.normalized_advantage(core.leave_one_out_advantage(outcome, 4), mask, eps_in="variance"),
+        core.normalized_advantage(centred, mask, eps_in="variance"), rtol=1e-6, atol=1e-6,
+    )  # fmt: skip
+
+
+def test_beta_tracker_by_hand():
+    """Context 0: three successes at rho = 1/2. Context 1 is not visited. Context 2: rho is clipped at 0.9."""
+    alpha, beta = torch.tensor([4.0, 1.0, 2.0]), torch.tensor([4.0, 3.0, 6.0])
+    new = core.beta_tracker(
+        alpha, beta, torch.tensor([1.0, 0.0, 1.0, 1.0]), torch.tensor([0, 2, 0, 0]),
+        kl=torch.tensor([0.06, 5.0, 0.0]), kl_half=0.06, rho_min=0.25, rho_max=0.9,
+    )  # fmt: skip
+    torch.testing.assert_close(new[0], torch.tensor([2.0 + 3, 1.0, 1.8]))
+    torch.testing.assert_close(new[1], torch.tensor([2.0 + 0, 3.0, 5.4 + 1]))
+
+
+def test_a_tracker_of_constant_outcomes_remembers_so_many_visits():
+    alpha, beta, R = torch.zeros(1, dtype=F64), torch.full((1,), 8.0, dtype=F64), torch.ones(1, dtype=F64)
+    for _ in range(500):
+        alpha, beta = core.beta_tracker(alpha, beta, R, torch.tensor([0]), torch.tensor([9.0], dtype=F64))
+    assert alpha.item() == pytest.approx(1 / (1 - 0.875))
+    assert beta.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_sequences_ratio_by_hand():
+    """Two steps with ratios 1.44 and 1: their geometric mean is 1.2. PPO clips one of them; GSPO, at 0.3, neither."""
+    logp = torch.tensor([[math.log(1.44), 0.0]], dtype=F64, requires_grad=True)
+    old, mask, A = torch.zeros(1, 2, dtype=F64), torch.ones(1, 2, dtype=torch.bool), torch.tensor([1.0], dtype=F64)
+    found = core.clipped_surrogate(logp, old, A, mask, 0.3, "sequence-mean", ratio="sequence")
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(-1.2)
+    assert logp.grad.tolist()[0] == pytest.approx([-0.6, -0.6])  # -s A / T at each step
+    assert (found.ratio_min.item(), found.ratio_max.item()) == pytest.approx((1.2, 1.2))
+    assert found.clipfrac == 0
+    steps = core.clipped_surrogate(logp.detach(), old, A, mask, 0.3, "sequence-mean")
+    assert steps.clipfrac == 0.5
+    assert found.approx_kl.item() == pytest.approx(steps.approx_kl.item()), "it estimates the policy's KL all the same"
+    assert found.old_approx_kl.item() == pytest.approx(steps.old_approx_kl.item())
+    clipped = core.clipped_surrogate(logp, old, A, mask, 0.1, "sequence-mean", ratio="sequence")
+    logp.grad = None
+    clipped.loss.backward()
+    assert clipped.loss.item() == pytest.approx(-1.1)
+    assert logp.grad.tolist() == [[0.0, 0.0]], "an episode is clipped as a whole"
+    assert clipped.clipfrac == 1
+
+
+def test_both_ratios_have_one_gradient_before_the_first_step():
+    """At ratio 1 the gradient of an episode is that of its steps, whatever the ratio is of."""
+    _, logp_old, mask, outcome, logit = random_batch()
+    advantage, gradients = core.sequence_advantage(outcome, logit), []
+    for ratio in ("step", "sequence"):
+        logp = logp_old.clone().requires_grad_()
+        core.clipped_surrogate(logp, logp_old, advantage, mask, ratio=ratio).loss.backward()
+        gradients.append(logp.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "loss", "gradient"),
+    [
+        (0.5, 0.4, 0.5 * 0.5**2, -0.5),  # G = 1: inside the range, so as without clipping
+        (0.8, 0.4, 0.5 * 0.4**2, 0.0),  # it has moved by more than 0.2 towards G: the error of 0.6 counts, a constant
+        (0.0, 0.4, 0.5 * 1.0**2, -1.0),  # it has moved away from G: the larger error is its own, which pulls it back
+    ],
+)
+def test_truth_table_of_the_clipped_value_loss(value, old, loss, gradient):
+    v, mask = torch.tensor([[value]], dtype=F64, requires_grad=True), torch.ones(1, 1, dtype=torch.bool)
+    G, V_old = torch.ones(1, 1, dtype=F64), torch.tensor([[old]], dtype=F64, requires_grad=True)
+    found = core.squared_value_loss(v, G, mask, value_old=V_old, clip_coef=0.2)
+    found.backward()
+    assert found.item() == pytest.approx(loss)
+    assert v.grad.item() == pytest.approx(gradient)
+    assert V_old.grad is None
+
+
 def test_gradient_at_ratio_one_is_reinforce_with_baseline():
     _, logp_old, mask, outcome, logit = random_batch()
     advantage = core.sequence_advantage(outcome, logit)
@@ -444,6 +566,11 @@ def call_all(dtype, device="cpu", fill=True):
         core.group_relative_advantage(outcome, 4),
         core.leave_one_out_advantage(outcome, 4),
         core.greedy_baseline_advantage(outcome, outcome),
+        core.normalized_advantage(matrix, mask),
+        core.normalized_advantage(logit, mask, eps_in="variance"),
+        *core.beta_tracker(outcome, outcome, outcome, torch.zeros(8, dtype=torch.int64, device=device), outcome),
+        core.clipped_surrogate(matrix, other, logit, mask, ratio="sequence").loss,
+        core.squared_value_loss(matrix, other, mask, value_old=other),
         *(x for i, x in enumerate(core.clipped_surrogate(matrix, other, logit, mask)) if i != 1),
         core.bernoulli_value_loss(logit, outcome),
         core.squared_value_loss(matrix, other, mask),
@@ -456,7 +583,7 @@ def call_all(dtype, device="cpu", fill=True):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_same_dtype_in_and_out(dtype):
-    assert [x.dtype for x in call_all(dtype)] == [dtype] * 18
+    assert [x.dtype for x in call_all(dtype)] == [dtype] * 24
 
 
 def test_no_synchronisation_between_host_and_device():
@@ -472,7 +599,8 @@ def test_compiles_without_graph_breaks_and_gives_the_same_numbers():
 
     def step(logp, logit):
         advantage = core.sequence_advantage(outcome, logit)
-        surrogate = core.clipped_surrogate(logp, logp_old, advantage, mask)
+        advantage = core.normalized_advantage(advantage, mask)
+        surrogate = core.clipped_surrogate(logp, logp_old, advantage, mask, ratio="sequence")
         grouped = core.group_relative_advantage(outcome, 3) + core.leave_one_out_advantage(outcome, 3)
         return surrogate.loss + core.bernoulli_value_loss(logit, outcome), surrogate.approx_kl, grouped
 
@@ -531,6 +659,21 @@ TRUE = torch.ones(5, 3, dtype=torch.bool)
         ),
         (lambda: core.clipped_surrogate(M, M, B5, TRUE, denominator=torch.tensor(0)), "denominator must be above 0"),
         (lambda: core.clipped_surrogate(B5, B5, B5, B5.bool()), r"must be \(B, T\)"),
+        (lambda: core.clipped_surrogate(M, M, B5, TRUE, ratio="token"), "unknown ratio 'token'.*'step', 'sequence'"),
+        (lambda: core.clipped_surrogate(M, M, M, TRUE, ratio="sequence"), r"one advantage per episode.*got .*\(5, 3\)"),
+        (lambda: core.normalized_advantage(M, ~TRUE), "no real step"),
+        (lambda: core.normalized_advantage(torch.zeros(3), TRUE), r"advantage must be .*got \(3,\)"),
+        (lambda: core.normalized_advantage(M, TRUE, eps=0), "eps must be above 0 and finite, got 0"),
+        (lambda: core.normalized_advantage(M, TRUE, eps_in="mean"), "unknown eps_in 'mean'.*'variance'"),
+        (lambda: core.beta_tracker(B5, B5, B5, torch.arange(5) + 1, B5), "context must be from 0 to 4"),
+        (lambda: core.beta_tracker(B5, B5, B5, B5, B5), "context must be int64"),
+        (lambda: core.beta_tracker(B5 - 1, B5, B5, torch.arange(5), B5), "alpha must be at least 0"),
+        (
+            lambda: core.beta_tracker(B5, B5, B5, torch.arange(5), B5, rho_max=0.5),
+            "rho_max must be from rho_min = 0.875",
+        ),
+        (lambda: core.squared_value_loss(M, M, TRUE, value_old=M[:4]), r"\(4, 3\)"),
+        (lambda: core.squared_value_loss(M, M, TRUE, value_old=M, clip_coef=-1), "clip_coef must be above 0"),
         (lambda: core.squared_value_loss(M, M, ~TRUE), "no real step"),
         (lambda: core.squared_value_loss(M, M[:4], TRUE), r"\(4, 3\)"),
         (lambda: core.masked_mean(M, ~TRUE), "no real step"),

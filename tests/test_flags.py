@@ -305,6 +305,186 @@ def test_ppos_cross_entropy_is_over_all_real_steps(watched):
     torch.testing.assert_close(before, probability[mb][seen.episodes.mask[mb]])
 
 
+# ---------------------------------------------------------------------------------------- what people leave switched on
+def normalized(A, mask, floor=0.0):
+    """The plain formula, over real steps: A of all steps, mean 0 and size 1; `floor` is added to the variance."""
+    each = A[:, None].expand(mask.shape) if A.ndim == 1 else A
+    steps = each[mask].double()
+    return ((A - steps.mean()) / (steps.var() + floor).sqrt()).float()
+
+
+@pytest.mark.parametrize("name", ["sppo", "ppo", "rloo"])
+def test_normalised_advantages_reach_the_loss_and_the_log_has_them_as_they_were(name, watched):
+    """--norm-adv: of each minibatch, or once of the batch, where verl's epsilon of the variance counts."""
+    plain = watched(name)
+    adv = torch.zeros_like(plain.episodes.logp if name == "ppo" else plain.episodes.outcome)
+    for (x, _), mb in zip(plain.surrogates, expected_order(plain)[0], strict=True):
+        adv[mb] = x.advantage
+    for norm_adv in ("minibatch", "batch"):
+        seen = watched(name, norm_adv=norm_adv)
+        mask = seen.episodes.mask
+        for (x, _), mb in zip(seen.surrogates, expected_order(seen)[0], strict=True):
+            expected = normalized(adv[mb], mask[mb]) if norm_adv == "minibatch" else normalized(adv, mask, 1e-8)[mb]
+            real = mask[mb] if name == "ppo" else slice(None)
+            torch.testing.assert_close(x.advantage[real], expected[real], rtol=1e-3, atol=1e-4)
+        for tag in ("advantages/mean", "advantages/std", "critic/v0_mean"):
+            assert seen.metrics[tag] == plain.metrics[tag]
+
+
+@pytest.mark.parametrize("name", ["sppo", "grpo"])
+def test_the_sequences_ratio_is_that_of_all_steps_of_an_episode(name, watched):
+    """--ratio sequence: the first ratio of an update that is not 1 is a mean over the episode's real steps."""
+    seen = watched(name, ratio="sequence")
+    x, result = seen.surrogates[1]
+    mean = torch.stack([row[m].mean() for row, m in zip(x.logp - x.logp_old, x.mask, strict=True)]).detach()
+    assert (mean.exp().min().item(), mean.exp().max().item()) == pytest.approx(
+        (float(result.ratio_min), float(result.ratio_max)), rel=1e-5
+    )
+    by_step = watched(name).surrogates[1][1]
+    assert result.ratio_max - result.ratio_min < by_step.ratio_max - by_step.ratio_min
+
+
+def test_grpo_without_the_deviation_and_with_other_reductions(watched):
+    """--no-normalize-std and --reduction: Dr. GRPO divides by b x the task's horizon, GSPO takes the mean of means."""
+    seen = watched("grpo", normalize_std=False, reduction="fixed", ent_coef=0.0)
+    R = seen.episodes.outcome
+    centred = R - R.view(-1, 8).mean(1).repeat_interleave(8)
+    total, steps = 0.0, 0
+    for (x, result), mb, loss in zip(seen.surrogates, expected_order(seen)[0], seen.backward, strict=True):
+        torch.testing.assert_close(x.advantage, centred[mb])
+        ratio, A = (x.logp - x.logp_old).exp(), x.advantage[:, None].expand_as(x.logp)
+        terms = torch.minimum(ratio * A, ratio.clamp(0.999, 1.001) * A)
+        assert loss == pytest.approx(-terms[x.mask].sum().item() / (8 * 200), rel=1e-4, abs=1e-7)
+        total, steps = total + terms[x.mask].sum().item(), steps + int(result.num_steps)
+    assert seen.metrics["losses/policy_loss"] == pytest.approx(-total / steps, rel=1e-4, abs=1e-7), "a mean over steps"
+    seen = watched("grpo", reduction="sequence-mean", ent_coef=0.0)
+    x, _ = seen.surrogates[0]
+    assert seen.backward[0] == pytest.approx(-x.advantage.mean().item(), rel=1e-4, abs=1e-6)  # at ratio 1
+
+
+def test_ppos_clipped_value_loss_is_around_the_values_before_the_update(watched):
+    """--clip-vloss, with --clip-coef 0.001: after the first epoch nearly all values have moved farther than that."""
+    seen = watched("ppo", clip_vloss=True)
+    ((gae, (_, returns)),) = seen.gae
+    for (x, result), mb in zip(seen.value_losses, expected_order(seen)[0], strict=True):
+        V, old, G = x.value.detach(), gae.value[mb], returns[mb]
+        clipped = old + (V - old).clamp(-0.001, 0.001)
+        by_hand = 0.5 * torch.maximum((V - G).square(), (clipped - G).square())[x.mask].mean()
+        assert result.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    plain = watched("ppo")
+    assert seen.metrics["losses/value_loss"] > plain.metrics["losses/value_loss"]
+
+
+def test_the_critics_own_lambda_changes_its_targets_alone(watched):
+    """--critic-gae-lambda 1 with --gae-lambda 0.6: the advantages are as without it, the targets discounted outcomes."""
+    seen = watched("ppo", critic_gae_lambda=1.0)
+    assert [x.gae_lambda for x, _ in seen.gae] == [0.6, 1.0]
+    (_, (advantage, _)), (_, (_, returns)) = seen.gae
+    assert torch.equal(advantage, watched("ppo").gae[0][1][0])
+    left = seen.episodes.lengths[:, None] - 1 - torch.arange(returns.shape[1])
+    expected = torch.where(seen.episodes.mask, seen.episodes.outcome[:, None] * 0.9**left, 0.0)
+    torch.testing.assert_close(returns, expected, rtol=1e-4, atol=1e-6)
+    for (loss, _), (policy, _), mb in zip(seen.value_losses, seen.surrogates, expected_order(seen)[0], strict=True):
+        assert torch.equal(loss.returns, returns[mb])
+        assert torch.equal(policy.advantage, advantage[mb])
+
+
+@pytest.mark.parametrize("name", ["sppo", "ppo"])
+def test_in_a_warm_up_the_critic_alone_is_trained(name, watched):
+    seen = watched(name, critic_warmup_batches=1)
+    assert not seen.surrogates
+    assert {index for index, _ in seen.steps} == {1}
+    assert len(seen.steps) == len(watched(name).value_losses)
+    assert seen.metrics["charts/warmup"] == 1
+    assert watched(name).metrics["charts/warmup"] == 0
+    first_policy, last_policy = (load_file(c / "policy.safetensors") for c in seen.run.checkpoints())
+    assert all(torch.equal(first_policy[key], last_policy[key]) for key in first_policy)
+
+
+def test_annealed_learning_rates_fall_in_a_straight_line_to_zero(tmp_path, monkeypatch):
+    rates, real = [], runs.Run.end_update
+
+    def end_update(self, episodes, metrics):
+        rates.append((self.steps, metrics["charts/learning_rate"], self.parts["critic_optimizer"]))
+        return real(self, episodes, metrics)
+
+    monkeypatch.setattr(runs.Run, "end_update", end_update)
+    args = {**COMMON, **OWN["ppo"], "horizon": 5, "update_epochs": 1, "total_timesteps": 320, "anneal_lr": True}
+    ppo_cartpole.train(ppo_cartpole.Args(**args, runs_dir=str(tmp_path)))
+    assert [step for step, *_ in rates] == [0, 80, 160, 240]
+    assert [rate for _, rate, _ in rates] == pytest.approx([2e-3, 1.5e-3, 1e-3, 0.5e-3])
+    state = rates[-1][2].optimizer
+    assert state.param_groups[0]["lr"] == pytest.approx(5e-3 / 4), "the critic's, too"
+
+
+# ------------------------------------------------------------------------------------------------------ SPO's baseline
+def test_spo_compares_an_outcome_with_the_contexts_earlier_ones(tmp_path, monkeypatch):
+    """--baseline tracked --num-contexts 6: two updates by hand. An episode's seed says which context it has."""
+    rollouts, surrogates, real_rollout, real_surrogate = [], [], rollout, core.clipped_surrogate
+
+    def spy_rollout(*args, **kwargs):
+        episodes = real_rollout(*args, **kwargs)
+        if kwargs.get("seeds") is not None:
+            rollouts.append((kwargs["seeds"], episodes))
+        return episodes
+
+    def spy_surrogate(*args, **kwargs):
+        result = real_surrogate(*args, **kwargs)
+        surrogates.append((args[2], float(result.approx_kl), int(result.num_steps)))
+        return result
+
+    monkeypatch.setattr(rloo_cartpole, "rollout", spy_rollout)
+    monkeypatch.setattr(core, "clipped_surrogate", spy_surrogate)
+    args = {**COMMON, "group_size": 1, "baseline": "tracked", "num_contexts": 6, "eval_episodes": 64, "clip_coef": 0.2}
+    args |= {"num_minibatches": 1, "update_epochs": 2, "total_timesteps": 3300, "max_grad_norm": 1.0}
+    run = rloo_cartpole.train(rloo_cartpole.Args(**args, runs_dir=str(tmp_path)))
+    assert len(rollouts) == 2
+    pool = sorted({seed for seeds, _ in rollouts for seed in seeds})
+    assert len(pool) <= 6
+    contexts = {}
+    prior = run.summary["before"]["rate"]
+    count = {seed: [8 * prior, 8 * (1 - prior), 0.0] for seed in pool}
+    for update, (seeds, episodes) in enumerate(rollouts):
+        for seed, context in zip(seeds, episodes.context.tolist(), strict=True):
+            assert contexts.setdefault(seed, context) == context, "one seed, one initial state"
+        V = torch.tensor([count[seed][0] / sum(count[seed][:2]) for seed in seeds])
+        adv = episodes.outcome - V
+        order = np.random.default_rng([11, update, 1])
+        for epoch in range(2):
+            mb = order.permutation(B)
+            torch.testing.assert_close(surrogates[2 * update + epoch][0], adv[mb], rtol=1e-4, atol=1e-5)
+        for seed in set(seeds):
+            alpha, beta, kl = count[seed]
+            rho = min(max(2 ** (-kl / 0.06), 0.875), 0.96)
+            mine = [r for r, s in zip(episodes.outcome.tolist(), seeds, strict=True) if s == seed]
+            count[seed] = [rho * alpha + sum(mine), rho * beta + len(mine) - sum(mine), 0.0]
+        kls = surrogates[2 * update : 2 * update + 2]
+        for seed in pool:
+            count[seed][2] += float(np.average([kl for _, kl, _ in kls], weights=[n for *_, n in kls]))
+    tracker = run.parts["tracker"]
+    found = {round(float(a), 3) for a in tracker.alpha}
+    assert {round(a, 3) for a, _, _ in count.values()} <= found
+    for *_, kl in count.values():  # since its last visit; those of the last batch have gone less far than the others
+        assert (tracker.kl - kl).abs().min() < 1e-4 * kl
+
+
+def test_without_repeated_contexts_spo_has_one_tracker(watched):
+    seen = watched("rloo", group_size=1, baseline="tracked")
+    assert len(seen.run.parts["tracker"].alpha) == 1
+    V = seen.run.summary["before"]["rate"]
+    for x, _ in seen.surrogates:
+        torch.testing.assert_close(x.advantage, seen.episodes.outcome[rows(seen, x.logp_old)] - V)
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(V)
+
+
+def test_so_many_contexts_come_again_and_again(watched):
+    """--num-contexts, for RLOO's groups too: the contexts of a batch are among them."""
+    seen = watched("rloo", num_contexts=2)
+    assert len({tuple(x) for x in seen.episodes.context.tolist()}) <= 2
+    assert len({tuple(x) for x in watched("rloo").episodes.context.tolist()}) == 4
+    assert (seen.episodes.context.view(4, 4, -1) == seen.episodes.context.view(4, 4, -1)[:, :1]).all()
+
+
 # ------------------------------------------------------------------------------------------- SPPO's critic recipes
 def test_the_window_recipe_draws_so_many_contexts_so_often(watched):
     """--critic-steps, --critic-batch-size; drawn after the minibatches from the same stream."""

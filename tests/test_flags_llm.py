@@ -226,6 +226,48 @@ def test_the_advantage_that_reaches_the_loss_and_the_log(name, watched):
         torch.testing.assert_close(x.advantage, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("name", "norm_adv"), [("sppo", "minibatch"), ("ppo", "batch")])
+def test_advantages_are_normalised_over_more_than_a_micro_batch(name, norm_adv, watched, tmp_path):
+    """--norm-adv, by the plain formula; --critic-gae-lambda changes the critic's targets and not the advantages."""
+    plain = watched(name)
+    seen = watch(name, tmp_path, norm_adv=norm_adv, **({"critic_gae_lambda": 1.0} if name == "ppo" else {}))
+    R, mask = seen.batch.outcome, seen.batch.mask
+    if name == "ppo":
+        (_, (adv, _)), (x, (_, returns)) = seen.gae
+        assert (x.gamma, x.gae_lambda) == (0.9, 1.0)
+        losses = iter(seen.value_losses)
+        for part in (part for mb in expected_order(seen) for part in micro(mb)):
+            loss, _ = next(losses)
+            assert torch.equal(loss.returns, returns[part, : loss.mask.shape[1]])
+    else:
+        with torch.no_grad():
+            adv = R - torch.sigmoid(seen.critic(*seen.batch.prompts))
+    calls = iter(seen.surrogates)
+    for mb in expected_order(seen):
+        rows = mb if norm_adv == "minibatch" else list(range(B))
+        steps = (adv[:, None].expand(mask.shape) if adv.ndim == 1 else adv)[rows][mask[rows]].double()
+        A = ((adv - steps.mean()) / (steps.var() + (0 if norm_adv == "minibatch" else 1e-8)).sqrt()).float()
+        for part in micro(mb):
+            x, _ = next(calls)
+            expected = A[part] if A.ndim == 1 else torch.where(x.mask, A[part, : x.mask.shape[1]], 0.0)
+            torch.testing.assert_close(x.advantage, expected, rtol=1e-3, atol=1e-3)
+    assert seen.metrics["advantages/std"] == pytest.approx(plain.metrics["advantages/std"], rel=1e-4)
+
+
+def test_grpo_without_the_deviation_and_with_one_ratio_per_response(tmp_path):
+    """--no-normalize-std and --ratio sequence, on each micro-batch."""
+    seen = watch("grpo", tmp_path, normalize_std=False, ratio="sequence")
+    R = seen.batch.outcome
+    centred = R - R.view(4, 4).mean(1).repeat_interleave(4)
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, result) in zip(parts, seen.surrogates, strict=True):
+        torch.testing.assert_close(x.advantage, centred[part])
+        mean = torch.stack([row[m].mean() for row, m in zip(x.logp - x.logp_old, x.mask, strict=True)]).detach()
+        assert (float(result.ratio_min), float(result.ratio_max)) == pytest.approx(
+            (float(mean.exp().min()), float(mean.exp().max())), rel=1e-5
+        )
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_logged_losses_are_means_over_all_micro_batches(name, watched):
     seen = watched(name)

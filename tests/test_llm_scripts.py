@@ -893,9 +893,9 @@ def test_all_scripts_share_arguments():
     fields = {name: {f.name: f.type for f in dataclasses.fields(s.Args)} for name, s in SCRIPTS.items()}
     critic = {"critic", "critic_learning_rate", "critic_warmup_batches"}
     own = {
-        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size"},
-        "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda"},
-        "grpo_llm": {"group_size"},
+        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "norm_adv", "ratio"},
+        "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
+        "grpo_llm": {"group_size", "normalize_std", "ratio"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
     for name, ours in fields.items():

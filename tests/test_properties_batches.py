@@ -357,6 +357,48 @@ def test_context_window(d, window, batches, size):
         refused(lambda name=name, bad=bad: copy.load_tensors({**tensors, name: bad}), name)
 
 
+@of(rollout, "rollout")
+@given(drawn(F32, 4, 3), st.integers(0, 3))
+def test_seeds_of_the_environments_may_be_given(d, more):
+    envs, policy = Scripted(d, False), policy_of(False, d)
+    seeds = [int(x) for x in d.rng.integers(2**31, size=d.B)]
+    found = rollout.rollout(envs, policy, np.random.default_rng(0), seeds=seeds)
+    assert envs.seeds == [seeds]
+    assert torch.equal(found.logp, rollout.rollout(envs, policy, np.random.default_rng(0)).logp), (
+        "the actions are the same"
+    )
+    bad = [*seeds, *[1] * more] if more else seeds[1:]
+    refused(lambda: rollout.rollout(envs, policy, np.random.default_rng(0), seeds=bad), "seeds")
+
+
+@of(rollout, "ValueTracker", "ValueTracker.value", "ValueTracker.named_tensors", "ValueTracker.load_tensors")
+@of(rollout, "ValueTracker.file_metadata")
+@given(st.integers(1, 5), st.floats(0, 1), st.floats(0.1, 100))
+def test_value_tracker(contexts, prior, weight):
+    found = rollout.ValueTracker(contexts, prior, weight)
+    assert found.value.tolist() == pytest.approx([prior] * contexts, abs=1e-6)
+    assert (found.alpha + found.beta).tolist() == pytest.approx([weight] * contexts, rel=1e-6)
+    assert found.kl.tolist() == [0.0] * contexts
+    found.alpha[-1], found.kl[0] = 3 * weight, 0.5
+    copy = rollout.ValueTracker(contexts, 0.5)
+    copy.load_tensors({name: x.clone() for name, x in found.named_tensors().items()})
+    assert copy.file_metadata() == {}
+    assert copy.value.tolist() == found.value.tolist()
+    assert copy.kl.tolist() == found.kl.tolist()
+    for bad in (0, -1, 1.5):
+        refused(lambda bad=bad: rollout.ValueTracker(bad, 0.5), "contexts")
+    for bad in (-0.1, 1.1, math.nan):
+        refused(lambda bad=bad: rollout.ValueTracker(1, bad), "prior_value")
+    for bad in (0.0, -1.0, math.inf, math.nan):
+        refused(lambda bad=bad: rollout.ValueTracker(1, 0.5, bad), "prior_weight")
+    tensors = found.named_tensors()
+    for bad, word in ((tensors["kl"] - 1, "KL"), (tensors["kl"] * math.nan, "kl")):
+        refused(lambda bad=bad: copy.load_tensors({**tensors, "kl": bad}), word)
+    zero = torch.zeros(contexts)
+    refused(lambda: copy.load_tensors({**tensors, "alpha": zero, "beta": zero}), "alpha")
+    refused(lambda: copy.load_tensors({**tensors, "alpha": torch.ones(contexts + 1)}), "alpha")
+
+
 @of(rollout, "evaluate", "success_by_context")
 @given(drawn(F32, 3, 3), st.integers(-1, 7))
 def test_evaluate_and_success_by_context(d, number):

@@ -113,6 +113,53 @@ def test_greedy_baseline_advantage(d):
     close(core.greedy_baseline_advantage(outcome, greedy), expected, eps(d.dtype))
 
 
+@of(core, "normalized_advantage")
+@given(drawn(), st.booleans(), st.sampled_from(["std", "variance"]), st.sampled_from([1e-8, 1e-3, 1.0]))
+def test_normalized_advantage(d, per_step, eps_in, epsilon):
+    mask, unit = d.mask(), eps(d.dtype)
+    size = 1e2 if d.dtype == torch.float16 else 1e6
+    advantage = d.numbers(*((d.B, d.T) if per_step else (d.B,)), size=size)
+    rows = mask if per_step else mask.any(1)
+    found = core.normalized_advantage(d.spoilt(advantage, rows), mask, epsilon, eps_in)
+    assert found.dtype == d.dtype
+    assert (found[~rows] == 0).all()
+    A, m = array(advantage), mask.numpy()
+    steps = [A[b, t] if per_step else A[b] for b in range(d.B) for t in range(d.T) if m[b, t]]
+    n, top = len(steps), max(map(abs, steps))
+    spread = max(steps) - min(steps)
+    if spread <= 7.9 * unit * top:
+        assert (found == 0).all(), "equal up to rounding, or a single step"
+    elif spread > 8.1 * unit * top:
+        mean = sum(steps) / n
+        variance = sum((x - mean) ** 2 for x in steps) / (n - 1)
+        scale = math.sqrt(variance) + epsilon if eps_in == "std" else math.sqrt(variance + epsilon)
+        rounding = 8 * n * eps(torch.promote_types(d.dtype, torch.float32)) * top / scale
+        expected = np.where(rows.numpy(), (A - mean) / scale, 0.0)
+        close(found, expected, rounding * (1 + np.abs(expected)) + 4 * unit * np.abs(expected))
+
+
+@of(core, "beta_tracker")
+@given(drawn(), st.integers(1, 5), st.sampled_from([1e-3, 0.06, 1.0]), st.floats(0, 1), st.floats(0, 1))
+def test_beta_tracker(d, contexts, half, one, other):
+    low, high = min(one, other), max(one, other)
+    alpha, beta, kl = (8 * d.outcomes(contexts), 8 * d.outcomes(contexts), d.outcomes(contexts))
+    outcome, context = d.outcomes(d.B), torch.from_numpy(d.rng.integers(contexts, size=d.B))
+    given = [x.clone().requires_grad_() for x in (alpha, beta)]
+    found = core.beta_tracker(*given, outcome, context, kl, half, low, high)
+    a, b, r = array(alpha), array(beta), array(outcome)
+    for i in range(contexts):
+        mine = [x for x, c in zip(r, context.tolist(), strict=True) if c == i]
+        if mine:
+            rho = min(max(2 ** (-array(kl)[i] / half), low), high)
+            a[i], b[i] = rho * a[i] + sum(mine), rho * b[i] + len(mine) - sum(mine)
+    exponent = array(kl) / half  # the relative error of a power is that of its exponent
+    error = 4 * eps(d.dtype) * (8 * (1 + np.minimum(exponent, 20)) + 2 * d.B)
+    for x, expected in zip(found, (a, b), strict=True):
+        assert not x.requires_grad
+        assert (x >= 0).all()
+        close(x, expected, error)
+
+
 # -------------------------------------------------------------------------------------------------------- losses
 def divisor(d, draw_it):
     """None, or a denominator of one of the kinds that are allowed, and its value."""
@@ -126,11 +173,14 @@ def divisor(d, draw_it):
 KINDS_OF_DIVISOR = st.sampled_from(["none", "float", "int", "tensor", "whole", "one"])
 
 
-def surrogate_by_definition(log_ratio, advantage, mask, clip_coef, reduction, denominator):
+def surrogate_by_definition(log_ratio, advantage, mask, clip_coef, reduction, denominator, ratio="step"):
     """(loss, gradient (B, T), size of the summands for the tolerance, statistics)"""
     B, T = mask.shape
     steps = [(b, t) for b in range(B) for t in range(T) if mask[b, t]]
     lengths = [sum(mask[b]) for b in range(B)]
+    of_steps = log_ratio
+    if ratio == "sequence":
+        log_ratio = np.repeat([[sum(log_ratio[b][mask[b]]) / max(lengths[b], 1)] for b in range(B)], T, axis=1)
     loss, size, gradient = 0.0, 0.0, np.zeros((B, T))
     for b, t in steps:
         if reduction == "token-mean":
@@ -147,12 +197,15 @@ def surrogate_by_definition(log_ratio, advantage, mask, clip_coef, reduction, de
         term = (1 + clip_coef if A > 0 else 1 - clip_coef) * A if clipped else r * A
         loss -= weight * term
         size += weight * abs(term)
-        gradient[b, t] = 0.0 if clipped else -weight * r * A
+        if not clipped and ratio == "sequence":
+            gradient[b, mask[b]] -= weight * r * A / lengths[b]
+        elif not clipped:
+            gradient[b, t] = -weight * r * A
     logs = [log_ratio[b, t] for b, t in steps]
     ratios = [math.exp(min(x, 709.0)) for x in logs]
     statistics = {
-        "old_approx_kl": -sum(logs) / len(steps),
-        "approx_kl": sum(math.expm1(min(x, 709.0)) - x for x in logs) / len(steps),
+        "old_approx_kl": -sum(of_steps[s] for s in steps) / len(steps),
+        "approx_kl": sum(math.expm1(min(of_steps[s], 709.0)) - of_steps[s] for s in steps) / len(steps),
         "clipfrac": sum(abs(r - 1) > clip_coef for r in ratios) / len(steps),
         "ratio_min": min(ratios), "ratio_max": max(ratios),
     }  # fmt: skip
@@ -213,6 +266,35 @@ def test_clipped_surrogate(d, spread, clip_coef, reduction, kind, per_step):
             close(found.loss.detach(), loss, relative * size)  # a ratio that overflows is clipped where A >= 0
 
 
+@of(core, "clipped_surrogate")
+@given(
+    drawn((torch.float32, torch.float64)), st.sampled_from([1e-3, 0.1, 1.0]), st.sampled_from([3e-4, 0.02, 0.2]),
+    st.sampled_from(["token-mean", "sequence-mean", "fixed"]), KINDS_OF_DIVISOR,
+)  # fmt: skip
+def test_clipped_surrogate_of_one_ratio_per_episode(d, spread, clip_coef, reduction, kind):
+    mask, unit = d.mask(), eps(d.dtype)
+    denominator, value = divisor(d, kind)
+    logp_old = torch.from_numpy(-d.rng.exponential(2.0, (d.B, d.T))).to(d.dtype)
+    logp = (logp_old.double() + spread * torch.from_numpy(d.rng.standard_normal((d.B, d.T)))).to(d.dtype)
+    advantage = d.numbers(d.B, size=10.0)
+    log_ratio = array(logp) - array(logp_old)
+    mean = [sum(row[m]) / max(sum(m), 1) for row, m in zip(log_ratio, mask.numpy(), strict=True)]
+    assume(all(abs(abs(math.exp(x) - 1) - clip_coef) > 1e3 * unit for x in mean))  # at a kink rounding decides the side
+    given_logp = d.spoilt(logp, mask).requires_grad_()
+    found = core.clipped_surrogate(
+        given_logp, d.spoilt(logp_old, mask), advantage, mask, clip_coef, reduction, denominator, "sequence"
+    )
+    found.loss.backward()
+    loss, gradient, size, statistics = surrogate_by_definition(
+        log_ratio, array(advantage), mask.numpy(), clip_coef, reduction, value, "sequence"
+    )
+    relative = 100 * unit
+    close(found.loss.detach(), loss, relative * size)
+    close(given_logp.grad, gradient, relative * np.abs(gradient))
+    for name, number in statistics.items():
+        close(getattr(found, name), number, relative * (1 + abs(number)))
+
+
 @of(core, "bernoulli_value_loss")
 @given(drawn(), st.sampled_from([1.0, 40.0, 1e4]), KINDS_OF_DIVISOR)
 def test_bernoulli_value_loss(d, size, kind):
@@ -234,16 +316,36 @@ def test_bernoulli_value_loss(d, size, kind):
 
 
 @of(core, "squared_value_loss")
-@given(drawn(), KINDS_OF_DIVISOR)
-def test_squared_value_loss(d, kind):
+@given(drawn(), KINDS_OF_DIVISOR, st.sampled_from([None, 1e-3, 0.2, 5.0]))
+def test_squared_value_loss(d, kind, clip_coef):
     mask = d.mask()
     size = 3e4 if d.dtype == torch.float16 else None  # whose squares are beyond float16; the loss may be, too
     value, returns = d.numbers(d.B, d.T, size=size), d.numbers(d.B, d.T, size=size)
     denominator, number = divisor(d, kind)
     given_value = d.spoilt(value, mask).requires_grad_()
-    found = core.squared_value_loss(given_value, d.spoilt(returns, mask), mask, denominator)
+    old = d.numbers(d.B, d.T, size=size)
+    clip = {} if clip_coef is None else {"value_old": d.spoilt(old, mask), "clip_coef": clip_coef}
+    found = core.squared_value_loss(given_value, d.spoilt(returns, mask), mask, denominator, **clip)
     found.backward()
     v, g, m = array(value), array(returns), mask.numpy()
+    if clip_coef is not None:
+        clipped = array(old) + (v - array(old)).clip(-clip_coef, clip_coef)
+        counts = np.abs(clipped - g) > np.abs(v - g)
+        # the error that counts, and whether it moves with V; where both are nearly equal, rounding decides
+        rounding = 8 * eps(d.dtype) * (np.abs(v) + np.abs(g) + np.abs(array(old)) + clip_coef)
+        moved = np.abs(v - array(old)) > clip_coef
+        near = (np.abs(np.abs(clipped - g) - np.abs(v - g)) <= rounding) & (moved | (np.abs(clipped - v) > 0))
+        near |= np.abs(np.abs(v - array(old)) - clip_coef) <= rounding
+        assume(not (near & m).any())
+        n = m.sum() if number is None else number
+        worst = np.where(counts, clipped - g, v - g)
+        loss = (0.5 * worst**2)[m].sum() / n
+        slack = (np.abs(worst) * rounding)[m].sum() / n
+        close(found.detach(), loss, 8 * eps(d.dtype) * loss + 2 * slack)
+        expected = np.where(m & ~(counts & moved), worst, 0.0) / n
+        close(given_value.grad, expected, 4 * rounding / n + 1e-6 * (n > 100))
+        assert (given_value.grad[~mask] == 0).all()
+        return
     n = m.sum() if number is None else number
     steps = [(b, t) for b in range(d.B) for t in range(d.T) if m[b, t]]
     loss = sum(0.5 * (v[s] - g[s]) ** 2 for s in steps) / n
@@ -347,12 +449,19 @@ def calls(d):
         "group_relative_advantage": {"outcome": group, "group_size": 2},
         "leave_one_out_advantage": {"outcome": group, "group_size": 2},
         "greedy_baseline_advantage": {"outcome": vectors[0], "greedy_outcome": vectors[1]},
+        "normalized_advantage": {"advantage": vectors[0], "mask": mask, "eps": 1e-8, "eps_in": "std"},
+        "beta_tracker": {
+            "alpha": vectors[0], "beta": vectors[1], "outcome": vectors[0], "kl": vectors[1],
+            "context": torch.zeros(d.B, dtype=torch.int64), "kl_half": 0.06, "rho_min": 0.5, "rho_max": 0.9,
+        },
         "clipped_surrogate": {
             "logp": matrices[0], "logp_old": matrices[1], "advantage": vectors[0], "mask": mask, "clip_coef": 0.2,
-            "reduction": "token-mean", "denominator": 3,
+            "reduction": "token-mean", "denominator": 3, "ratio": "step",
         },
         "bernoulli_value_loss": {**v2, "denominator": 3},
-        "squared_value_loss": {"value": matrices[0], "returns": matrices[1], "mask": mask, "denominator": 3},
+        "squared_value_loss": {
+            "value": matrices[0], "returns": matrices[1], "mask": mask, "denominator": 3, "clip_coef": 0.2,
+        },
         "masked_mean": {"x": matrices[0], "mask": mask},
         "explained_variance": {"prediction": matrices[0], "target": matrices[1], "mask": mask},
         "brier_score": {"probability": vectors[0], "outcome": vectors[1]},
@@ -367,6 +476,12 @@ BAD = {
     "gae_lambda": [-0.1, 1.1, math.nan, -math.inf, "x", None],
     "clip_coef": [0, -0.2, math.nan, math.inf, "x", None],
     "reduction": ["mean", "", None, 3, ["token-mean"]],
+    "ratio": ["token", "", None, 3, ["step"]],
+    "eps": [0, -1e-8, math.nan, math.inf, "x", None],
+    "eps_in": ["mean", "", None, 3, ["std"]],
+    "kl_half": [0, -1, math.nan, math.inf, "x", None],
+    "rho_min": [-0.1, 1.1, math.nan, "x", None],
+    "rho_max": [-0.1, 0.4, 1.1, math.nan, "x", None],
     "denominator": [
         0, -1, math.nan, math.inf, "x", torch.tensor(0), torch.tensor(-1.0), torch.tensor(math.nan),
         torch.tensor(math.inf), torch.tensor([1, 2]), torch.tensor([]), torch.tensor(1j),
@@ -383,6 +498,8 @@ def broken(d, name, x):
     """Impossible values in place of a good argument `x`."""
     if name in BAD:
         return BAD[name]
+    if name == "context":
+        return [*NOT_TENSORS, x - 1, x + d.B, x.int(), x.float(), x.bool(), torch.cat([x, x[:1]]), x[:0], x[0]]
     bad = [*NOT_TENSORS, x[:0], x[0, 0] if x.ndim == 2 else x[0], torch.cat([x, x[:1]]), x.to(torch.complex64)]
     bad += [x.long(), x.unsqueeze(0), x.unsqueeze(-1)]
     if name == "mask":

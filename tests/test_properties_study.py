@@ -6,6 +6,7 @@ The references are loops. Where the code resamples, the reference draws the same
 import itertools
 import json
 import math
+import re
 import statistics as plain
 from pathlib import Path
 
@@ -479,8 +480,9 @@ def test_the_variant_of_a_run(variant, others):
     words = [*variant.flags]
     while words:
         name = words.pop(0)[2:].replace("-", "_")
-        value = words.pop(0) if words and not words[0].startswith("--") else True
-        arguments[name] = int(value) if str(value).isdigit() else value
+        value = words.pop(0) if words and not words[0].startswith("--") else not name.startswith("no_")
+        number = re.fullmatch(r"[0-9.]+", str(value))
+        arguments[name.removeprefix("no_")] = float(value) if number else value
     assert variants.of_run(variant.script, arguments) == variant
     assert variants.of_run("mine.py", arguments) is None
 

@@ -221,7 +221,7 @@ def test_resume_from_an_earlier_checkpoint_recomputes_the_rest(uninterrupted, tm
 
 def run_main(monkeypatch, script, *words):
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *words])
-    cli.main(SCRIPTS[script].train, SCRIPTS[script].Args, "test")
+    cli.main(ALL[script].train, ALL[script].Args, "test")
 
 
 def refusal(monkeypatch, capsys, *words, script="sppo_cartpole"):
@@ -247,6 +247,40 @@ def test_a_run_can_be_lengthened(tmp_path, monkeypatch, capsys):
         sppo_cartpole.Args(**{**SMALL, "total_timesteps": 60_000}, runs_dir=str(tmp_path / "b"), seed=9)
     )
     assert_same_run(short.folder, whole.folder)
+
+
+def test_a_run_with_annealed_rates_cannot_be_lengthened(tmp_path, monkeypatch, capsys):
+    """Its length decides each learning rate. Resumed as it is, it has the same weights as a run that was not stopped."""
+    args = {"env_id": ID, "num_envs": 16, "horizon": 5, "eval_episodes": 16, "save_every": 1, "seed": 4}
+    args |= {"anneal_lr": True, "total_timesteps": 320, "norm_adv": "minibatch", "critic_warmup_batches": 1}
+    whole = ppo_cartpole.train(ppo_cartpole.Args(**args, runs_dir=str(tmp_path / "a")))
+    cut = ppo_cartpole.train(ppo_cartpole.Args(**args, runs_dir=str(tmp_path / "b")))
+    for later in cut.checkpoints()[3:]:
+        shutil.rmtree(later)
+    error = refusal(monkeypatch, capsys, "--resume", str(cut.folder), "--total-timesteps", "640", script="ppo_cartpole")
+    assert "--total-timesteps is 320 in the run to be resumed and cannot become 640" in error
+    run_main(monkeypatch, "ppo_cartpole", "--resume", str(cut.folder))
+    assert_same_run(cut.folder, whole.folder)
+
+
+def test_spos_tracker_is_in_the_checkpoint(tmp_path, monkeypatch):
+    args = {"env_id": ID, "num_envs": 16, "eval_episodes": 16, "save_every": 1, "seed": 4, "total_timesteps": 8000}
+    args |= {"group_size": 1, "baseline": "tracked", "num_contexts": 5, "norm_adv": "batch"}
+    whole = rloo_cartpole.train(rloo_cartpole.Args(**args, runs_dir=str(tmp_path / "a")))
+    cut = rloo_cartpole.train(rloo_cartpole.Args(**args, runs_dir=str(tmp_path / "b")))
+    assert (cut.checkpoints()[0] / "tracker.safetensors").is_file()
+    for later in cut.checkpoints()[2:]:
+        shutil.rmtree(later)
+    run_main(monkeypatch, "rloo_cartpole", "--resume", str(cut.folder))
+    assert_same_run(cut.folder, whole.folder)
+
+
+def test_arguments_that_exclude_each_other(monkeypatch, capsys):
+    for script, words, message in (
+        ("ppo_cartpole", ["--clip-vloss", "--critic-loss", "bce"], "--clip-vloss clips the squared error"),
+        ("rloo_cartpole", ["--baseline", "tracked"], "--baseline tracked needs --group-size 1, got 8"),
+    ):
+        assert message in refusal(monkeypatch, capsys, *words, script=script)
 
 
 def test_damaged_and_missing_checkpoints(tmp_path, monkeypatch, capsys):
@@ -305,9 +339,9 @@ def test_every_emitted_tag_is_documented_and_the_reverse(uninterrupted):
 
 
 @pytest.mark.parametrize("script", CRITIC_FREE)
-def test_scripts_without_critic_emit_the_same_tags_but_its_loss(script, tmp_path, uninterrupted):
+def test_scripts_without_critic_emit_the_same_tags_but_its_loss_and_its_warm_up(script, tmp_path, uninterrupted):
     run = CRITIC_FREE[script].train(CRITIC_FREE[script].Args(**SMALL, runs_dir=str(tmp_path)))
-    assert set(curves(run.folder)) == set(curves(uninterrupted[1])) - {"losses/value_loss"}
+    assert set(curves(run.folder)) == set(curves(uninterrupted[1])) - {"losses/value_loss", "charts/warmup"}
 
 
 def test_logged_values_are_those_of_the_batch(uninterrupted):
@@ -467,9 +501,14 @@ def test_all_scripts_share_arguments_and_defaults():
     own = {
         "sppo_cartpole": {
             "critic_recipe", "critic_learning_rate", "critic_steps", "critic_batch_size", "critic_window", "critic_hidden",
+            "critic_warmup_batches", "norm_adv", "ratio",
         },
-        "ppo_cartpole": {"critic_learning_rate", "critic_hidden", "critic_loss", "gamma", "gae_lambda"},
-        "grpo_cartpole": {"group_size"}, "rloo_cartpole": {"group_size"}, "remax_cartpole": set(),
+        "ppo_cartpole": {
+            "critic_learning_rate", "critic_hidden", "critic_loss", "gamma", "gae_lambda", "critic_gae_lambda",
+            "critic_warmup_batches", "norm_adv", "clip_vloss", "anneal_lr",
+        },
+        "grpo_cartpole": {"group_size", "normalize_std", "reduction", "ratio"},
+        "rloo_cartpole": {"group_size", "norm_adv", "baseline", "num_contexts"}, "remax_cartpole": set(),
     }  # fmt: skip
     common = set(fields["sppo_cartpole"]) - own["sppo_cartpole"]
     for name, ours in fields.items():
@@ -582,9 +621,9 @@ def ppo_targets(tmp_path, monkeypatch, **changes):
     for name in ("squared_value_loss", "bernoulli_value_loss"):
         loss = getattr(core, name)
 
-        def spy(value, target, *rest, loss=loss):
+        def spy(value, target, *rest, loss=loss, **named):
             targets.append(target)
-            return loss(value, target, *rest)
+            return loss(value, target, *rest, **named)
 
         monkeypatch.setattr(core, name, spy)
     values = {"env_id": ID, "num_envs": 8, "num_minibatches": 1, "update_epochs": 1, "total_timesteps": 1}

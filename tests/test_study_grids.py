@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import benchmark
+import ppo_cartpole
 import report
 from sppo_control import cli, errors
 from sppo_control.study import variants
@@ -251,6 +252,24 @@ def test_a_runs_arguments_say_which_variant_it_is():
         args = cli.parse_args(module.Args, None, list(variant.flags))
         assert variants.of_run(variant.script, dataclasses.asdict(args)).name == name
     assert variants.of_run("mine.py", {}) is None
+
+
+def test_no_two_variants_are_drawn_alike():
+    looks = [(v.colour, v.line) for v in variants.VARIANTS.values()]
+    assert len(set(looks)) == len(looks)
+    assert len({v.label for v in variants.VARIANTS.values()}) == len(looks)
+    assert not {colour for colour, _ in looks} & set(variants.OWN_COLOURS)
+
+
+def test_the_standard_ppo_has_all_defaults_of_cleanrl():
+    """As they are in its ppo.py; vf_coef has no equal, because policy and critic share neither network nor optimiser."""
+    args = cli.parse_args(ppo_cartpole.Args, None, list(variants.VARIANTS["ppo-standard"].flags))
+    expected = {
+        "learning_rate": 2.5e-4, "critic_learning_rate": 2.5e-4, "anneal_lr": True, "gamma": 0.99, "gae_lambda": 0.95,
+        "num_minibatches": 4, "update_epochs": 4, "norm_adv": "minibatch", "clip_coef": 0.2, "clip_vloss": True,
+        "ent_coef": 0.01, "max_grad_norm": 0.5, "critic_loss": "mse", "critic_gae_lambda": None,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
 
 
 # --------------------------------------------------------------------------------------------------- command files
