@@ -138,10 +138,26 @@ def test_an_algorithms_name_is_its_script_and_flags(algorithm, tmp_path, monkeyp
         "sppo-paper": {"critic_recipe": "paper", "critic_learning_rate": 1e-3}, "ppo-bce": {"critic_loss": "bce"},
         "reinforce": {"group_size": 1},
         "sppo-skip": {"skip_uniform_batches": True}, "ppo-skip": {"skip_uniform_batches": True},
+        "sppo-norm": {"norm_adv": "minibatch"}, "sppo-ratio": {"ratio": "sequence", "clip_coef": 0.01},
+        "ppo-norm": {"norm_adv": "minibatch"}, "ppo-norm-batch": {"norm_adv": "batch"},
+        "ppo-gae": {"gamma": 0.99, "gae_lambda": 0.95},
+        "ppo-standard": {
+            "learning_rate": 2.5e-4, "critic_learning_rate": 2.5e-4, "anneal_lr": True, "gamma": 0.99, "gae_lambda": 0.95,
+            "norm_adv": "minibatch", "clip_vloss": True, "ent_coef": 0.01, "max_grad_norm": 0.5,
+        },
+        "vc-ppo": {"critic_warmup_batches": 5, "gae_lambda": 0.95, "critic_gae_lambda": 1.0},
+        "dr-grpo": {"normalize_std": False, "reduction": "fixed"},
+        "gspo": {"ratio": "sequence", "reduction": "sequence-mean", "clip_coef": 0.01},
+        "reinforce-norm": {"group_size": 1, "norm_adv": "minibatch"},
+        "reinforce-pp": {"group_size": 1, "norm_adv": "batch"}, "reinforce-pp-baseline": {"norm_adv": "batch"},
+        "spo": {"group_size": 1, "baseline": "tracked", "norm_adv": "batch"},
+        "spo-contexts": {"group_size": 1, "baseline": "tracked", "norm_adv": "batch", "num_contexts": 256},
     }.get(algorithm, {})  # fmt: skip
     assert args == dataclasses.replace(cli.make_args(module.Args, env_id=POLE, seed=3, eval_episodes=4), **said)
     assert str(cell) == f"{algorithm} {POLE} seed 3"
-    assert module.__name__.split("_")[0] == {"reinforce": "rloo"}.get(algorithm, algorithm.split("-")[0])
+    of = {"reinforce": "rloo", "spo": "rloo", "gspo": "grpo", "vc": "ppo", "dr": "grpo"}
+    first = algorithm.split("-")[0]
+    assert module.__name__.split("_")[0] == of.get(first, first)
 
 
 def test_the_grid_goes_seed_by_seed_and_no_two_cells_share_a_folder(tmp_path):
