@@ -69,6 +69,8 @@ class Args:
     """weight of an entropy bonus"""
     max_grad_norm: float = 1.0
     """longer gradients are scaled down to this norm; policy and critic each"""
+    adam_eps: float = 1e-5
+    """of the policy's Adam; with 1 a small gradient makes a small step, as in gradient descent with momentum"""
     skip_uniform_batches: bool = False
     """no update when all outcomes of the batch are equal"""
     norm_adv: Literal["none", "minibatch", "batch"] = "none"
@@ -129,7 +131,7 @@ def train(args: Args) -> runs.Run:
     critic = Critic(obs_dim, args.critic_hidden, policy.obs_scale.tolist())
     recent = ContextWindow(args.critic_window, args.num_envs, obs_dim)  # (s_0, R) of the newest batches
     # fused: one call per step instead of a dozen. The networks are so small that calls cost more than arithmetic.
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=args.adam_eps, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
 
     with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:

@@ -28,6 +28,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "clip_coef": (1e-6, 100.0),
     "ent_coef": (0.0, 100.0),
     "max_grad_norm": (1e-8, 1e12),
+    "adam_eps": (1e-12, 1e6),
     "temperature": (0.0, 1e3),
     "gamma": SHARE,
     "gae_lambda": SHARE,

@@ -189,6 +189,9 @@ def test_the_learning_rates_and_epsilon_of_adam(name, watched):
     policy = seen.run.parts["policy"]
     assert [id(p) for p in groups[0]["params"]] == [id(p) for p in policy.parameters()]
     assert seen.metrics["charts/learning_rate"] == 2e-3
+    if len(rates) == 2:  # --adam-eps is of the policy alone
+        seen = watched(name, adam_eps=0.5, update_epochs=1)
+        assert [group["eps"] for optimizer in seen.adam for group in optimizer.param_groups] == [0.5, 1e-5]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
