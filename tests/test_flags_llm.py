@@ -187,8 +187,10 @@ def test_learning_rates_and_gradient_norms(name, watched):
     assert [group["lr"] for group in groups] == [2e-3, 5e-3][: len(groups)]
     assert len(groups) == (1 if name == "grpo" else 2)
     assert {(group["eps"], group["betas"], group["weight_decay"]) for group in groups} == {(1e-8, (0.9, 0.999), 0)}
-    for index, norm in seen.steps:
-        assert norm == pytest.approx(1e-3, rel=1e-2), "policy" if index == 0 else "critic"
+    for index in range(len(groups)):
+        norms = [norm for i, norm in seen.steps if i == index]
+        assert max(norms) <= 1.01e-3
+        assert sum(norm > 0.99e-3 for norm in norms) >= 2, "a gradient may be shorter by itself, but not most of them"
     updates = [sum(index == i for index, _ in seen.steps) for i in range(2)]
     assert updates == [4, {"sppo": 3, "ppo": 4, "grpo": 0}[name]]
     assert seen.metrics["losses/grad_norm"] > 1e-2
