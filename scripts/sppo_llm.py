@@ -57,6 +57,8 @@ class Args:
     Or module:function, your own: (responses, columns of the dataset) -> outcomes, 0 or 1 (docs/llm.md)"""
     critic: str | None = None
     """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
+    critic_layers: int | None = None
+    """layers of the critic, the first ones of the model named above; None is all"""
     max_prompt_length: int | None = None
     """longest prompt in tokens; None is no limit"""
     long_prompts: Literal["drop", "error"] = "drop"
