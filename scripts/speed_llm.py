@@ -475,6 +475,10 @@ PARTS = {
     "clip_grad_norm_": "clipping",
 }  # fmt: skip
 """What sppo_llm.py calls -> the part of an update that it is"""
+ADDERS: dict[str, dict[str, Any]] = {
+    "the adder": {},
+    "the adder, critic of 1 layer, 2 steps": {"critic_layers": 1, "critic_steps": 2},
+}
 PEERS = ("sppo", "trl", "trl, plain attention")
 
 
@@ -580,8 +584,8 @@ def wait_for_turn(result: dict[str, float]) -> None:
 
 
 def real_worker(name: str, args: Args) -> None:
-    if name == "adder":
-        sppo_updates(wait_for_turn, device="cpu", eval_prompts=1, save_every=10**6)
+    if name in ADDERS:
+        sppo_updates(wait_for_turn, device="cpu", eval_prompts=1, save_every=10**6, **ADDERS[name])
     elif name == "sppo":
         sppo_updates(wait_for_turn, model=str(args.model), max_response_length=args.max_response_length, **REAL)
     else:
@@ -637,9 +641,11 @@ def measure_real(args: Args) -> dict[str, Any]:
     ]
     for peer in peers.values():
         peer.end()
-    adder = Turns(args, "adder")
-    small = [adder.update() for _ in range(5 + 10 * args.rounds)][5:]
-    adder.end()
+    parts = {"SmolLM2-135M": parts_table([row["sppo"] for row in rows])}
+    for name in ADDERS:
+        adder = Turns(args, name)
+        parts[name] = parts_table([adder.update() for _ in range(5 + 10 * args.rounds)][5:])
+        adder.end()
     B = REAL["batch_size"]
     print("\n| | responses/s | SPPO's, times this |\n| --- | --- | --- |")
     for name in PEERS:
@@ -649,8 +655,9 @@ def measure_real(args: Args) -> dict[str, Any]:
             f"| {name} | {statistics.median(speeds):.2f} | {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
         )
-    parts = {"SmolLM2-135M": parts_table([row["sppo"] for row in rows]), "the adder": parts_table(small)}
-    print("\n| part | " + " | ".join(f"{name}, s | share" for name in parts) + " |\n|" + " --- |" * 5)
+    print(
+        "\n| part | " + " | ".join(f"{name}, s | share" for name in parts) + " |\n|" + " --- |" * (1 + 2 * len(parts))
+    )
     for part in parts["SmolLM2-135M"]:
         cells = " | ".join(f"{t.get(part, 0.0):.3f} | {t.get(part, 0.0) / t['all']:.2f}" for t in parts.values())
         print(f"| {part} | {cells} |")

@@ -278,3 +278,12 @@ def test_in_a_warm_up_the_critic_alone_is_trained(name, tmp_path):
     assert {index for index, _ in seen.steps} == {1}
     assert not seen.surrogates
     assert seen.metrics["charts/warmup"] == 1.0
+
+
+def test_critic_layers(tmp_path):
+    seen = watch("sppo", tmp_path, critic_layers=2)
+    assert len(seen.critic.backbone.layers) == 2
+    assert len(seen.policy.base_model.layers) == 3
+    with torch.no_grad():
+        v0 = torch.sigmoid(seen.critic(*seen.batch.prompts))
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), abs=1e-5)
