@@ -464,7 +464,7 @@ def first_reached(curve: Sequence[Sequence[float]], threshold: float) -> tuple[f
 
 
 # ------------------------------------------------------------------------------------------------------------- real
-REAL = {
+REAL: dict[str, Any] = {
     "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-5, "critic_learning_rate": 3e-5, "critic_steps": 2,
     "critic_layers": 6, "bf16": True, "device": "cpu", "eval_prompts": 1, "save_every": 10**6,
     "reward": "sppo_control.llm.arithmetic:first_number",
@@ -541,7 +541,6 @@ def sppo_updates(turn: Callable[[dict[str, float]], None], **arguments: Any) -> 
 
 def trl_updates(turn: Callable[[dict[str, float]], None], model: Path, length: int, attention: str) -> None:
     """Train by TRL's GRPOTrainer, and call `turn` with its seconds after each update."""
-    from datasets import Dataset
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
@@ -557,8 +556,8 @@ def trl_updates(turn: Callable[[dict[str, float]], None], model: Path, length: i
             turn({"all": time.perf_counter() - self.began})
             self.began = time.perf_counter()
 
-    def reward(completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-        return arithmetic.first_number(completions, {"answer": answer})
+    def reward(completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
+        return [*arithmetic.first_number(completions, {"answer": answer})]
 
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
@@ -568,7 +567,7 @@ def trl_updates(turn: Callable[[dict[str, float]], None], model: Path, length: i
             logging_steps=1, dataloader_num_workers=0,
         )  # fmt: skip
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=attention)
-        data = Dataset.from_list(arithmetic.make_rows(512)[0])
+        data: Any = importlib.import_module("datasets").Dataset.from_list(arithmetic.make_rows(512)[0])
         trainer = GRPOTrainer(
             policy, reward, args=config, train_dataset=data, processing_class=load_tokenizer(model), callbacks=[Watch()]
         )
@@ -600,14 +599,15 @@ class Turns:
         command = [sys.executable, __file__, "--what", "real", "--worker", f"{name}:0", "--model", str(args.model)]
         command += ["--max-response-length", str(args.max_response_length)]
         self.name = name
-        self.errors = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the process writes into it
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
         )
         self.first = True
 
     def update(self) -> dict[str, float]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         if not self.first:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
@@ -623,11 +623,10 @@ class Turns:
 
 
 def parts_table(updates: list[dict[str, float]]) -> dict[str, float]:
-    """Part -> median seconds; "rest" is what no part covers."""
+    """Part -> median seconds; "rest" is what no part covers, "all" the whole update."""
+    updates = [{**update, "rest": 2 * update["all"] - sum(update.values())} for update in updates]
     names = [*dict.fromkeys(name for update in updates for name in update if name != "all")]
-    table = {name: statistics.median(update.get(name, 0.0) for update in updates) for name in names}
-    whole = statistics.median(update["all"] for update in updates)
-    return {**table, "rest": whole - sum(table.values()), "all": whole}
+    return {name: statistics.median(update.get(name, 0.0) for update in updates) for name in [*names, "all"]}
 
 
 def measure_real(args: Args) -> dict[str, Any]:

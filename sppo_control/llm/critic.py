@@ -237,8 +237,8 @@ class PromptCritic(nn.Module):
 def short_attention(backbone: Any, length: int) -> Iterator[None]:
     """Inside, a Hugging Face model of short sequences has plain matrix products in place of torch's fused attention.
 
-    Only on the CPU and under bfloat16 autocast. There the fused backward pass takes 11 times as long at 64 x 37 tokens (80 ms
-    against 7 per layer), 3 times at 32 x 128, and less from 512 on. In float32 the two are alike.
+    Only on the CPU and under bfloat16 autocast. There the fused backward pass takes 11 times as long at 64 x 37 tokens
+    (80 ms against 7 per layer), 3 times at 32 x 128, and less from 512 on. In float32 the two are alike.
 
     Args:
         backbone: the model. In training mode nothing changes, because with gradient checkpointing a part of the forward

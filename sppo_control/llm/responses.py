@@ -74,7 +74,8 @@ class Responses(Padded):
             return some.logp
         if not unchanged:
             raise ValueError(
-                "the old log-probabilities were not computed before the policy's first update; call generate with log_probs=True"
+                "the old log-probabilities were not computed before the policy's first update; call generate with "
+                "log_probs=True"
             )
         old = logp.detach()
         self.logp[rows.to(self.logp.device)] = pad_columns(old, self.logp.shape[1]).to(self.logp.dtype)
@@ -210,9 +211,9 @@ def generate(
 def _draw_one(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     """For transformers' `generate` without its own sampling: draw a token, and make it the only possible one.
 
-    It inverts the distribution function with one random number per row. `torch.multinomial` draws one per word, which on the
-    CPU takes as long as half of the model (SmolLM2-135M, 64 rows: 60 ms of 260 per token). Sums are in float64, so that
-    rare words keep their probability.
+    It inverts the distribution function with one random number per row. `torch.multinomial` draws one per word, which on
+    the CPU is a quarter of the time (SmolLM2-135M, 64 rows: 60 ms of 260 per token). Sums are in float64, so that rare
+    words keep their probability.
     """
 
     def processor(ids: Tensor, scores: Tensor) -> Tensor:
