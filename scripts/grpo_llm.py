@@ -117,7 +117,7 @@ def train(args: Args) -> runs.Run:
     # ---- setup
     policy, tokenizer = load_policy(args)
     prompts, held_out, reward = load_data(args, tokenizer)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))
 
@@ -129,7 +129,8 @@ def train(args: Args) -> runs.Run:
             some_rows = prompts.batch(run.update, args.batch_size // args.group_size, args.seed)
             rows = [row for row in some_rows for _ in range(args.group_size)]  # rows of a group are neighbours
             sample_seed = int(run.new_rng("rollout").integers(2**31))
-            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
+            old = args.num_minibatches > 1  # else the first forward pass of the training gives them
+            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling, log_probs=old)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
             # ---- advantage (section 4.1.2): A_i = (R_i - mean) / std over the group
@@ -146,14 +147,15 @@ def train(args: Args) -> runs.Run:
             ]
 
             # ---- policy (PPO, eq. 7): clipped surrogate, the response's A at each of its tokens
-            for mb in minibatches:
+            for step, mb in enumerate(minibatches):
                 optimizer.zero_grad()
                 num_tokens = mask[mb].sum()
                 for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
                     some = responses.take(part)
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
+                    logp_old = responses.old_log_probs(part, logp, unchanged=step == 0)
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
+                        logp, logp_old, adv[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()

@@ -139,8 +139,8 @@ def train(args: Args) -> runs.Run:
     policy, tokenizer = load_policy(args)
     critic = make_critic(args, policy, tokenizer)
     prompts, held_out, reward = load_data(args, tokenizer)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))
 
@@ -156,7 +156,8 @@ def train(args: Args) -> runs.Run:
             # ---- rollout: one response to each of B prompts
             rows = prompts.batch(run.update, args.batch_size, args.seed)
             sample_seed = int(run.new_rng("rollout").integers(2**31))
-            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
+            old = args.num_minibatches > 1  # else the first forward pass of the training gives them
+            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling, log_probs=old)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
             # ---- advantage (GAE, eq. 16): A_t = R - V(s_t) if gamma = lambda = 1
@@ -191,7 +192,7 @@ def train(args: Args) -> runs.Run:
             warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
 
             # ---- policy (PPO, eq. 7): clipped surrogate, each token's own A_t
-            for mb in [] if warming_up else minibatches:
+            for step, mb in enumerate([] if warming_up else minibatches):
                 optimizer.zero_grad()
                 if args.norm_adv == "minibatch":
                     A[mb] = core.normalized_advantage(adv[mb], mask[mb])
@@ -200,8 +201,9 @@ def train(args: Args) -> runs.Run:
                     some = responses.take(part)
                     width = some.mask.shape[1]  # of the longest response in it
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
+                    logp_old = responses.old_log_probs(part, logp, unchanged=step == 0)
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, A[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
+                        logp, logp_old, A[part, :width], some.mask, args.clip_coef, "token-mean", num_tokens
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()

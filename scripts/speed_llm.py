@@ -17,10 +17,16 @@ over every token is the peer. Weights are random. Peak memory is as above, with 
 outcome of the last 1,024 responses is 0.8 and 0.9. Seconds are CPU time of one thread, from the first update on, without
 the evaluations before and after. Runs that are already in --out are not run again.
 
+--what real: whole updates of sppo_llm.py on a pretrained model, rollout included, and where their time goes. TRL's
+GRPOTrainer is the peer, with as many responses per update (groups of 8), the same prompts, lengths, Adam and bfloat16. Both
+wait in processes of their own while the other makes an update. No stop text, so that responses are equally long. Then the
+parts of the adder's update. The model is that of fetch_smollm2.py.
+
     pip install -c constraints.txt -e '.[llm]' && pip install --no-deps liger-kernel
     python scripts/speed_llm.py --what loss               # about five minutes on one core; --device cuda on a GPU
     python scripts/speed_llm.py --what update             # about five minutes
     python scripts/speed_llm.py --what addition           # about forty minutes
+    python scripts/speed_llm.py --what real --rounds 3    # about three minutes on two cores
 """
 
 from __future__ import annotations
@@ -61,7 +67,7 @@ PACKAGES = {"naive": "torch", "ours": "sppo-control", "trl": "trl", "liger": "li
 
 @dataclass
 class Args:
-    what: Literal["loss", "update", "addition"] = "loss"
+    what: Literal["loss", "update", "addition", "real"] = "loss"
     """see above"""
     device: Literal["cpu", "cuda"] = "cpu"
     """where the tensors are; cuda computes in bfloat16"""
@@ -69,14 +75,20 @@ class Args:
     """how often each is measured"""
     seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
     """of --what addition"""
+    model: Path = Path("runs/models/SmolLM2-135M-Instruct")
+    """of --what real, a folder that fetch_smollm2.py wrote"""
+    max_response_length: int = 6
+    """of --what real, in tokens"""
     out: Annotated[str | None, File(".json", new_folder=True)] = None
     """JSON file for the table; None is docs/speed_llm_<what>.json, with the device in its name unless it is cpu"""
     worker: str | None = None
     """internal: this is the measured process; variant:index of the size, or variant:seed"""
 
     def __post_init__(self) -> None:
-        if self.device == "cuda" and self.what == "addition":
-            raise ValueError("--device cuda: --what addition is measured on one thread of the CPU; use --device cpu")
+        if self.device == "cuda" and self.what in ("addition", "real"):
+            raise ValueError(f"--device cuda: --what {self.what} is measured on the CPU; use --device cpu")
+        if self.what == "real" and not self.model.is_dir():
+            raise ValueError(f"--model {self.model}: there is no such folder; make it by scripts/fetch_smollm2.py")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: torch sees no CUDA device here; use --device cpu")
         if self.worker is not None and not re.fullmatch(r".+:\d+", self.worker):
@@ -451,6 +463,209 @@ def first_reached(curve: Sequence[Sequence[float]], threshold: float) -> tuple[f
     return None
 
 
+# ------------------------------------------------------------------------------------------------------------- real
+REAL: dict[str, Any] = {
+    "batch_size": 64, "micro_batch_size": 64, "learning_rate": 1e-5, "critic_learning_rate": 3e-5, "critic_steps": 2,
+    "critic_layers": 6, "bf16": True, "device": "cpu", "eval_prompts": 1, "save_every": 10**6,
+    "reward": "sppo_control.llm.arithmetic:first_number",
+}  # fmt: skip
+"""sppo_llm.py's arguments: those of llm_real.py, in bfloat16"""
+PARTS = {
+    "generate": "generation", "policy_log_probs": "policy, forward", "train_critic": "critic",
+    "clip_grad_norm_": "clipping",
+}  # fmt: skip
+"""What sppo_llm.py calls -> the part of an update that it is"""
+ADDERS: dict[str, dict[str, Any]] = {
+    "the adder": {},
+    "the adder, critic of 1 layer, 2 steps": {"critic_layers": 1, "critic_steps": 2},
+}
+PEERS = ("sppo", "trl", "trl, plain attention")
+
+
+def write_sums(folder: Path) -> Path:
+    """Prompts of arithmetic.py in a file."""
+    from sppo_control.llm import arithmetic
+
+    file = folder / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in arithmetic.make_rows(512)[0]))
+    return file
+
+
+def sppo_updates(turn: Callable[[dict[str, float]], None], **arguments: Any) -> None:
+    """Train by sppo_llm.py, and call `turn` with the seconds of each part after each update."""
+    import sppo_llm
+
+    spent: dict[str, float] = {}
+    inside: list[str] = []
+
+    def timed(owner: Any, name: str, part: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if inside:  # what the critic calls is the critic's
+                return real(*args, **kwargs)
+            inside.append(part)
+            began = time.perf_counter()
+            try:
+                return real(*args, **kwargs)
+            finally:
+                spent[part] = spent.get(part, 0.0) + time.perf_counter() - began
+                inside.pop()
+
+        setattr(owner, name, call)
+
+    class Watched(runs.Run):
+        began = 0.0
+
+        def start(self, **parts: Any) -> None:
+            super().start(**parts)
+            self.began = time.perf_counter()
+
+        def end_update(self, episodes: Any, metrics: Any, baseline: Any = None) -> None:
+            super().end_update(episodes, metrics, baseline)
+            spent["all"] = time.perf_counter() - self.began
+            turn(dict(spent))
+            spent.clear()
+            self.began = time.perf_counter()
+
+    for name, part in PARTS.items():
+        timed(sppo_llm, name, part)
+    timed(torch.Tensor, "backward", "policy, backward")
+    timed(torch.optim.Adam, "step", "Adam of the policy")
+    runs.Run = Watched  # type: ignore[misc]
+    with tempfile.TemporaryDirectory() as folder:
+        if "model" in arguments:
+            arguments["dataset"] = str(write_sums(Path(folder)))
+        sppo_llm.train(cli.make_args(sppo_llm.Args, runs_dir=folder, **arguments))
+
+
+def trl_updates(turn: Callable[[dict[str, float]], None], model: Path, length: int, attention: str) -> None:
+    """Train by TRL's GRPOTrainer, and call `turn` with its seconds after each update."""
+    from transformers import AutoModelForCausalLM, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from sppo_control.llm import arithmetic, load_tokenizer
+
+    class Watch(TrainerCallback):
+        began = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.began = self.began or time.perf_counter()  # of the first step; the others begin with their data
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            turn({"all": time.perf_counter() - self.began})
+            self.began = time.perf_counter()
+
+    def reward(completions: list[str], answer: list[str], **columns: Any) -> list[float | None]:
+        return [*arithmetic.first_number(completions, {"answer": answer})]
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder, use_cpu=True, bf16=True, report_to="none", save_strategy="no", disable_tqdm=True,
+            per_device_train_batch_size=REAL["batch_size"], num_generations=8, max_completion_length=length, beta=0.0,
+            learning_rate=REAL["learning_rate"], gradient_checkpointing=False, temperature=1.0, max_steps=10**6,
+            logging_steps=1, dataloader_num_workers=0,
+        )  # fmt: skip
+        policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation=attention)
+        data: Any = importlib.import_module("datasets").Dataset.from_list(arithmetic.make_rows(512)[0])
+        trainer = GRPOTrainer(
+            policy, reward, args=config, train_dataset=data, processing_class=load_tokenizer(model), callbacks=[Watch()]
+        )
+        trainer.train()
+
+
+def wait_for_turn(result: dict[str, float]) -> None:
+    """Print an update's seconds, and go on when the parent writes a line; leave when it closes the pipe."""
+    print(json.dumps(result), flush=True)
+    if not sys.stdin.readline():
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def real_worker(name: str, args: Args) -> None:
+    if name in ADDERS:
+        sppo_updates(wait_for_turn, device="cpu", eval_prompts=1, save_every=10**6, **ADDERS[name])
+    elif name == "sppo":
+        sppo_updates(wait_for_turn, model=str(args.model), max_response_length=args.max_response_length, **REAL)
+    else:
+        attention = "eager" if "plain" in name else "sdpa"
+        trl_updates(wait_for_turn, args.model, args.max_response_length, attention)
+
+
+class Turns:
+    """A process that makes an update when it is asked to, and waits in between."""
+
+    def __init__(self, args: Args, name: str) -> None:
+        command = [sys.executable, __file__, "--what", "real", "--worker", f"{name}:0", "--model", str(args.model)]
+        command += ["--max-response-length", str(args.max_response_length)]
+        self.name = name
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - the process writes into it
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True
+        )
+        self.first = True
+
+    def update(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        if not self.first:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        self.first = False
+        while line := self.process.stdout.readline():
+            if line.startswith('{"') and '"all"' in line:  # TRL prints its log too
+                return {name: float(x) for name, x in json.loads(line).items()}
+        self.errors.seek(0)
+        sys.exit(f"{self.name} failed:\n{self.errors.read()}")
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+def parts_table(updates: list[dict[str, float]]) -> dict[str, float]:
+    """Part -> median seconds; "rest" is what no part covers, "all" the whole update."""
+    updates = [{**update, "rest": 2 * update["all"] - sum(update.values())} for update in updates]
+    names = [*dict.fromkeys(name for update in updates for name in update if name != "all")]
+    return {name: statistics.median(update.get(name, 0.0) for update in updates) for name in [*names, "all"]}
+
+
+def measure_real(args: Args) -> dict[str, Any]:
+    peers = {}
+    for name in PEERS:  # one after the other, so that each one's loading and first update do not slow another
+        peers[name] = Turns(args, name)
+        peers[name].update()  # memory is taken and the optimisers' averages are made in the first
+    rows = [
+        {name: peer.update() for name, peer in peers.items()}
+        for _ in tqdm(range(args.rounds), unit="round", leave=False)
+    ]
+    for peer in peers.values():
+        peer.end()
+    parts = {"SmolLM2-135M": parts_table([row["sppo"] for row in rows])}
+    for name in ADDERS:
+        adder = Turns(args, name)
+        parts[name] = parts_table([adder.update() for _ in range(5 + 10 * args.rounds)][5:])
+        adder.end()
+    B = REAL["batch_size"]
+    print("\n| | responses/s | SPPO's, times this |\n| --- | --- | --- |")
+    for name in PEERS:
+        speeds = [B / row[name]["all"] for row in rows]
+        ratios = sorted(row[name]["all"] / row["sppo"]["all"] for row in rows)
+        print(
+            f"| {name} | {statistics.median(speeds):.2f} | {statistics.median(ratios):.2f} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+        )
+    print(
+        "\n| part | " + " | ".join(f"{name}, s | share" for name in parts) + " |\n|" + " --- |" * (1 + 2 * len(parts))
+    )
+    for part in parts["SmolLM2-135M"]:
+        cells = " | ".join(f"{t.get(part, 0.0):.3f} | {t.get(part, 0.0) / t['all']:.2f}" for t in parts.values())
+        print(f"| {part} | {cells} |")
+    return {
+        "settings": REAL | {"max_response_length": args.max_response_length, "model": args.model.name},
+        "rows": rows, "parts": parts,
+    }  # fmt: skip
+
+
 # -------------------------------------------------------------------------------------------------------- the frame
 def child(args: Args, worker: str) -> Any:
     """The last line that this script prints as the worker of that name, in a fresh process."""
@@ -468,6 +683,8 @@ def work(args: Args) -> Any:
         return peak_memory(name, SIZES[args.device][int(number)], args.device)
     if args.what == "update":
         return measure_one_update(name, args.device, int(number))
+    if args.what == "real":
+        return real_worker(name, args)
     return addition_run(name, int(number))
 
 
@@ -493,7 +710,7 @@ def head(args: Args) -> dict[str, Any]:
     return {
         "command": f"python scripts/speed_llm.py --what {args.what} --device {args.device}{rounds}",
         "device": device_name(args.device),
-        "dtype": str(DTYPES[args.device]),
+        "dtype": str(torch.bfloat16 if args.what == "real" else DTYPES[args.device]),
         "torch_threads": torch.get_num_threads(),
         "packages": {package: version(package) for package in PACKAGES.values() if installed(package)},
         **runs.versions(),
@@ -510,7 +727,8 @@ def main(args: Args) -> None:
     if args.what == "addition":
         table = measure_addition(args, out)
     else:
-        table = measure_loss(args) if args.what == "loss" else measure_updates(args)
+        measure = {"loss": measure_loss, "update": measure_updates, "real": measure_real}[args.what]
+        table = measure(args)
     checkpoints.write_json(out, head(args) | table)
     print(f"\nwritten to {out}")
 

@@ -57,6 +57,8 @@ class Args:
     Or module:function, your own: (responses, columns of the dataset) -> outcomes, 0 or 1 (docs/llm.md)"""
     critic: str | None = None
     """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
+    critic_layers: int | None = None
+    """layers of the critic, the first ones of the model named above; None is all"""
     max_prompt_length: int | None = None
     """longest prompt in tokens; None is no limit"""
     long_prompts: Literal["drop", "error"] = "drop"
@@ -141,8 +143,8 @@ def train(args: Args) -> runs.Run:
     policy, tokenizer = load_policy(args)
     critic = make_critic(args, policy, tokenizer)
     prompts, held_out, reward = load_data(args, tokenizer)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate)
-    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
+    critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size
     # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
     autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
@@ -160,18 +162,9 @@ def train(args: Args) -> runs.Run:
             # ---- rollout: one response to each of B prompts
             rows = prompts.batch(run.update, args.batch_size, args.seed)
             sample_seed = int(run.new_rng("rollout").integers(2**31))
-            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling)
+            old = args.num_minibatches > 1  # else the first forward pass of the training gives them
+            responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling, log_probs=old)
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
-
-            # ---- advantage (eq. 1): A = R - V(s_p), with a critic that has not seen these outcomes
-            with torch.no_grad(), autocast:
-                value_logit = torch.cat(
-                    [critic(*part) for part in zip(*(x.split(micro) for x in responses.prompts), strict=True)]
-                )
-            adv = core.sequence_advantage(R, value_logit)  # (B,)
-            A = adv.clone()  # what the policy gets
-            if args.norm_adv == "batch":
-                A = core.normalized_advantage(adv, mask, eps_in="variance")
 
             # ---- minibatches: whole responses, in a new random order for each epoch
             stats, shuffle = runs.Means(), run.new_rng("shuffle")
@@ -182,8 +175,27 @@ def train(args: Args) -> runs.Run:
             ]
             warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
 
+            # ---- critic (eq. 2): binary cross-entropy between V(s_p) and R, at the prompts alone
+            if args.critic_recipe == "paper":
+                batches = minibatches
+            else:
+                batches = critic_batches(args.batch_size, args.critic_steps, args.critic_batch_size, shuffle)
+            value_logit = torch.empty_like(R)  # V(s_p) before these steps, so that it has not seen these outcomes
+            with autocast:
+                value_losses = train_critic(  # one per critic update
+                    critic, critic_optimizer, *responses.prompts, R, batches, args.micro_batch_size, args.max_grad_norm,
+                    value_logit,
+                )  # fmt: skip
+            run.check_finite(value_loss=value_losses.mean())
+
+            # ---- advantage (eq. 1): A = R - V(s_p), with the critic as it was before
+            adv = core.sequence_advantage(R, value_logit)  # (B,)
+            A = adv.clone()  # what the policy gets
+            if args.norm_adv == "batch":
+                A = core.normalized_advantage(adv, mask, eps_in="variance")
+
             # ---- policy (eq. 3): clipped surrogate, the response's A at each of its tokens
-            for mb in [] if warming_up else minibatches:
+            for step, mb in enumerate([] if warming_up else minibatches):
                 optimizer.zero_grad()
                 if args.norm_adv == "minibatch":
                     A[mb] = core.normalized_advantage(adv[mb], mask[mb])
@@ -191,8 +203,9 @@ def train(args: Args) -> runs.Run:
                 for part in mb.split(micro):  # micro-batches: their gradients add up to the minibatch's
                     some = responses.take(part)
                     logp, entropy = policy_log_probs(policy, some, args.temperature, args.bf16)  # (b, t) each
+                    logp_old = responses.old_log_probs(part, logp, unchanged=step == 0)
                     surrogate = core.clipped_surrogate(
-                        logp, some.logp, A[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
+                        logp, logp_old, A[part], some.mask, args.clip_coef, "token-mean", num_tokens, args.ratio
                     )
                     run.check_finite(policy_loss=surrogate.loss)
                     surrogate.loss.backward()
@@ -201,17 +214,6 @@ def train(args: Args) -> runs.Run:
                 run.check_finite(policy_gradient_norm=grad_norm)
                 optimizer.step()
                 stats.add(1, grad_norm=grad_norm)
-
-            # ---- critic (eq. 2): binary cross-entropy between V(s_p) and R, at the prompts alone
-            if args.critic_recipe == "paper":
-                batches = minibatches
-            else:
-                batches = critic_batches(args.batch_size, args.critic_steps, args.critic_batch_size, shuffle)
-            with autocast:
-                value_losses = train_critic(
-                    critic, critic_optimizer, *responses.prompts, R, batches, args.micro_batch_size, args.max_grad_norm
-                )  # one per critic update
-            run.check_finite(value_loss=value_losses.mean())
 
             # ---- log
             v0 = torch.sigmoid(value_logit)  # V(s_p), (B,)

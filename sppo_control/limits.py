@@ -62,6 +62,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "k": BATCH,
     "update_epochs": (1, 10**6),
     "critic_steps": (1, 10**6),
+    "critic_layers": (1, 1000),
     "critic_batch_size": (1, 2**24),
     "critic_window": (1, 10**6),
     "critic_warmup_batches": (0, SIZE[1]),

@@ -187,8 +187,10 @@ def test_learning_rates_and_gradient_norms(name, watched):
     assert [group["lr"] for group in groups] == [2e-3, 5e-3][: len(groups)]
     assert len(groups) == (1 if name == "grpo" else 2)
     assert {(group["eps"], group["betas"], group["weight_decay"]) for group in groups} == {(1e-8, (0.9, 0.999), 0)}
-    for index, norm in seen.steps:
-        assert norm == pytest.approx(1e-3, rel=1e-2), "policy" if index == 0 else "critic"
+    for index in range(len(groups)):
+        norms = [norm for i, norm in seen.steps if i == index]
+        assert max(norms) <= 1.01e-3
+        assert sum(norm > 0.99e-3 for norm in norms) >= 2, "a gradient may be shorter by itself, but not most of them"
     updates = [sum(index == i for index, _ in seen.steps) for i in range(2)]
     assert updates == [4, {"sppo": 3, "ppo": 4, "grpo": 0}[name]]
     assert seen.metrics["losses/grad_norm"] > 1e-2
@@ -318,3 +320,12 @@ def test_in_a_warm_up_the_critic_alone_is_trained(name, tmp_path):
     assert {index for index, _ in seen.steps} == {1}
     assert not seen.surrogates
     assert seen.metrics["charts/warmup"] == 1.0
+
+
+def test_critic_layers(tmp_path):
+    seen = watch("sppo", tmp_path, critic_layers=2)
+    assert len(seen.critic.backbone.layers) == 2
+    assert len(seen.policy.base_model.layers) == 3
+    with torch.no_grad():
+        v0 = torch.sigmoid(seen.critic(*seen.batch.prompts))
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), abs=1e-5)

@@ -1,5 +1,6 @@
 """PromptCritic: reads the last prompt token wherever the padding stands, is saved and loaded whole, trains exactly."""
 
+import copy
 import json
 import warnings
 
@@ -25,7 +26,8 @@ from transformers import (
 
 from sppo_control import core
 from sppo_control.llm import PromptCritic, load_tokenizer
-from sppo_control.llm.critic import check_same_tokenizer, critic_batches, train_critic
+from sppo_control.llm.critic import check_same_tokenizer, critic_batches, short_attention, train_critic
+from sppo_control.llm.setup import keep_layers
 
 CHARACTERS = "0123456789+= ?abcdefghijklmnopqrstuvwxyz{}<>"
 V = len(CHARACTERS) + 1
@@ -392,6 +394,68 @@ def test_one_step_is_gradient_descent_on_the_cross_entropy():
     weights, losses = trained()
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(losses, loss.detach().float()[None])
+
+
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+@pytest.mark.parametrize("batches", [[list(range(10))] * 2, [[7, 1, 2], [0, 1, 9]]])
+def test_logits_are_those_before_the_first_step(batches, micro_batch_size):
+    """Of all prompts, also where the first step trains on some; and the training is as without them."""
+    critic, (ids, mask, outcome) = make_critic().double(), data()
+    torch.nn.init.normal_(critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    other = copy.deepcopy(critic)
+    expected, found = critic(ids, mask).detach(), torch.full((10,), torch.nan, dtype=torch.float64)
+    reads, rows = [], [torch.tensor(batch) for batch in batches]
+    critic.register_forward_pre_hook(lambda module, given: reads.append(len(given[0])))
+    for which, out in ((critic, found), (other, None)):
+        optimizer = torch.optim.SGD(which.parameters(), lr=0.5)
+        train_critic(which, optimizer, ids, mask, outcome, rows, micro_batch_size, value_logit=out)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert (critic(ids, mask) - expected).abs().max() > 0.01
+    for a, b in zip(critic.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert sum(reads) == (20 if len(batches[0]) == 10 else 13) + 10, "no prompt is read twice for it"
+
+
+def test_short_sequences_in_bfloat16_have_plain_attention():
+    critic, (ids, mask, _) = make_critic(), data()
+    torch.nn.init.normal_(critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    config, kinds = critic.backbone.config, []
+    critic.backbone.register_forward_pre_hook(lambda *args: kinds.append(config._attn_implementation))
+    full = critic(ids, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = critic(ids, mask)
+        critic.backbone.train()
+        critic(ids, mask)
+        critic.backbone.eval()
+        with short_attention(critic.backbone, 257):
+            assert config._attn_implementation == "sdpa"
+        with pytest.raises(KeyError), short_attention(critic.backbone, 256):
+            raise KeyError(config._attn_implementation)
+    assert kinds == ["sdpa", "eager", "sdpa"]
+    assert config._attn_implementation == "sdpa", "put back, after an error too"
+    torch.testing.assert_close(low, full, rtol=0, atol=0.05)
+
+
+def test_a_critic_keeps_its_first_layers(tmp_path):
+    critic, (ids, mask, _) = make_critic(), data()
+    torch.nn.init.normal_(critic.head.weight, std=0.3, generator=torch.Generator().manual_seed(1))
+    n = len(critic.backbone.layers)
+    before, hidden = critic(ids, mask), []
+    critic.backbone.layers[0].register_forward_hook(lambda module, given, out: hidden.append(out))
+    for wrong in (0, n + 1):
+        with pytest.raises(ValueError, match=rf"--critic-layers must be from 1 to {n}, which the critic has, got"):
+            keep_layers(critic, wrong)
+    keep_layers(critic, 1)
+    after = critic(ids, mask)
+    assert len(critic.backbone.layers) == critic.backbone.config.num_hidden_layers == 1
+    assert (after - before).abs().max() > 1e-4
+    last = critic.backbone.norm(hidden[0])[torch.arange(10), mask.sum(1) - 1]
+    torch.testing.assert_close(after, critic.head(last)[:, 0])
+    critic.save_pretrained(tmp_path)
+    torch.testing.assert_close(PromptCritic.from_pretrained(tmp_path)(ids, mask), after)
+    del critic.backbone.layers
+    with pytest.raises(ValueError, match="have another name than `layers`"):
+        keep_layers(critic, 1)
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 10, 64])

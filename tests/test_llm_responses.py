@@ -259,6 +259,23 @@ def test_logp_of_the_unchanged_policy_is_the_same_to_the_last_bit(qwen, batch):
     assert torch.equal(policy_log_probs(model, batch, 0.7).logp.detach(), batch.logp)
 
 
+def test_the_old_log_probabilities_are_the_first_that_are_computed(qwen, batch):
+    """Those of `generate`; else those of the unchanged policy, kept for later epochs; never those of a changed one."""
+    rows, changed = torch.tensor([4, 0, 7]), torch.zeros(3, int(batch.lengths[[4, 0, 7]].max()))
+    assert torch.equal(batch.old_log_probs(rows, changed, unchanged=True), batch.take(rows).logp)
+    made = sample(qwen, log_probs=False)
+    assert made.logp.isnan().all()
+    with pytest.raises(ValueError, match="call generate with log_probs=True"):
+        made.old_log_probs(rows, changed, unchanged=False)
+    logp = policy_log_probs(qwen, made.take(rows), 0.7).logp
+    old = made.old_log_probs(rows, logp, unchanged=True)
+    assert torch.equal(old, logp)
+    assert not old.requires_grad
+    later = made.old_log_probs(rows.flip(0), changed, unchanged=False)
+    torch.testing.assert_close(later, old.flip(0).to(later.dtype))
+    assert made.logp[1].isnan().all()
+
+
 def test_gradient_of_logp_is_that_of_the_models_own_logits(batch):
     grads = []
     for ours in (True, False):

@@ -297,9 +297,9 @@ def doomed(script, words, moment):
     if moment == "in the fourth update":  # two checkpoints are written, and the curves go on beyond them
         real = module.generate
 
-        def generate(*args):
+        def generate(*args, **kwargs):
             calls.append(1)
-            return kill() if len(calls) == 4 else real(*args)
+            return kill() if len(calls) == 4 else real(*args, **kwargs)
 
         module.generate = generate
     else:
@@ -358,11 +358,11 @@ def test_killed_and_resumed_equals_uninterrupted(whole, moment, processes, tmp_p
 def test_ctrl_c_saves_exits_130_and_the_printed_command_goes_on(whole, tmp_path, monkeypatch, capfd):
     module, calls, real = SCRIPTS[whole.script], [], SCRIPTS[whole.script].generate
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(module, "generate", interrupted)
     monkeypatch.chdir(ROOT)
@@ -481,8 +481,8 @@ def test_other_responses_do_not_change_sppos_values(small_critic, tmp_path, monk
     spy = Spy(monkeypatch, core, "sequence_advantage")
     for shift in (0, 1):
 
-        def other(*args, shift=shift):
-            texts.append((made := real(*args[:5], args[5] + shift, *args[6:])).texts)
+        def other(*args, shift=shift, **kwargs):
+            texts.append((made := real(*args[:5], args[5] + shift, *args[6:], **kwargs)).texts)
             return made
 
         monkeypatch.setattr(sppo_llm, "generate", other)
@@ -617,6 +617,53 @@ def test_first_ratio_is_1(script, tmp_path):
     assert logged["losses/clipfrac"][0][1] == 0.0
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_one_minibatch_needs_no_pass_for_the_old_log_probabilities(script, tmp_path, monkeypatch):
+    """The same weights with the pass and without it, over several epochs, and a forward pass fewer."""
+    module, asked, passes, weights = SCRIPTS[script], [], [], []
+    real, forward = module.generate, responses.policy_log_probs
+
+    def counted(*args):
+        passes.append(1)
+        return forward(*args)
+
+    monkeypatch.setattr(responses, "policy_log_probs", counted)
+    monkeypatch.setattr(module, "policy_log_probs", counted)
+    for old in (None, True):
+
+        def generate(*args, log_probs, old=old):
+            asked.append(log_probs)
+            return real(*args, log_probs=log_probs or bool(old))
+
+        monkeypatch.setattr(module, "generate", generate)
+        run = train(script, tmp_path / str(old), **{**ONE, "update_epochs": 2, "micro_batch_size": 8})
+        weights.append(list(run.parts["policy"].model.parameters()))
+    assert asked == [False, False]
+    assert len(passes) == 2 * 2 + 3 * 2, "of 16 responses, 8 at a time"
+    for a, b in zip(*weights, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_several_minibatches_need_it(script, tmp_path, monkeypatch):
+    real, asked = SCRIPTS[script].generate, []
+    monkeypatch.setattr(
+        SCRIPTS[script], "generate", lambda *args, log_probs: asked.append(log_probs) or real(*args, log_probs=False)
+    )
+    with pytest.raises(ValueError, match="call generate with log_probs=True"):
+        train(script, tmp_path)
+    assert asked == [True]
+
+
+def test_a_run_of_one_minibatch_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+    values = {"num_minibatches": 1, "update_epochs": 2, "save_every": 1, "critic_layers": 1}
+    whole = train("sppo_llm", tmp_path / "whole", **values, total_episodes=32)
+    short = train("sppo_llm", tmp_path / "short", **values, total_episodes=16)
+    next_second(short.folder)
+    run_main(monkeypatch, "sppo_llm", "--resume", short.folder, "--total-episodes", "32")
+    assert_same_run(short.folder, whole.folder)
+
+
 def first_gradients(script, folder, **values):
     """The policy's and the critic's gradients at the first step of each optimiser, and all sizes of batches."""
     found = {}
@@ -649,9 +696,9 @@ def test_micro_batches_and_bfloat16(script, small_critic, tmp_path, monkeypatch)
     module, given, sizes = SCRIPTS[script], [], []
     real, hidden, forward = module.generate, responses.hidden_states, PromptCritic.forward
 
-    def same(*args):
+    def same(*args, log_probs):
         given.append(args[8:])
-        return real(*args[:8], None, False)
+        return real(*args[:8], None, False, log_probs=log_probs)
 
     monkeypatch.setattr(module, "generate", same)
     monkeypatch.setattr(responses, "hidden_states", lambda m, r, b: sizes.append(len(r.tokens)) or hidden(m, r, b))
@@ -661,8 +708,7 @@ def test_micro_batches_and_bfloat16(script, small_critic, tmp_path, monkeypatch)
     assert set(sizes) == {16}
     sizes.clear()
     parts, _ = first_gradients(script, tmp_path, micro_batch_size=3, **critic)
-    assert set(sizes) == {16, 3, 1}, "16 is the responses' own logp"
-    assert sizes.count(16) == 1
+    assert set(sizes) == {3, 1}
     low, run = first_gradients(script, tmp_path, bf16=True, **critic)
     assert given == [(None, False, ()), (3, False, ()), (None, True, ())]
     assert {p.dtype for p in run.parts["policy"].model.parameters()} == {torch.float32}
@@ -830,8 +876,8 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     stored = json.loads((run.folder / "config.json").read_text())["args"]
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
-        "model", "dataset", "critic", "max_prompt_length", "critic_batch_size", "micro_batch_size", "resume",
-        "stop",
+        "model", "dataset", "critic", "critic_layers", "max_prompt_length", "critic_batch_size", "micro_batch_size",
+        "resume", "stop",
     }, "elsewhere a number is shown"  # fmt: skip
 
 
@@ -893,7 +939,7 @@ def test_all_scripts_share_arguments():
     fields = {name: {f.name: f.type for f in dataclasses.fields(s.Args)} for name, s in SCRIPTS.items()}
     critic = {"critic", "critic_learning_rate", "critic_warmup_batches"}
     own = {
-        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "norm_adv", "ratio"},
+        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
     }  # fmt: skip

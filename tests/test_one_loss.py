@@ -136,7 +136,7 @@ def test_sppo_llm_gives_the_shared_loss_and_gradient(monkeypatch, no_step, micro
     monkeypatch.setattr(sppo_llm, "load_policy", lambda args: (model, shared_batch.tokenizer()))
     monkeypatch.setattr(sppo_llm, "make_critic", lambda *args: critic)
     monkeypatch.setattr(sppo_llm, "load_data", lambda *args: (prompts, None, None))
-    monkeypatch.setattr(sppo_llm, "generate", lambda *args: responses)
+    monkeypatch.setattr(sppo_llm, "generate", lambda *args, **kwargs: responses)
     parts = []
     whole = sppo_llm.core.clipped_surrogate
     monkeypatch.setattr(

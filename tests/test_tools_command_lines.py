@@ -52,7 +52,7 @@ WORK = {
     report_rates: [],
     soak: ["launch"],
     speed: ["measure", "measure_engines", "measure_sb3"],
-    speed_llm: ["child", "measure_loss", "work"],
+    speed_llm: ["child", "measure_loss", "measure_real", "work"],
     try_environments: ["attempt"],
 }
 """Script -> the functions that do its work, none of which may be called."""
@@ -192,8 +192,9 @@ CASES = {
         *files("--out", ".json", parent_made=True), ("--what", "loss"), ("--worker", "ppo"),
     ],
     speed_llm: [
-        *counts("--rounds"), *counts("--seeds", least=0), *files("--out", ".json", parent_made=True),
-        ("--device", "cuda:99"), ("--device", "tpu"), ("--what", "engines"), ("--worker", "ours"), ("--worker", ""),
+        *counts("--rounds", "--max-response-length"), *counts("--seeds", least=0), ("--model", "absent"),
+        *files("--out", ".json", parent_made=True), ("--device", "cuda:99"), ("--device", "tpu"),
+        ("--what", "engines"), ("--worker", "ours"), ("--worker", ""),
         *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep")],
     ],
     try_environments: [
@@ -292,6 +293,8 @@ def line_of(module, flag, value):
     rest = {name: some for name, some in BASE.get(module, {}).items() if name != flag}
     if module is speed_llm and flag == "--out" and value.endswith(".json"):
         rest["--what"] = ["addition"]
+    if module is speed_llm and flag == "--model":
+        rest["--what"] = ["real"]
     if module is speed and flag == "--worker":
         rest["--what"] = ["training"]
     if flag in ("--updates",):

@@ -161,16 +161,41 @@ def load_policy(args: Any) -> tuple[PreTrainedModel, Any]:
 
 def make_critic(args: Any, policy: PreTrainedModel, tokenizer: Any) -> PromptCritic:
     """The critic on the policy's device: a copy of the policy, or --critic (a critic's folder, or a language model's
-    folder or Hub id).
+    folder or Hub id). With --critic-layers it has only that many.
 
     Raises:
         OSError: there is no such model.
-        ValueError: its tokenizer is not the policy's, or its vocabulary is smaller.
+        ValueError: its tokenizer is not the policy's, or its vocabulary is smaller; it has fewer layers.
     """
     if args.critic is None:
-        return PromptCritic.from_backbone(policy, tokenizer)
-    with naming("--critic", args.critic):
-        return load_critic(args.critic, tokenizer, dtype=torch.float32).to(policy.device)
+        critic = PromptCritic.from_backbone(policy, tokenizer)
+    else:
+        with naming("--critic", args.critic):
+            critic = load_critic(args.critic, tokenizer, dtype=torch.float32).to(policy.device)
+    if (layers := getattr(args, "critic_layers", None)) is not None:
+        keep_layers(critic, layers)
+    return critic
+
+
+def keep_layers(critic: PromptCritic, layers: int) -> None:
+    """Leave the critic its first layers alone. Its last norm stays.
+
+    Raises:
+        ValueError: it has fewer layers, or a backbone whose layers are not in a list `layers`.
+    """
+    backbone: Any = critic.backbone
+    there = getattr(backbone, "layers", None)
+    if not isinstance(there, nn.ModuleList):
+        raise ValueError(
+            f"--critic-layers: the layers of {type(backbone).__name__} have another name than `layers`; leave it out, and "
+            "name a smaller model with --critic"
+        )
+    if not 1 <= layers <= len(there):
+        raise ValueError(f"--critic-layers must be from 1 to {len(there)}, which the critic has, got {layers}")
+    backbone.layers = there[:layers]
+    backbone.config.num_hidden_layers = layers
+    if getattr(backbone.config, "layer_types", None) is not None:
+        backbone.config.layer_types = backbone.config.layer_types[:layers]
 
 
 def load_data(args: Any, tokenizer: Any) -> tuple[Prompts, Prompts, Reward]:
