@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from properties import Properties, refused
 
 from sppo_control.errors import UserError
-from sppo_control.study import grids, rates, results, statistics, tables, variants
+from sppo_control.study import grids, rates, registered, results, statistics, tables, variants
 from sppo_control.study.results import Arm, Study, StudyRun
 
 PROPERTIES = Properties(
@@ -26,6 +26,7 @@ PROPERTIES = Properties(
         "Arm": "a tuple", "read_table": "reads files; tests/test_tools_command_lines.py",
     },
     rates={"Choice": "a tuple"},
+    registered={"read_plan": "reads a file; below", "Comparison": "a record", "Plan": "a record"},
     variants={"Look": "a tuple", "Variant": "a tuple"},
 )  # fmt: skip
 of = PROPERTIES.of
@@ -36,7 +37,7 @@ TASKS = ("sppo/Pole-v0", "sppo/Car-v0")
 
 
 def test_every_public_function_has_a_property():
-    PROPERTIES.check(statistics, results, tables, variants, rates, grids)
+    PROPERTIES.check(statistics, results, tables, variants, rates, grids, registered)
 
 
 def sample(rng, n, ties=None):
@@ -686,3 +687,90 @@ def test_choice_of_rates(seed, complete):
         after = [run.after for run in found[arms[TASKS[i], "ppo"]].values()]
         assert float(row[5].split()[0]) == pytest.approx(iqm_by_hand(after), abs=6e-4)
         assert row[9] == f"{sum(x >= 0.9 for x in after)} of 3"
+
+
+# ---------------------------------------------------------------------------------------------- registered comparisons
+PLAN = """
+[sets]
+one = ["sppo/Pole-v0 low"]
+two = ["sppo/Pole-v0 low", "sppo/Car-v0 high"]
+[[comparison]]
+a = "ppo"
+b = "sppo"
+sets = ["one", "two"]
+[[comparison]]
+a = "sppo-norm"
+b = "sppo"
+sets = ["two"]
+"""
+
+
+def plan_of(folder, text=PLAN):
+    (folder / "plan.toml").write_text(text)
+    return registered.read_plan(folder / "plan.toml")
+
+
+@of(registered, "collapsed", "table_of_arms", "table_of_collapses", "table_of_comparisons", "short", "Plan.cells")
+@FEW
+@given(SEED)
+def test_registered_comparisons(seed, tmp_path_factory):
+    rng, plan = np.random.default_rng(seed), plan_of(tmp_path_factory.mktemp("plan"))
+    cells_of_plan = [("sppo/Pole-v0", "low"), ("sppo/Car-v0", "high")]
+    assert [*plan.cells] == cells_of_plan
+    arms = {
+        (*cell, algorithm): [study_run(rng, cell[0], algorithm, seed=i) for i in range(rng.integers(0, 5))]
+        for cell in cells_of_plan for algorithm in ("ppo", "sppo", "sppo-norm, clip-coef=0.1")
+    }  # fmt: skip
+    bad = {
+        key: [r for r in runs if r.after < max(smoothed_by_hand(r, "episodes")[1]) / 2] for key, runs in arms.items()
+    }
+    for key, runs in arms.items():
+        assert [r for r in runs if registered.collapsed(r)] == bad[key]
+    rows = cells(registered.table_of_arms(plan, arms))
+    expected = [
+        (cell, a) for cell in cells_of_plan for a in variants.in_order(["ppo", "sppo", "sppo-norm, clip-coef=0.1"])
+    ]
+    expected = [(*cell, a) for cell, a in expected if arms[*cell, a]]
+    assert [(row[0], row[1]) for row in rows] == [(registered.short(task, start), a) for task, start, a in expected]
+    for row, key in zip(rows, expected, strict=True):
+        assert row[2] == str(len(arms[key]))
+        assert float(row[4].split()[0]) == pytest.approx(iqm_by_hand([r.area for r in arms[key]]), abs=6e-4)
+        assert float(row[5].split()[0]) == pytest.approx(iqm_by_hand([r.after for r in arms[key]]), abs=6e-4)
+        assert row[6] == str(len(bad[key]))
+    pairs = [("ppo", "sppo", cell) for cell in (cells_of_plan[0], *cells_of_plan)]
+    pairs += [("sppo-norm", "sppo", cell) for cell in cells_of_plan]
+    rows, p = cells(registered.table_of_comparisons(plan, arms)), []
+    assert [(row[1], row[2]) for row in rows] == [(f"{a} - {b}", registered.short(*cell)) for a, b, cell in pairs]
+    for row, (a, b, cell) in zip(rows, pairs, strict=True):
+        sides = [arms.get((*cell, x), []) for x in (a, b)]
+        assert row[3] == f"{len(sides[0])}, {len(sides[1])}"
+        areas = [[r.area for r in side] for side in sides]
+        p.append(p_by_hand(*areas) if min(map(len, sides)) > 1 else math.nan)
+        assert (row[4] == "not run") == (not all(sides))
+        if all(sides):
+            assert float(row[4].split()[0]) == pytest.approx(iqm_by_hand(areas[0]) - iqm_by_hand(areas[1]), abs=6e-4)
+            assert row[5] == ", ".join(str(len(bad[*cell, x])) for x in (a, b))
+    for row, raw, corrected in zip(rows, p, holm_by_hand(p), strict=True):
+        assert row[6] == ("-" if math.isnan(raw) else f"{raw:.4f} ({corrected:.4f})")
+    for row in cells(registered.table_of_collapses(plan, arms)):
+        assert row[1] == "ppo, sppo"
+        of_set = cells_of_plan[: 1 if row[2] == "one" else 2]
+        for at, x in ((3, "ppo"), (4, "sppo")):
+            total = sum(len(arms[*cell, x]) for cell in of_set)
+            assert row[at] == f"{sum(len(bad[*cell, x]) for cell in of_set)} of {total}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("[sets]", "[set]", "[sets]"), ('one = ["sppo/Pole-v0 low"]', 'one = ["sppo/Pole-v0"]', "one"),
+        ('one = ["sppo/Pole-v0 low"]', "one = []", "one"), ('a = "ppo"', 'a = "dqn"', "comparison 1: a"),
+        ('sets = ["two"]', 'sets = ["three"]', "three"), ('b = "sppo"', "", "comparison 1"), ("[sets]", "[sets", "TOML"),
+    ],
+)  # fmt: skip
+def test_a_plan_with_a_mistake_is_refused(old, new, named, tmp_path):
+    assert len(plan_of(tmp_path).comparisons) == 2
+    with pytest.raises(UserError, match=re.escape(named)):
+        plan_of(tmp_path, PLAN.replace(old, new))
+    with pytest.raises(UserError, match="cannot read"):
+        registered.read_plan(tmp_path / "absent.toml")

@@ -12,6 +12,7 @@ import pytest
 
 import arithmetic_data
 import benchmark
+import compare
 import contexts
 import drawings
 import evaluate_llm
@@ -37,6 +38,7 @@ POLE = "sppo/PrecisionCartPole-v0"
 WORK = {
     arithmetic_data: [],
     benchmark: ["results_of"],
+    compare: ["read_arms"],
     contexts: ["success_by_context"],
     drawings: [],
     evaluate_llm: ["respond"],
@@ -177,6 +179,11 @@ CASES = {
         *[("--results", x) for x in ("", "file", "table.csv")],
         *[("--commands", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "command")],
     ],
+    compare: [
+        *files("--out", ".md"), *[("--results", f"{name}.parquet") for name in TABLES],
+        *[("--results", x) for x in ("", "file", "table.csv")],
+        *[("--plan", f"{name}.toml") for name in ("absent", "text", "list", "unknown", "deep")],
+    ],
     report_rates: [
         *counts("--seeds", "--tuning-seeds", least=0), *files("--out", ".md", parent_made=True),
         *[("--tuning", f"{name}.parquet") for name in TABLES], ("--tuning", ""), ("--starts", ""),
@@ -206,6 +213,7 @@ BASE = {
     evaluate_llm: {"--benchmarks": ["addition"]},
     plot: {"run_of_text": []},
     probe: {"--what": ["tail"], "--runs": ["folder"], "--out": ["new.json"]},
+    compare: {"--results": ["good.parquet"]},
     report: {"--results": ["good.parquet"]},
     report_rates: {"--what": ["choose"], "--tuning": ["good.parquet"], "--starts": ["shipped"]},
 }

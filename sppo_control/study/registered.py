@@ -1,0 +1,173 @@
+"""Comparisons that were written down before their runs: a plan in TOML, and one table of all of them.
+
+    [sets]                                             # name of a set: tasks, each with the name of its starting policies
+    rare = ["sppo/SparseMountainCar-v0 0.03"]
+
+    [[comparison]]                                     # one row of the table per task of these sets
+    a = "ppo-norm"
+    b = "ppo"
+    sets = ["rare"]
+
+The difference is a - b, of the mean success over training (`StudyRun.area`). Holm's correction is over all rows that have
+runs on both sides.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sppo_control.errors import UserError
+from sppo_control.markdown import markdown_table
+from sppo_control.study import variants
+from sppo_control.study.results import StudyRun
+from sppo_control.study.statistics import difference, estimate, holm, interval, p_value, smoothed, summary
+
+Cell = tuple[str, str]
+"""A task and the name of its starting policies."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Algorithm a against algorithm b on some tasks."""
+
+    a: str
+    b: str
+    sets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was registered."""
+
+    sets: Mapping[str, tuple[Cell, ...]]
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All tasks with their starts, each once."""
+        return tuple(dict.fromkeys(cell for cells in self.sets.values() for cell in cells))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        UserError: there is no such file, it is no TOML, or an entry is missing, unknown or of another type. The message
+            names the file and the entry.
+    """
+    try:
+        content = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
+        raise UserError(f"the plan {path} is not a TOML file: {error}") from error
+    sets, rows = content.get("sets"), content.get("comparison")
+    if set(content) != {"sets", "comparison"} or not isinstance(sets, dict) or not isinstance(rows, list):
+        raise UserError(f"the plan {path} must have [sets] and [[comparison]], and nothing else")
+    found: dict[str, tuple[Cell, ...]] = {}
+    for name, texts in sets.items():
+        if not _texts(texts) or any(len(text.split()) != 2 for text in texts):
+            raise UserError(
+                f'{path}, sets, {name}: must be a list of "task starts", such as "sppo/SparseHopper-v0 0.03"'
+            )
+        found[name] = tuple((text.split()[0], text.split()[1]) for text in texts)
+    comparisons = []
+    for i, row in enumerate(rows, start=1):
+        where = f"{path}, comparison {i}"
+        if not isinstance(row, dict) or set(row) != {"a", "b", "sets"} or not _texts(row["sets"]):
+            raise UserError(
+                f'{where}: must have a = "algorithm", b = "algorithm" and sets = ["name"], and nothing else'
+            )
+        for side in ("a", "b"):
+            if not isinstance(row[side], str) or row[side] not in variants.VARIANTS:
+                raise UserError(f"{where}: {side} must be of {', '.join(variants.VARIANTS)}, got {row[side]!r}")
+        if unknown := [name for name in row["sets"] if name not in found]:
+            raise UserError(f"{where}: sets has {', '.join(unknown)}; there are {', '.join(found)}")
+        comparisons.append(Comparison(row["a"], row["b"], tuple(row["sets"])))
+    return Plan(found, tuple(comparisons))
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def collapsed(run: StudyRun) -> bool:
+    """Whether its final success is below half of the best success that its smoothed curve had."""
+    return bool(run.after < 0.5 * smoothed(run, "episodes")[1].max())
+
+
+Arms = Mapping[tuple[str, str, str], Sequence[StudyRun]]
+"""Runs by task, starts and algorithm. Runs with a setting are under "algorithm, setting"."""
+
+
+def table_of_comparisons(plan: Plan, arms: Arms) -> str:
+    """All registered comparisons, in the order of the plan. Those without runs on both sides are shown as missing.
+
+    Args:
+        plan: what was registered.
+        arms: the runs.
+    """
+    rows: list[list[str]] = []
+    p: list[float] = []
+    for number, comparison in enumerate(plan.comparisons, start=1):
+        for name in comparison.sets:
+            for task, starts in plan.sets[name]:
+                sides = [arms.get((task, starts, algorithm), ()) for algorithm in (comparison.a, comparison.b)]
+                row = [str(number), f"{comparison.a} - {comparison.b}", short(task, starts)]
+                if all(sides):
+                    a, b = ([run.area for run in side] for side in sides)
+                    counts = [sum(map(collapsed, side)) for side in sides]
+                    row += [f"{len(a)}, {len(b)}", estimate(difference(a, b), interval(difference, a, b), "+")]
+                    row += [f"{counts[0]}, {counts[1]}"]
+                    p.append(p_value(a, b))
+                else:
+                    row += [", ".join(str(len(side)) for side in sides), "not run", "-"]
+                    p.append(np.nan)
+                rows.append(row)
+    for row, raw, corrected in zip(rows, p, holm(p), strict=True):
+        row.append(f"{raw:.4f} ({corrected:.4f})" if np.isfinite(raw) else "-")
+    head = ("", "a - b", "task (starts)", "seeds: a, b", "average success: difference", "collapsed: a, b", "p (Holm)")
+    return markdown_table(head, rows)
+
+
+def table_of_arms(plan: Plan, arms: Arms) -> str:
+    """Success of each algorithm on each task of the plan: average over training, final, and how many runs collapsed."""
+    rows = []
+    for task, starts in plan.cells:
+        here = {algorithm: runs for (t, s, algorithm), runs in arms.items() if (t, s) == (task, starts) and runs}
+        for algorithm in variants.in_order(here):
+            runs = here[algorithm]
+            rows.append([
+                short(task, starts), algorithm, str(len(runs)), f"{np.mean([run.before for run in runs]):.3f}",
+                summary(run.area for run in runs), summary(run.after for run in runs), str(sum(map(collapsed, runs))),
+            ])  # fmt: skip
+    head = ("task (starts)", "algorithm", "seeds", "before", "average success", "final success", "collapsed")
+    return markdown_table(head, rows)
+
+
+def table_of_collapses(plan: Plan, arms: Arms) -> str:
+    """Collapsed runs of each comparison, over all tasks of a set together, with Fisher's exact test."""
+    rows = []
+    for number, comparison in enumerate(plan.comparisons, start=1):
+        for name in comparison.sets:
+            counts = []
+            for algorithm in (comparison.a, comparison.b):
+                runs = [run for task, starts in plan.sets[name] for run in arms.get((task, starts, algorithm), ())]
+                counts.append((sum(map(collapsed, runs)), len(runs)))
+            if all(total for _, total in counts):
+                p = stats.fisher_exact([[bad, total - bad] for bad, total in counts]).pvalue
+                texts = [f"{bad} of {total}" for bad, total in counts]
+                rows.append([str(number), f"{comparison.a}, {comparison.b}", name, *texts, f"{p:.4f}"])
+    return markdown_table(("", "a, b", "set", "a", "b", "p"), rows)
+
+
+def short(task: str, starts: str) -> str:
+    """sppo/SparseHopper-v0 and 0.03: SparseHopper (0.03)."""
+    return f"{task.removeprefix('sppo/').removesuffix('-v0')} ({starts})"
