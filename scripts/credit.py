@@ -785,8 +785,8 @@ def agreement(measured: dict[str, Any]) -> str:
     unseen = len(measured["points"]) - len(seen)
     return (
         f"Of {len(seen)} measured points of the maps, {np.sum(z < 2)} are within two standard errors of theory, and all "
-        f"are within {z.max():.1f}. The largest gap is a factor of {2**gap:.2f}. (At {unseen} more points the signal is too "
-        f"small to be seen.) Of {len(y)} measured noise scales, {np.sum(y < 2)} are within two, and all are "
+        f"are within {z.max():.1f}. The largest gap is a factor of {2**gap:.2f}. (At {unseen} more points the signal is "
+        f"too small to be seen.) Of {len(y)} measured noise scales, {np.sum(y < 2)} are within two, and all are "
         f"within {y.max():.1f}."
     )
 

@@ -122,11 +122,12 @@ CASES = {
         *[("--policy", x) for x in ("", "absent", "folder", "file", "text.safetensors")], ("--nope", "1"),
     ],
     credit: [
-        *counts("--horizon", "--decisions", "--contexts", "--batch", "--group-size", "--episodes"), *counts("--seed", least=0),
-        *numbers("--gain", "--offset", "--spread", "--right", "--critic-error", "--critic-knows", "--critic-sees-from"),
-        *numbers("--context-error", "--gamma", "--gae-lambda"), *files("--out", ".png"), *folders("--figures"),
-        *files("--results", ".json", parent_made=True), ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"),
-        ("--horizon", "3"), ("--batch", "60"), ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
+        *counts("--horizon", "--decisions", "--contexts", "--batch", "--group-size", "--episodes"),
+        *counts("--seed", least=0), *numbers("--gain", "--offset", "--spread", "--right", "--critic-error"),
+        *numbers("--critic-knows", "--critic-sees-from", "--context-error", "--gamma", "--gae-lambda"),
+        *files("--out", ".png"), *folders("--figures"), *files("--results", ".json", parent_made=True),
+        ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
+        ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
     ],
     drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
     evaluate_llm: [
