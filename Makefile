@@ -54,9 +54,10 @@ probes: .venv/.study  ## make results/*.json, which look into critics; trains th
 	$(BIN)/python scripts/benchmark.py --grid results/grids/probes.toml
 	$(BIN)/python scripts/probe.py --commands results/commands/probes.toml
 
-figures: .venv/.study  ## make the figures and tables of the docs from results/, about a minute
+figures: .venv/.study  ## make the figures and tables of the docs from results/, about two minutes
 	$(BIN)/python scripts/report.py --commands results/commands/figures.toml
 	$(BIN)/python scripts/report_rates.py --what table
+	$(BIN)/python scripts/credit.py --what map
 
 pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes
 	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \

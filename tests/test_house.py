@@ -50,7 +50,7 @@ ALLOWED = {
     "sppo_envs": {"extras", "spaces"},
     # the language-model half and the study
     "llm": TRUNK,
-    "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown"},
+    "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
     "pretrained": set(),
     "__init__": set(),
 }

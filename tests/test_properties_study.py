@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from properties import Properties, refused
 
 from sppo_control.errors import UserError
-from sppo_control.study import grids, rates, registered, results, statistics, tables, variants
+from sppo_control.study import credit, grids, rates, registered, results, statistics, tables, variants
 from sppo_control.study.results import Arm, Study, StudyRun
+from sppo_envs import credit as chains
 
 PROPERTIES = Properties(
     results={
@@ -28,6 +29,7 @@ PROPERTIES = Properties(
     rates={"Choice": "a tuple"},
     registered={"read_plan": "reads a file; below", "Comparison": "a record", "Plan": "a record"},
     variants={"Look": "a tuple", "Variant": "a tuple"},
+    credit={"Sample": "values only", "wrong_values": "noise; tests/test_credit.py"},
 )  # fmt: skip
 of = PROPERTIES.of
 FEW = settings(max_examples=max(20, settings.default.max_examples // 10))
@@ -37,7 +39,7 @@ TASKS = ("sppo/Pole-v0", "sppo/Car-v0")
 
 
 def test_every_public_function_has_a_property():
-    PROPERTIES.check(statistics, results, tables, variants, rates, grids, registered)
+    PROPERTIES.check(statistics, results, tables, variants, rates, grids, registered, credit)
 
 
 def sample(rng, n, ties=None):
@@ -774,3 +776,110 @@ def test_a_plan_with_a_mistake_is_refused(old, new, named, tmp_path):
         plan_of(tmp_path, PLAN.replace(old, new))
     with pytest.raises(UserError, match="cannot read"):
         registered.read_plan(tmp_path / "absent.toml")
+
+
+# ------------------------------------------------------------------------------------------------ chains of credit.py
+def drawn_chain(seed):
+    """A chain, a policy, a critic of states and one of contexts, and a generator."""
+    rng = np.random.default_rng(seed)
+    deciding = str(rng.choice(["early", "even", "late", "all", "hidden"]))
+    decisions = int(rng.integers(1, 6))
+    horizon = int(rng.integers(decisions, 25))
+    gain, offset, spread = rng.uniform(-8, 8), rng.uniform(-4, 4), rng.choice([0.0, rng.uniform(0, 3)])
+    chain = chains.Chain(horizon, deciding, decisions, gain, offset, float(spread), int(rng.integers(1, 6)))
+    right = rng.uniform(0.05, 0.95, horizon)
+    states = rng.standard_normal((horizon, chain.contexts, len(chain.steps) + 1))
+    return chain, right, states, rng.standard_normal(chain.contexts), rng
+
+
+@of(credit, "uniform_policy", "segment_values", "exact_values", "occupancy", "resolved_variance", "true_gradient")
+@given(SEED)
+def test_values_are_martingales_and_what_they_resolve_is_part_of_the_variance(seed):
+    chain, right, _, _, rng = drawn_chain(seed)
+    U, weight = credit.segment_values(chain, right), credit.occupancy(chain, right)
+    np.testing.assert_allclose(weight.sum(1), 1)
+    value = credit.exact_values(chain, right)
+    assert ((value >= 0) & (value <= 1)).all()
+    for t in range(chain.horizon):
+        np.testing.assert_allclose(value[t] @ weight[t], U[0][:, 0], rtol=1e-9)
+    variance = (U[0][:, 0] * (1 - U[0][:, 0])).mean()
+    assert 0 <= credit.resolved_variance(chain, right) <= variance + 1e-12
+    gamma = rng.uniform(0.5, 1)
+    np.testing.assert_allclose(credit.exact_values(chain, right, gamma)[0], value[0] * gamma ** (chain.horizon - 1))
+    g = credit.true_gradient(chain, right)
+    assert (g[~chain.mark] == 0).all()
+    assert (g[chain.mark] * np.sign(chain.gain) >= -1e-15).all()
+    half = credit.uniform_policy(chain)
+    assert half.tolist() == [0.5] * chain.horizon
+    refused(lambda: credit.uniform_policy(chain, rng.choice([0.0, 1.0, -1.0, math.nan])), "right")
+
+
+@of(credit, "Gradient", "Gradient.share_of_gain", "Gradient.noise_scale", "Gradient.bias", "Gradient.signal")
+@of(credit, "Gradient.cosine", "context_gradient", "greedy_gradient", "group_gradient", "state_gradient")
+@given(SEED)
+def test_baselines_never_bias_and_the_exact_critic_has_the_least_noise(seed):
+    chain, right, states, contexts, rng = drawn_chain(seed)
+    g = credit.true_gradient(chain, right)
+    size, batch = int(rng.integers(2, 7)), int(rng.integers(1, 100))
+    unbiased = [
+        credit.context_gradient(chain, right, contexts), credit.greedy_gradient(chain, right),
+        credit.state_gradient(chain, right, states), credit.state_gradient(chain, right, states, noise=rng.uniform(0, 2)),
+        credit.group_gradient(chain, right, size, False), credit.group_gradient(chain, right, size, False, False),
+    ]  # fmt: skip
+    biased = [
+        credit.group_gradient(chain, right, size, True),
+        credit.state_gradient(chain, right, states, rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0, 1)),
+    ]
+    for gradient in unbiased + biased:
+        assert (gradient.variance > -1e-12).all()
+        assert gradient.floor >= 0
+        assert -1 - 1e-9 <= gradient.cosine(g) <= 1 + 1e-9
+        share = gradient.share_of_gain(g, batch)
+        assert 0 <= share <= 1 + 1e-9
+        assert gradient.share_of_gain(g, 2 * batch) >= share * (1 - 1e-9)
+    for gradient in unbiased:
+        np.testing.assert_allclose(gradient.mean, g, atol=1e-12)
+        assert gradient.bias(g) < 1e-6
+        assert gradient.signal(g) == pytest.approx(1, abs=1e-6)
+        noise = gradient.noise_scale(g)
+        assert gradient.share_of_gain(g, batch) == pytest.approx(
+            batch / (batch + noise + batch * gradient.floor / (g @ g))
+        )
+    half = credit.uniform_policy(chain)  # where the squared score is a constant, and only the critic's error counts
+    exact = credit.state_gradient(chain, half, credit.exact_values(chain, half)).variance.sum()
+    for other in (states, rng.random(states.shape)):
+        assert exact <= credit.state_gradient(chain, half, other).variance.sum() + 1e-12
+    v0 = credit.segment_values(chain, half)[0][:, 0]
+    assert exact <= credit.context_gradient(chain, half, v0).variance.sum() + 1e-12
+    refused(lambda: credit.state_gradient(chain, right, states[..., None]), "value")
+    refused(lambda: credit.group_gradient(chain, right, 1, True), "size")
+
+
+@of(credit, "sample", "sampled_advantage", "estimates", "measured_gradient", "measured_share", "measured_noise")
+@given(SEED)
+def test_samples_are_episodes_of_the_chain_and_moments_are_those_of_numpy(seed):
+    chain, right, states, _, rng = drawn_chain(seed)
+    group = int(rng.integers(2, 5))
+    episodes = credit.sample(chain, right, 8 * group, rng, group)
+    assert (episodes.context.reshape(-1, group) == episodes.context[::group, None]).all()
+    decisions = episodes.actions * chain.mark
+    np.testing.assert_array_equal(episodes.n, decisions.cumsum(1) - decisions)
+    assert set(episodes.outcome.tolist()) <= {0.0, 1.0}
+    A = credit.sampled_advantage("ppo", episodes, states)
+    expected = episodes.outcome[:, None] - states[np.arange(chain.horizon), episodes.context[:, None], episodes.n]
+    np.testing.assert_allclose(A, expected, atol=1e-9)
+    each = credit.estimates(right, episodes, A)
+    np.testing.assert_allclose(each, A * (episodes.actions - right))
+    np.testing.assert_allclose(credit.estimates(right, episodes, A, group), each.reshape(8, group, -1).mean(1))
+    found = credit.measured_gradient(each, 3)
+    np.testing.assert_allclose(found.mean, each.mean(0))
+    np.testing.assert_allclose(found.variance, 3 * each.var(0, ddof=1))
+    g = rng.uniform(1, 2, chain.horizon)
+    noise, error = credit.measured_noise(each, g, 3)
+    assert noise == pytest.approx(found.noise_scale(g))
+    assert error >= 0
+    share, error = credit.measured_share(each, g, batch=5, episodes=3)
+    length = found.mean @ found.mean - found.variance.sum() / 3 / len(each)
+    assert share == pytest.approx((found.mean @ g) ** 2 / (g @ g) / (length + found.variance.sum() / 5))
+    assert error >= 0
+    refused(lambda: credit.sampled_advantage("sppo", episodes), "value")

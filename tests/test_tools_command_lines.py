@@ -14,6 +14,7 @@ import arithmetic_data
 import benchmark
 import compare
 import contexts
+import credit
 import drawings
 import evaluate_llm
 import fetch_smollm2
@@ -40,6 +41,7 @@ WORK = {
     benchmark: ["results_of"],
     compare: ["read_arms"],
     contexts: ["success_by_context"],
+    credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
     drawings: [],
     evaluate_llm: ["respond"],
     fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
@@ -120,6 +122,14 @@ CASES = {
         *counts("--contexts", "--episodes"), *counts("--seed", least=0),
         *files("--out", ".png"), *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
         *[("--policy", x) for x in ("", "absent", "folder", "file", "text.safetensors")], ("--nope", "1"),
+    ],
+    credit: [
+        *counts("--horizon", "--decisions", "--contexts", "--batch", "--group-size", "--episodes"),
+        *counts("--seed", least=0), *numbers("--gain", "--offset", "--spread", "--right", "--critic-error"),
+        *numbers("--critic-knows", "--critic-sees-from", "--context-error", "--gamma", "--gae-lambda"),
+        *files("--out", ".png"), *folders("--figures"), *files("--results", ".json", parent_made=True),
+        ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
+        ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
     ],
     drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
     evaluate_llm: [

@@ -14,7 +14,7 @@ import gymnasium as gym
 
 from sppo_control.extras import MissingExtra
 
-from . import hopper, lunar_lander, mountain_car, pendulum, precision_cartpole
+from . import credit, hopper, lunar_lander, mountain_car, pendulum, precision_cartpole
 from .check import Check, Report, check_task, first_look
 from .engines import Engine, EnvPoolVectorEnv, ProcessVectorEnv, copies
 from .lockstep import BadStep
@@ -65,10 +65,10 @@ _OWN = (
     precision_cartpole.CONTEXT_TASK,
     pendulum.CONTEXT_TASK,
 )
-for _task in _OWN:
+for _task in (*_OWN, *credit.TASKS):
     register(_task)
 TASKS = tuple(_task.id for _task in _OWN)
-"""Ids of the tasks of this package."""
+"""Ids of the tasks of the study. The chains of credit.py are tasks too, but no physics and without a starting policy."""
 
 
 def make_task(

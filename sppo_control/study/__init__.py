@@ -10,6 +10,8 @@
 | figures.py    | the figures of scripts/report.py                                                     |
 | tables.py     | the tables of scripts/report.py                                                      |
 | rates.py      | each algorithm at its best learning rate, for scripts/report_rates.py                |
+| credit.py     | exact gradients of all algorithms on the chains of sppo/Credit-v0, and sampled ones  |
+| credit_figures.py | the pictures of scripts/credit.py                                                |
 
 It needs the extra `study`. If that is not installed, the import raises `extras.MissingExtra`. Its message is the command.
 """
