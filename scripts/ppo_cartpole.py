@@ -25,11 +25,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, compiled, core, runs
-from sppo_control.networks import Critic
+from sppo_control.networks import Critic, clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
@@ -185,9 +184,7 @@ def train(args: Args) -> runs.Run:
 
                 optimizer.zero_grad()
                 policy_loss.backward()
-                grad_norm = clip_grad_norm_(
-                    policy.parameters(), args.max_grad_norm, foreach=False
-                )  # few tensors: a loop
+                grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 run.check_finite(policy_loss=policy_loss, policy_gradient_norm=grad_norm)
                 optimizer.step()
                 stats.add_surrogate(surrogate, entropy=mean_entropy.detach())
@@ -207,7 +204,7 @@ def train(args: Args) -> runs.Run:
                     )
                 critic_optimizer.zero_grad()
                 value_loss.backward()
-                critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm, foreach=False)
+                critic_grad_norm = clip_grad_norm_(critic.parameters(), args.max_grad_norm)
                 run.check_finite(value_loss=value_loss, critic_gradient_norm=critic_grad_norm)
                 critic_optimizer.step()
                 stats.add(mask[mb].sum(), value_loss=value_loss.detach())

@@ -28,10 +28,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 import sppo_envs
 from sppo_control import arguments, cli, compiled, core, runs
+from sppo_control.networks import clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import ValueTracker, evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
@@ -185,9 +185,7 @@ def train(args: Args) -> runs.Run:
 
                 optimizer.zero_grad()
                 policy_loss.backward()
-                grad_norm = clip_grad_norm_(
-                    policy.parameters(), args.max_grad_norm, foreach=False
-                )  # few tensors: a loop
+                grad_norm = clip_grad_norm_(policy.parameters(), args.max_grad_norm)
                 run.check_finite(policy_loss=policy_loss, policy_gradient_norm=grad_norm)
                 optimizer.step()
                 stats.add_surrogate(surrogate, entropy=mean_entropy.detach())

@@ -61,6 +61,26 @@ def test_initial_weights_are_orthogonal_as_cleanrls():
         assert (bias == 0).all(), i
 
 
+def test_gradients_are_clipped_as_by_torch_bit_for_bit():
+    rng = np.random.default_rng(0)
+    for case in range(300):
+        shapes = [tuple(rng.integers(1, 40, rng.integers(1, 3))) for _ in range(rng.integers(1, 4))]
+        size = float(rng.choice([0.0, 1e-4, 1.0, 1e30]))
+        ours = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for p in ours:
+            p.grad = torch.from_numpy(rng.normal(size=p.shape)).float() * size
+        theirs = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+        for p, q in zip(theirs, ours, strict=True):
+            p.grad = q.grad.clone()
+        ours.append(nn.Parameter(torch.zeros(2)))  # without a gradient
+        norms = networks.clip_grad_norm_(iter(ours), 0.5), nn.utils.clip_grad_norm_(theirs, 0.5, foreach=False)
+        assert norms[0] == norms[1] or size == 1e30, case  # overflow: infinite in both
+        for p, q in zip(theirs, ours, strict=False):
+            assert torch.equal(p.grad, q.grad), case
+    with pytest.raises(ValueError, match="no gradient"):
+        networks.clip_grad_norm_(ours[-1:], 0.5)
+
+
 @pytest.mark.parametrize("policy", [CategoricalPolicy(4, 3), GaussianPolicy(4, 2)], ids=["categorical", "gaussian"])
 def test_numpy_behaviour_has_the_same_outputs_and_sees_new_weights(policy):
     obs = torch.randn(9, 4)
