@@ -94,7 +94,7 @@ def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
 
 
 def main(args: Args) -> None:
-    study = Study(args.results, args.starts, sppo_envs.TASKS)
+    study = Study(args.results, args.starts, sppo_envs.TASKS + sppo_envs.HARDER)
     found = {name: FIGURES[name].what(study) for name in FIGURES} | {"tables": bool(study)}
     needs = {name: FIGURES[name].needs for name in FIGURES} | {"tables": "runs"}
     wanted = dict.fromkeys(args.figures or NAMES)
