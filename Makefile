@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-nightly test-verl test-oldest test-newest mutants bench pretrained study probes figures study-small soak llm-real clean
+.PHONY: train test test-slow test-nightly test-verl test-oldest test-newest mutants bench pretrained starts study probes figures study-small soak llm-real clean
 .DELETE_ON_ERROR:
 
 # Deprecations in code of others are not errors where its versions cannot be chosen freely.
@@ -62,6 +62,18 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes
 	for id in $$($(BIN)/python -c 'import sppo_envs; print(*sppo_envs.TASKS)'); do \
 	  $(BIN)/python scripts/pretrain.py --env-id $$id || exit 1; done
+
+# folder and target, lowest and highest success
+STARTS := 0.03,0.02,0.05 0.1,0.07,0.14 0.3,0.23,0.37
+
+starts: .venv/.tasks  ## make the starting policies of results/starts/0.03, 0.1 and 0.3; harder variants have no 0.3
+	for id in PrecisionCartPole SparseMountainCar SparsePendulum SparseLunarLander SparseHopper \
+	    StopMountainCar BalancePendulum FarHopper; do for start in $(STARTS); do \
+	  set -- $$(echo $$start | tr , ' '); \
+	  case $$id,$$1 in Stop*,0.3|Balance*,0.3|Far*,0.3) continue;; esac; \
+	  case $$id in Stop*) every='--eval-every 5';; *) every=;; esac; \
+	  $(BIN)/python scripts/pretrain.py --env-id sppo/$$id-v0 --target $$1 --min-success $$2 --max-success $$3 \
+	    --eval-episodes 1024 $$every --out results/starts/$$1 || exit 1; done; done
 
 soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
 	$(BIN)/python scripts/soak.py --kills 100

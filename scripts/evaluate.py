@@ -87,7 +87,7 @@ def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
         path = newest(path)
     path = path / "policy.safetensors" if path.is_dir() else path
     if not path.is_file():
-        ids = ", ".join(sppo_envs.TASKS)
+        ids = ", ".join(sppo_envs.TASKS + sppo_envs.HARDER)
         raise errors.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
     made_for = read_policy(path)[0]["env_id"]
     task: dict[str, Any] = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}

@@ -32,7 +32,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,6 +84,8 @@ class Args:
     engine: sppo_envs.Engine = "auto"
     """engine that runs the environments"""
 
+    expert_of: str | None = None
+    """task whose expert and demonstrations are cloned: one with the same spaces. None means --env-id itself."""
     expert_success: float = 0.9
     """sampled success rate at which the expert is good enough"""
     expert_timesteps: int = 4_000_000
@@ -133,6 +135,8 @@ class Args:
     def __post_init__(self) -> None:
         if self.demonstrations_from is not None and self.stage == "expert":
             raise ValueError("--stage expert and --demonstrations-from exclude each other; leave one out")
+        if self.demonstrations_from is not None:
+            self.expert_of = None  # a recipe's; nobody asks an expert
         if self.success_return is not None and self.demonstrations_from is None:
             raise ValueError(
                 "--success-return is only for --demonstrations-from, because an expert's task reports success itself"
@@ -150,6 +154,11 @@ class Args:
     def aim(self) -> float:
         """Success rate at which cloning stops."""
         return (self.min_success + self.max_success) / 2 if self.target is None else self.target
+
+    @property
+    def of_expert(self) -> Args:
+        """The arguments of the expert and its demonstrations: the same, on the task of --expert-of if there is one."""
+        return self if self.expert_of is None else replace(self, env_id=self.expert_of, expert_of=None)
 
     @property
     def file(self) -> str:
@@ -379,12 +388,23 @@ def main(args: Args) -> None:
 
 def make(args: Args) -> None:
     """Do the stages that are wanted and not done yet."""
-    task = sppo_envs.task(args.env_id)
+    taught = args.of_expert.env_id
+    task = sppo_envs.task(taught)
     if args.demonstrations_from is None and (task is None or not task.has_dense_reward):
         raise errors.UserError(
-            f"{args.env_id} has no dense reward to train an expert on; give demonstrations to clone: "
+            f"{taught} has no dense reward to train an expert on; give demonstrations to clone: "
             "--demonstrations-from FILE (docs/tasks.md)"
         )
+    if args.expert_of is not None:
+        spaces = [
+            (e.single_observation_space, e.single_action_space)
+            for a in (args, args.of_expert)
+            if (e := environments(a, 1))
+        ]
+        if spaces[0] != spaces[1]:
+            raise errors.UserError(
+                f"--expert-of {args.expert_of} has other spaces than {args.env_id}; name a task with the same ones"
+            )
     home = shipped_policy(args.env_id)
     if args.out is None and home is None:
         raise errors.UserError(
@@ -402,9 +422,10 @@ def make(args: Args) -> None:
     envs = environments(args, args.expert_num_envs)
     try:
         if args.demonstrations_from is None:
-            found = expert_demonstrations(args, envs)
+            found = expert_demonstrations(args.of_expert, envs)
+            on = "" if args.expert_of is None else f" of {args.expert_of}"
             origin = (
-                f"PPO on the dense reward to sampled success {args.expert_success}; {args.demonstrations} successful "
+                f"PPO on the dense reward{on} to sampled success {args.expert_success}; {args.demonstrations} successful "
                 "episodes cloned"
             )
         else:
@@ -447,10 +468,14 @@ def finish(args: Args, path: Path, policy: Policy, recipe: str, seconds: float) 
     envs = environments(args, 256)
     given = "" if args.demonstrations_from is None else f" --demonstrations-from {args.demonstrations_from}"
     rule = "" if args.success_return is None else f" --success-return {args.success_return:g}"
+    recipe_of_task = args.defaults(args.env_id)
+    own = "".join(
+        f" {cli.flag(k)} {v}" for k in recipe_of_task if (v := getattr(args, k)) not in (recipe_of_task[k], None)
+    )
     card: dict[str, Any] = {
         "env_id": args.env_id,
         "recipe": "",
-        "command": f"python scripts/pretrain.py --env-id {args.env_id} --seed {args.seed}{given}{rule}",
+        "command": f"python scripts/pretrain.py --env-id {args.env_id}{own} --seed {args.seed}{given}{rule}",
         "arguments": {k: v for k, v in asdict(args).items() if k not in ("out", "work_dir", "stage")}
         | {"target": args.aim},
         "band": [args.min_success, args.max_success],

@@ -15,6 +15,7 @@
 | fig8     | success against episodes, SPPO and PPO; fig8_all has every algorithm      | benchmark.py                     |
 | critics  | SPPO with critics that are trained in different ways                      | benchmark.py, critic-steps=...   |
 | addition | a tiny transformer learns to add: success against responses and seconds   | speed_llm.py --what addition     |
+| informative | prints which tasks tell algorithms apart, for each start; asked for alone | benchmark.py                 |
 | tables   | tables.md: final success, speed, comparisons with SPPO, and the numbers   | any of these                     |
 |          | of fig7 and fig1                                                          |                                  |
 
@@ -39,8 +40,8 @@ from sppo_control.outputs import Folder
 
 with cli.one_line_errors():
     from sppo_control.study.figures import FIGURES, Looks, plt
-    from sppo_control.study.results import Study
-    from sppo_control.study.tables import tables
+    from sppo_control.study.results import Study, read_table
+    from sppo_control.study.tables import table_of_tasks, tables
 
 NAMES = (*FIGURES, "tables")
 
@@ -57,8 +58,10 @@ class Args:
     """only runs from these starting policies: "shipped" or a folder's name; needed if the results have several"""
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.figures if name not in NAMES]:
-            raise ValueError(f"--figures must be of {', '.join(NAMES)}, got {', '.join(unknown)}")
+        if "informative" in self.figures and len(self.figures) > 1:
+            raise ValueError("--figures informative must be alone, because it writes no file")
+        if unknown := [name for name in self.figures if name not in (*NAMES, "informative")]:
+            raise ValueError(f"--figures must be of {', '.join(NAMES)}, or informative, got {', '.join(unknown)}")
         if not self.results and set(self.figures) != {"fig2"}:
             raise ValueError("--results is empty: name a file that scripts/benchmark.py or scripts/probe.py wrote")
         if odd := [str(p) for p in self.results if p.suffix not in (".parquet", ".json")]:
@@ -93,8 +96,20 @@ def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
     plt.close(figure)
 
 
+def print_informative(args: Args) -> None:
+    """One table for each folder of starting policies in the results."""
+    files = [path for path in args.results if path.suffix == ".parquet"]
+    kinds = dict.fromkeys(str(name) for path in files for name in read_table(path)["starts"].unique())
+    if not kinds:
+        raise errors.UserError("informative needs runs of scripts/benchmark.py, which --results do not contain")
+    for starts in [args.starts] if args.starts else kinds:
+        print(table_of_tasks(Study(files, starts, sppo_envs.TASKS + sppo_envs.HARDER), starts))
+
+
 def main(args: Args) -> None:
-    study = Study(args.results, args.starts, sppo_envs.TASKS)
+    if args.figures == ("informative",):
+        return print_informative(args)
+    study = Study(args.results, args.starts, sppo_envs.TASKS + sppo_envs.HARDER)
     found = {name: FIGURES[name].what(study) for name in FIGURES} | {"tables": bool(study)}
     needs = {name: FIGURES[name].needs for name in FIGURES} | {"tables": "runs"}
     wanted = dict.fromkeys(args.figures or NAMES)

@@ -38,7 +38,7 @@ def look_first(args: Any, shared_contexts: bool = False) -> None:
 def policy_name(env_id: str) -> str:
     """File name of a task's starting policy: PrecisionCartPole-v0.safetensors, my-Task-v0.safetensors."""
     name = env_id.rpartition(":")[2]
-    if name in sppo_envs.TASKS:
+    if name in sppo_envs.TASKS + sppo_envs.HARDER:
         name = name.removeprefix("sppo/")
     return f"{name.replace('/', '-')}.safetensors"
 
@@ -62,7 +62,7 @@ def shipped_policy(env_id: str) -> Path | None:
     task = sppo_envs.task(env_id)
     if task is not None and task.start is not None:
         return Path(task.start)
-    if task is not None and task.id in sppo_envs.TASKS:
+    if task is not None and task.id in sppo_envs.TASKS + sppo_envs.HARDER:
         return Path(__file__).parent / "pretrained" / policy_name(env_id)
     module = env_id.rpartition(":")[0] or ("" if task is None else task.make.__module__)
     file = getattr(sys.modules.get(module), "__file__", None)

@@ -1,4 +1,4 @@
-"""The seven tasks: Gymnasium's contract, batched against scalar trajectories, success rules at their boundaries, seeds,
+"""The tasks: Gymnasium's contract, batched against scalar trajectories, success rules at their boundaries, seeds,
 any environment as a task, refusals. What runs them (EnvPool, worker processes) has tests of its own in test_engines.py."""
 
 import functools
@@ -23,6 +23,7 @@ from sppo_envs import (
     OutcomeVectorReward,
     hopper,
     lunar_lander,
+    mountain_car,
     pendulum,
     precision_cartpole,
 )
@@ -30,7 +31,9 @@ from sppo_envs import (
 CARTPOLE, CONTEXT_CARTPOLE = "sppo/PrecisionCartPole-v0", "sppo/ContextCartPole-v0"
 PENDULUM, CONTEXT_PENDULUM = "sppo/SparsePendulum-v0", "sppo/ContextPendulum-v0"
 CAR, LANDER, HOPPER = "sppo/SparseMountainCar-v0", "sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0"
-NUMPY = (CARTPOLE, CONTEXT_CARTPOLE, CAR, PENDULUM, CONTEXT_PENDULUM)
+STOP, BALANCE, FAR = "sppo/StopMountainCar-v0", "sppo/BalancePendulum-v0", "sppo/FarHopper-v0"
+NUMPY = (CARTPOLE, CONTEXT_CARTPOLE, CAR, STOP, PENDULUM, BALANCE, CONTEXT_PENDULUM)
+ALL = sppo_envs.TASKS + sppo_envs.HARDER
 
 
 def installed(*modules):
@@ -38,17 +41,18 @@ def installed(*modules):
 
 
 GYMNASIUM_RUNS = {LANDER: installed("Box2D"), HOPPER: installed("mujoco", "imageio")}
+GYMNASIUM_RUNS[FAR] = GYMNASIUM_RUNS[HOPPER]
 SCALAR = [  # ids that gym.make can make here
     pytest.param(
         i, marks=pytest.mark.skipif(not GYMNASIUM_RUNS.get(i, True), reason="needs Box2D, or mujoco and imageio")
     )
-    for i in sppo_envs.TASKS
+    for i in ALL
 ]
 BATCHED = [
     pytest.param(
         i, marks=pytest.mark.skipif(not (GYMNASIUM_RUNS.get(i, True) or installed("envpool")), reason="needs an engine")
     )
-    for i in sppo_envs.TASKS
+    for i in ALL
 ]
 
 
@@ -71,6 +75,13 @@ def pump_car(obs):
     return np.where(obs[:, 1] >= 0, 1.0, -1.0)[:, None].astype(np.float32)
 
 
+def stop_car(obs):
+    """Force (B, 1) that brings the car to the flag slowly: it brakes where it is faster than it need be."""
+    x, v = obs.T
+    fast = v > 0.003 + np.sqrt(0.003 * np.maximum(0.45 - x, 0))
+    return np.where(fast, -1.0, np.where(v >= 0, 1.0, -1.0))[:, None].astype(np.float32)
+
+
 def land(obs):
     """Gymnasium's hand-written controller for LunarLander, (B,)."""
     x, y, vx, vy, angle, spin = obs[:, :6].T
@@ -83,7 +94,7 @@ def land(obs):
 
 
 CONTROL = {CARTPOLE: balance_pole, CONTEXT_CARTPOLE: balance_pole, CAR: pump_car, LANDER: land}
-CONTROL |= {PENDULUM: hold_pendulum, CONTEXT_PENDULUM: hold_pendulum}
+CONTROL |= {PENDULUM: hold_pendulum, BALANCE: hold_pendulum, CONTEXT_PENDULUM: hold_pendulum, STOP: stop_car}
 
 
 def random_actions(space, n, rng):
@@ -96,7 +107,7 @@ def random_actions(space, n, rng):
 def mixed(env_id, obs, rng):
     """Even rows try to succeed, odd ones do anything."""
     anything = random_actions(sppo_envs_space(env_id), len(obs), rng)
-    if env_id == HOPPER:
+    if env_id in (HOPPER, FAR):
         return anything * np.where(np.arange(len(obs)) % 2, 1.0, 0.2).astype(np.float32)[:, None]
     even = (np.arange(len(obs)) % 2 == 0).reshape(-1, *[1] * (anything.ndim - 1))
     return np.where(even, CONTROL[env_id](obs), anything)
@@ -135,6 +146,7 @@ SHAPES = {  # horizon, observation, its dtype, action space
     LANDER: (1000, 8, np.float32, spaces.Discrete(4)),
     HOPPER: (1000, 11, np.float64, spaces.Box(-1, 1, (3,), np.float32)),
 }
+SHAPES |= {STOP: SHAPES[CAR], BALANCE: SHAPES[PENDULUM], FAR: SHAPES[HOPPER]}
 MEASURES = {
     CARTPOLE: {"final_angle"},
     CONTEXT_CARTPOLE: {"final_angle"},
@@ -144,6 +156,7 @@ MEASURES = {
     LANDER: {"crashed", "landed", "final_x"},
     HOPPER: {"fell", "distance"},
 }
+MEASURES |= {STOP: {"final_position", "final_velocity"}, BALANCE: MEASURES[PENDULUM], FAR: MEASURES[HOPPER]}
 
 
 @pytest.mark.parametrize("env_id", BATCHED)
@@ -154,8 +167,11 @@ def test_make_vec_keeps_the_contract_of_whole_episodes(env_id, monkeypatch):
     horizon, size, dtype, action_space = SHAPES[env_id]
     envs = gym.make_vec(env_id, num_envs=8)
     assert envs.unwrapped.horizon == horizon
-    if env_id == HOPPER:  # nobody here can walk a metre, so: not to fall within 20 steps and be ahead of the start
-        monkeypatch.setattr(hopper, "MIN_DISTANCE", 0.0)
+    if env_id in (
+        HOPPER,
+        FAR,
+    ):  # nobody here can walk a metre, so: not to fall within 20 steps and be ahead of the start
+        monkeypatch.setattr(hopper, "MIN_DISTANCE" if env_id == HOPPER else "FAR_DISTANCE", 0.0)
         envs = gym.make_vec(env_id, num_envs=8, horizon=20, engine="auto" if installed("envpool") else "sync")
         horizon = 20
     assert envs.metadata["autoreset_mode"] is AutoresetMode.DISABLED
@@ -207,7 +223,7 @@ def test_make_vec_keeps_the_contract_of_whole_episodes(env_id, monkeypatch):
 
 # --------------------------------------------------------------- batched numpy against Gymnasium's environments
 RAW = {CARTPOLE: CartPoleEnv, CONTEXT_CARTPOLE: CartPoleEnv, CAR: Continuous_MountainCarEnv}
-RAW |= {PENDULUM: PendulumEnv, CONTEXT_PENDULUM: PendulumEnv}
+RAW |= {PENDULUM: PendulumEnv, CONTEXT_PENDULUM: PendulumEnv, BALANCE: PendulumEnv, STOP: Continuous_MountainCarEnv}
 
 
 @pytest.mark.parametrize("env_id", NUMPY)
@@ -224,7 +240,7 @@ def test_one_environment_moves_as_gymnasiums_own(env_id):
         else:
             assert np.array_equal(obs, expected), "initial states of one seed are Gymnasium's"
         for step in range(1, 151):
-            if env_id == CAR and episode % 2:
+            if env_id in (CAR, STOP) and episode % 2:
                 action = pump_car(obs[None])[0]
             else:
                 action = random_actions(raw.action_space, 1, rng)[0]
@@ -235,7 +251,7 @@ def test_one_environment_moves_as_gymnasiums_own(env_id):
             if terminated:
                 ends += over
                 break
-    assert ends == {CARTPOLE: 4, CONTEXT_CARTPOLE: 4, CAR: 2}.get(env_id, 0)
+    assert ends == {CARTPOLE: 4, CONTEXT_CARTPOLE: 4, CAR: 2, STOP: 2}.get(env_id, 0)
 
 
 def side_by_side(env_id, start, act, tolerance=0.0):
@@ -316,6 +332,19 @@ def test_mountain_car_equals_gymnasiums_within_float32_rounding():
     assert set(outcomes) == {0.0, 1.0}
 
 
+def test_stop_mountain_car_equals_gymnasiums_within_float32_rounding():
+    """Half of the cars brake before the flag, and half do not: all arrive, but only the slow ones succeed."""
+    start = np.stack([np.linspace(-0.6, -0.4, 8), np.zeros(8)], axis=1)
+
+    def act(obs, step):
+        return np.where(np.arange(8)[:, None] % 2, stop_car(obs), pump_car(obs))
+
+    lengths, outcomes, _, obs = side_by_side(STOP, start, act, tolerance=1e-4)
+    assert lengths.max() < 1000
+    assert outcomes.tolist() == [0, 1] * 4
+    assert (obs[-1][::2, 1] > 2 * mountain_car.STOP_SPEED).all()
+
+
 PENDULUM_START = np.random.default_rng(1).uniform((-np.pi, -1), (np.pi, 1), (24, 2))
 PENDULUM_START[1::4] *= 0.1  # near the top
 
@@ -331,7 +360,7 @@ def pendulum_act(rng):
     return act
 
 
-@pytest.mark.parametrize("env_id", [PENDULUM, CONTEXT_PENDULUM])
+@pytest.mark.parametrize("env_id", [PENDULUM, BALANCE, CONTEXT_PENDULUM])
 def test_pendulum_equals_gymnasiums_bit_for_bit(env_id):
     """Measured over 1000 steps: no difference at all, and none is allowed: the test below shows that a tolerance, 1e-4
     say, would be met with equal bits or not at all."""
@@ -440,6 +469,20 @@ def test_mountain_car_may_stand_still_at_the_flag(v, expected):
     assert info["final_position"][0] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("velocity", "expected"), [(1e-5, True), (0.0079, True), (0.0081, False), (0.03, False), (-1e-4, False)]
+)
+def test_stop_mountain_car_must_be_slow_at_the_flag(velocity, expected):
+    """Beyond the flag after one step, with the velocity that the slope leaves."""
+    x = 0.47
+    state = (x, velocity + 0.0025 * math.cos(3 * x))
+    judge_one_step(STOP, state, np.zeros(1, np.float32), expected, final_velocity=pytest.approx(velocity, abs=1e-7))
+
+
+def test_stop_mountain_car_does_not_succeed_by_being_slow_elsewhere():
+    judge_one_step(STOP, (-0.5, 0.0), np.zeros(1, np.float32), False)
+
+
 @pytest.mark.parametrize("side", [1, -1])
 @pytest.mark.parametrize(("beyond", "expected"), [(-1e-6, True), (1e-6, False)])
 @pytest.mark.parametrize("turns", [0, 3])
@@ -486,12 +529,14 @@ def test_spinning_is_told_from_balancing():
     assert info["upright_share"] != pytest.approx((obs[:, :, 0] > 0.8).mean(axis=0))
 
 
-@pytest.mark.parametrize(("env_id", "window"), [(CONTEXT_PENDULUM, pendulum.CONTEXT_WINDOW), (PENDULUM, 100)])
+@pytest.mark.parametrize(
+    ("env_id", "window"), [(CONTEXT_PENDULUM, pendulum.CONTEXT_WINDOW), (PENDULUM, 100), (BALANCE, 200)]
+)
 def test_all_of_the_last_steps_count_and_no_step_before(env_id, window):
     """One pendulum comes up and stands. With the horizon such that the last `window` steps are exactly its upright ones
     it is balanced; with one step less it is not. Context Pendulum's success is that; Sparse Pendulum's is not."""
     start = np.array([[1.2, -4.5]])
-    obs, _, _ = pendulum_episodes(env_id, start, lambda obs, step: hold_pendulum(obs), horizon=300)
+    obs, _, _ = pendulum_episodes(env_id, start, lambda obs, step: hold_pendulum(obs), horizon=window + 100)
     up = obs[:, 0, 0] > 0.8
     first = int(np.argmax(up))
     assert 1 < first < 30
@@ -606,11 +651,15 @@ def test_lunar_landers_rules(change, terminated, last_reward, expected):
     ("x", "fell", "expected"),
     [(1.01, False, True), (0.99, False, False), (1.01, True, False), (-1.01, False, False), (1.0, False, False)],
 )
-def test_hoppers_rules(x, fell, expected):
-    """Of one environment and of a batch, on made-up last steps."""
+@pytest.mark.parametrize("far", [False, True])
+def test_hoppers_rules(x, fell, expected, far, monkeypatch):
+    """Of one environment and of a batch, on made-up last steps. Far Hopper asks for its own distance."""
+    if far:
+        x += hopper.FAR_DISTANCE - 1
+        monkeypatch.setattr(hopper, "success", hopper.far_success)
     obs = np.zeros((2, 11))
     info = {"x_position": np.float64(x), "terminated": fell}
-    batch = {"x_position": np.array([x, 2.0]), "terminated": np.array([fell, False])}
+    batch = {"x_position": np.array([x, 20.0]), "terminated": np.array([fell, False])}
     assert isinstance(hopper.success(obs[0], info), bool | np.bool_)
     assert bool(hopper.success(obs[0], info)) is expected
     assert hopper.success(obs, batch).tolist() == [expected, True]

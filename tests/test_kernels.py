@@ -30,6 +30,8 @@ COMPILED = (
     "sppo/SparsePendulum-v0",
     "sppo/ContextPendulum-v0",
     "sppo/SparseMountainCar-v0",
+    "sppo/StopMountainCar-v0",
+    "sppo/BalancePendulum-v0",
 )
 
 

@@ -21,13 +21,14 @@ from sppo_control.rollout import evaluate, success_by_context
 from sppo_control.starts import shipped_policy
 
 ROOT = Path(__file__).resolve().parents[1]
+TASKS = sppo_envs.TASKS + sppo_envs.HARDER
 QUICK = {"expert_success": 0.2, "demonstrations": 64, "eval_episodes": 128, "clone_updates": 400, "eval_every": 100}
 TWO_CHECKPOINTS = {"expert_success": 0.6}
 
 
 # ------------------------------------------------------------------------------------------------- shipped policies
 @pytest.mark.parametrize(
-    "env_id", [pytest.param(id_, marks=[pytest.mark.slow] if "Hopper" in id_ else []) for id_ in sppo_envs.TASKS]
+    "env_id", [pytest.param(id_, marks=[pytest.mark.slow] if "Hopper" in id_ else []) for id_ in TASKS]
 )
 def test_shipped_policy_matches_its_card(env_id):
     """Fresh episodes agree with the card's rates (99.994 % intervals of both), and the rate is in the task's band."""
@@ -41,7 +42,7 @@ def test_shipped_policy_matches_its_card(env_id):
     recipe = {k: args.aim if k == "target" else getattr(args, k) for k in given}
     assert recipe == given, "the shipped policy is the one that the script makes by default"
     assert shipped_policy(env_id).stat().st_size < 100_000
-    episodes = 128 if env_id in ("sppo/SparseLunarLander-v0", "sppo/SparseHopper-v0") else 1024
+    episodes = 128 if "Lander" in env_id or "Hopper" in env_id else 1024
     envs = sppo_envs.make_task(env_id, 128)
     policy = load_policy(shipped_policy(env_id), envs)
     for name, greedy in (("sampled", False), ("greedy", True)):

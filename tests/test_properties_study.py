@@ -222,6 +222,21 @@ def test_spearman_ceiling(seed, contexts, rollouts, size):
     refused(lambda: statistics.spearman_ceiling(rate, 0), "rollouts")
 
 
+@of(statistics, "informative")
+@given(SEED, st.integers(2, 4), st.integers(2, 5))
+def test_informative(seed, algorithms, seeds):
+    rng = np.random.default_rng(seed)
+    samples = rng.normal(size=(algorithms, seeds)).tolist()
+    found = statistics.informative(samples)
+    means = [plain.fmean(x) for x in samples]
+    assert found.spread == pytest.approx(max(means) - min(means))
+    assert found.yes == (found.spread > 2 * found.half_width)
+    moved = statistics.informative([[3 * y + 1 for y in x] for x in samples[::-1]])
+    assert moved.ratio == pytest.approx(found.ratio), "neither units nor order matter"
+    for bad in ([], [[0.5, math.nan]], [[0.5], []]):
+        refused(lambda bad=bad: statistics.informative(bad), "samples")
+
+
 @of(statistics, "holm")
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), max_size=8))
 def test_holm(p):

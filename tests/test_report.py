@@ -27,6 +27,7 @@ from sppo_control.study.statistics import (
     band,
     difference,
     holm,
+    informative,
     interval,
     iqm,
     p_value,
@@ -117,6 +118,33 @@ def test_permutation_test():
 def test_holm():
     assert holm([0.01, 0.04, np.nan, 0.03]) == pytest.approx([0.03, 0.06, np.nan, 0.06], nan_ok=True)
     assert holm([0.6, 0.7]).tolist() == [1, 1]
+
+
+def test_informative_compares_the_spread_with_the_interval_of_one():
+    """By hand: means 0.1 and 0.4, variance 0.01 in each, 4 degrees of freedom, so t = 2.7764 and t * 0.1 / sqrt(3)."""
+    found = informative([[0.0, 0.1, 0.2], [0.3, 0.4, 0.5]])
+    assert found[:3] == pytest.approx((0.3, 0.160299, 0.3 / 0.160299), rel=1e-4)
+    assert not found.yes
+    assert informative([[0.0, 0.1, 0.2], [0.33, 0.43, 0.53]]).yes
+    assert informative([[0.5, 0.5], [0.6, 0.6]]) == (pytest.approx(0.1), 0, math.inf, True)
+    for samples in ([[0.1, 0.2]], [[0.1, 0.2], [0.9]], [[0.5, 0.5], [0.5, 0.5]]):
+        assert np.isnan(informative(samples).ratio)
+        assert not informative(samples).yes
+
+
+def test_report_prints_which_tasks_are_informative_for_each_start(tmp_path, capsys):
+    far = [
+        rows(algorithm=a, seed=s, success=level(y + s / 100)) for a, y in (("sppo", 0.9), ("ppo", 0.1)) for s in (1, 2)
+    ]
+    near = [rows(CAR, a, seed=s, success=level(0.5 + s / 100), starts="low") for a in ("sppo", "ppo") for s in (1, 2)]
+    file = write(tmp_path / "r.parquet", *far, *near)
+    report.main(report.Args((file,), tmp_path / "out", ("informative",)))
+    lines = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if "Pole" in line or "Car" in line]
+    assert [(x[0], x[1], x[4], x[7]) for x in lines] == [
+        ("| PrecisionCartPole", "fresh", "0.800", "yes |"),
+        ("| SparseMountainCar", "low", "0.000", "no |"),
+    ]
+    assert not (tmp_path / "out").exists()
 
 
 def test_time_to_a_threshold(tmp_path):

@@ -142,14 +142,16 @@ def test_an_eighth_task_in_one_file_runs_in_every_script_as_the_docs_say(tmp_pat
 
 
 def test_the_docs_show_the_table_and_the_file():
-    assert f"\n{sppo_envs.table(sppo_envs.TASKS)}\n" in DOCS, "paste what `python -m sppo_envs` prints"
+    assert f"\n{sppo_envs.table(sppo_envs.TASKS + sppo_envs.HARDER)}\n" in DOCS, (
+        "paste what `python -m sppo_envs` prints"
+    )
     assert f"```python\n{(ROOT / 'docs' / 'mytasks.py').read_text()}```" in DOCS
 
 
-# ------------------------------------------------------------------------------------------------- the seven records
+# ------------------------------------------------------------------------------------------------------- the records
 def test_the_records_say_what_the_environments_do():
     defaults = {f.name for f in dataclasses.fields(sppo_envs.Defaults)}
-    for env_id in sppo_envs.TASKS:
+    for env_id in sppo_envs.TASKS + sppo_envs.HARDER:
         task = sppo_envs.task(env_id)
         assert task.id == env_id
         assert sppo_envs.task(f"sppo_envs:{env_id}") is task
@@ -263,6 +265,7 @@ def test_a_record_may_name_the_file_of_its_start(folder):
 
 def test_names_of_files():
     assert policy_name("sppo/SparseHopper-v0") == "SparseHopper-v0.safetensors"
+    assert policy_name("sppo/FarHopper-v0") == "FarHopper-v0.safetensors"
     assert policy_name("mytasks:my/Task-v0") == "my-Task-v0.safetensors"
     assert policy_name("you/SparseHopper-v0") == "you-SparseHopper-v0.safetensors"
 

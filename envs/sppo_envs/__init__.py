@@ -31,6 +31,7 @@ from .outcome import (
 from .task import Axis, Defaults, Recipe, Task, accepts, import_module, register, table, task, task_defaults
 
 __all__ = [
+    "HARDER",
     "TASKS",
     "Axis",
     "BadStep",
@@ -65,10 +66,13 @@ _OWN = (
     precision_cartpole.CONTEXT_TASK,
     pendulum.CONTEXT_TASK,
 )
-for _task in (*_OWN, *credit.TASKS):
+_HARDER = (mountain_car.STOP_TASK, pendulum.BALANCE_TASK, hopper.FAR_TASK)
+for _task in (*_OWN, *_HARDER, *credit.TASKS):
     register(_task)
 TASKS = tuple(_task.id for _task in _OWN)
-"""Ids of the tasks of the study. The chains of credit.py are tasks too, but no physics and without a starting policy."""
+"""Ids of the tasks that are run where nothing else is asked for. The chains of credit.py are tasks too, but no physics."""
+HARDER = tuple(_task.id for _task in _HARDER)
+"""Ids of harder variants of some of them, on which success is rare at the start."""
 
 
 def make_task(
@@ -82,7 +86,8 @@ def make_task(
     """B episodes in lockstep with a binary outcome, for a task or any other Gymnasium id.
 
     Args:
-        env_id: one of `TASKS`, a task or environment of yours, or any Gymnasium id. "module:id" imports the module first.
+        env_id: one of `TASKS` or `HARDER`, a task or environment of yours, or any Gymnasium id. "module:id" imports the
+            module first.
         num_envs: B.
         success_return: an episode succeeds when the sum of the environment's own rewards reaches this number, X. A sum
             that is below X by a ten-millionth of X counts too, because sums of rewards are rounded (at X = 0: by 1e-7).
@@ -112,7 +117,7 @@ def _make_task(
     found = _known(env_id, success_return)
     if found is None:
         if dense:
-            raise ValueError(f"a dense reward is known for {', '.join(TASKS)} only, not for {env_id}")
+            raise ValueError(f"a dense reward is known for {', '.join(TASKS + HARDER)} only, not for {env_id}")
         if engine == "numpy":
             raise ValueError(
                 f"--engine numpy is for tasks with a batched engine; {env_id} has sync, processes, envpool"
@@ -164,7 +169,7 @@ def _known(env_id: str, success_return: float | None) -> Task | None:
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
         raise ValueError(
             f"unknown environment {env_id!r}"
-            + (f"; did you mean {' or '.join(near)}?" if near else f"; this package's are {', '.join(TASKS)}")
+            + (f"; did you mean {' or '.join(near)}?" if near else f"; this package's are {', '.join(TASKS + HARDER)}")
         )
     return found
 

@@ -6,9 +6,9 @@ python -m sppo_envs mytasks:my/Task-v0
 
 import sys
 
-from . import TASKS, table
+from . import HARDER, TASKS, table
 
 try:
-    print(table(sys.argv[1:] or TASKS))
+    print(table(sys.argv[1:] or TASKS + HARDER))
 except ValueError as error:
     sys.exit(f"error: {error}")

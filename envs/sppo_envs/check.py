@@ -141,9 +141,9 @@ def first_look(
         ValueError: no policy fits the spaces, the interface is Gym's old one, or the environment keeps something from one
             episode to the next. Also, with `shared_contexts`, if seeds do not decide episodes.
     """
-    from . import TASKS
+    from . import HARDER, TASKS
 
-    if env_id in TASKS:
+    if env_id in TASKS + HARDER:
         return
     report = Report(env_id)
     make = _maker(env_id, success_return, horizon)

@@ -3,11 +3,15 @@
 Dynamics, observations, actions (one force in [-1, 1]) and initial states are those of Gymnasium's MountainCarContinuous.
 The episode ends at the flag or at the horizon. The reward is 0 until then, and 1 for success at the end. Force has no cost.
 
-Source of the task: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, x >= 0.45). Gymnasium's limit is 999 steps.
+Stop MountainCar differs in one thing: the car must be slow at the flag, with a velocity of at most `STOP_SPEED`. An arrival
+that is too fast ends the episode too, as a failure. It is a task of this project.
+
+Source of Sparse MountainCar: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, x >= 0.45). Gymnasium's limit is 999 steps.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,8 @@ from .task import Axis, Defaults, Recipe, Task
 
 HORIZON = 1000
 """steps"""
+STOP_SPEED = 0.008
+"""m/step; the highest velocity at the flag that counts as stopping there. Full speed is 0.07."""
 OBS_SCALE = (1.0, 20.0)
 """Scales position (m) and velocity (m/step) to about unit size for a network."""
 
@@ -37,6 +43,17 @@ def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeRewar
         env,
         success=lambda obs, info: info["terminated"],  # Gymnasium reports it only at the flag
         measures=lambda obs, info: {"final_position": float(obs[0])},
+        horizon=horizon,
+    )
+
+
+def make_stop(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
+    """Stop MountainCar; the last step's `info` contains `success` (bool), `final_position` (m) and `final_velocity`
+    (m/step)."""
+    return OutcomeReward(
+        Continuous_MountainCarEnv(render_mode=render_mode),
+        success=lambda obs, info: info["terminated"] and bool(float(obs[1]) <= STOP_SPEED),
+        measures=lambda obs, info: {"final_position": float(obs[0]), "final_velocity": float(obs[1])},
         horizon=horizon,
     )
 
@@ -102,6 +119,19 @@ class SparseMountainCarVectorEnv(NumpyVectorEnv):
 
 SparseMountainCarVectorEnv.compiled_by = SparseMountainCarVectorEnv
 
+
+class StopMountainCarVectorEnv(SparseMountainCarVectorEnv):
+    """Stop MountainCar as a batch; see `SparseMountainCarVectorEnv`. Only the verdict differs, so it is compiled too."""
+
+    def _judge(self) -> dict[str, npt.NDArray[Any]]:
+        velocity = self._state[1]
+        return {
+            "success": self._at_goal & (velocity <= STOP_SPEED),
+            "final_position": self._state[0],
+            "final_velocity": velocity,
+        }
+
+
 TASK = Task(
     id="sppo/SparseMountainCar-v0",
     make=make,
@@ -113,4 +143,15 @@ TASK = Task(
     recipe=Recipe(expert_num_envs=16, demonstrations=64, clone_learning_rate=1e-4),
     peer="MountainCarContinuous-v0",
     axes=(Axis("position (m)", 0), Axis("velocity (m/step)", 1)),
+)
+STOP_TASK = dataclasses.replace(
+    TASK,
+    id="sppo/StopMountainCar-v0",
+    make=make_stop,
+    make_vec=StopMountainCarVectorEnv,
+    success="x >= 0.45 m, which ends the episode, at a velocity of at most 0.008 m/step",
+    # The dense reward pays for speed, so an expert of this task would never stop. Early clones of the other are slow.
+    recipe=dataclasses.replace(
+        TASK.recipe, expert_of="sppo/SparseMountainCar-v0", min_success=0.02, max_success=0.1, target=0.05
+    ),
 )

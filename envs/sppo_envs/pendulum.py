@@ -1,5 +1,6 @@
 """Sparse Pendulum: after 1000 steps the pendulum must be upright, cos(theta) > 0.8. The torque cannot lift it directly.
 Context Pendulum: begins at any angle, and must be upright during all of the last 50 of 100 steps.
+Balance Pendulum: must be upright during all of the last 200 of 1000 steps, so spinning through the top is no success.
 
 Dynamics, observations (cos, sin, angular velocity) and actions (one torque in [-2, 2]) are those of Gymnasium's Pendulum.
 So are the initial states of Sparse Pendulum. The reward is 0 until the last step, where it is 1 for success.
@@ -8,11 +9,12 @@ Sparse Pendulum looks only at the last step. So a pendulum that spins through th
 time. `upright_share` and `balanced` tell balance from spinning: report them beside the success rate.
 
 Source of Sparse Pendulum: SPPO, arXiv 2604.08865, section 5.3 (horizon 1000, cos(theta) > 0.8 at the end). Gymnasium's
-limit is 200 steps. Context Pendulum is a task of this project.
+limit is 200 steps. Context Pendulum and Balance Pendulum are tasks of this project.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from typing import Any
 
@@ -30,6 +32,8 @@ UPRIGHT = 0.8
 """cos(theta) above this counts as upright (within 37 degrees)"""
 WINDOW = 100
 """number of last steps that `upright_share` and `balanced` look at"""
+BALANCE_WINDOW = 200
+"""number of last steps during which Balance Pendulum must be upright"""
 CONTEXT_HORIZON = 100
 """steps"""
 CONTEXT_WINDOW = 50
@@ -89,6 +93,12 @@ def make(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeRewar
 def make_context(render_mode: str | None = None, horizon: int = CONTEXT_HORIZON) -> OutcomeReward:
     """Context Pendulum; the last step's `info` contains `success`, `balanced` (bool) and `upright_share`."""
     env = UprightPendulumEnv(render_mode, window=CONTEXT_WINDOW, anywhere=True)
+    return OutcomeReward(env, success=lambda obs, info: info["balanced"], horizon=horizon)
+
+
+def make_balance(render_mode: str | None = None, horizon: int = HORIZON) -> OutcomeReward:
+    """Balance Pendulum; the last step's `info` contains `success`, `balanced` (bool) and `upright_share`."""
+    env = UprightPendulumEnv(render_mode, window=BALANCE_WINDOW)
     return OutcomeReward(env, success=lambda obs, info: info["balanced"], horizon=horizon)
 
 
@@ -166,7 +176,16 @@ class SparsePendulumVectorEnv(NumpyVectorEnv):
 SparsePendulumVectorEnv.compiled_by = SparsePendulumVectorEnv
 
 
-class ContextPendulumVectorEnv(SparsePendulumVectorEnv):
+class BalancePendulumVectorEnv(SparsePendulumVectorEnv):
+    """Balance Pendulum as a batch; see `SparsePendulumVectorEnv`."""
+
+    window = BALANCE_WINDOW
+
+    def _success(self, share: FloatArray) -> BoolArray:
+        return share == 1.0
+
+
+class ContextPendulumVectorEnv(BalancePendulumVectorEnv):
     """Context Pendulum as a batch; see `SparsePendulumVectorEnv`."""
 
     window = CONTEXT_WINDOW
@@ -174,9 +193,6 @@ class ContextPendulumVectorEnv(SparsePendulumVectorEnv):
 
     def __init__(self, num_envs: int = 1, horizon: int = CONTEXT_HORIZON, dense: bool = False) -> None:
         super().__init__(num_envs, horizon, dense)
-
-    def _success(self, share: FloatArray) -> BoolArray:
-        return share == 1.0
 
 
 # ------------------------------------------------------------------------------------------------------- the tasks
@@ -206,6 +222,16 @@ TASK = Task(
     ),
     peer="Pendulum-v1",
     axes=AXES,
+)
+BALANCE_TASK = dataclasses.replace(
+    TASK,
+    id="sppo/BalancePendulum-v0",
+    make=make_balance,
+    make_vec=BalancePendulumVectorEnv,
+    success="cos(theta) > 0.8 during all of the last 200 steps",
+    recipe=dataclasses.replace(
+        TASK.recipe, expert_of="sppo/SparsePendulum-v0", min_success=0.02, max_success=0.1, target=0.05
+    ),
 )
 CONTEXT_TASK = Task(
     id="sppo/ContextPendulum-v0",

@@ -48,6 +48,8 @@ class Recipe:
     that the user gives.
     """
 
+    expert_of: str | None = None
+    """task whose expert and demonstrations are cloned, with equal spaces; None is the task itself"""
     expert_success: float = 0.9
     """sampled success rate at which the expert is good enough"""
     expert_timesteps: int = 4_000_000

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -192,3 +192,46 @@ def summary(values: Iterable[float | None]) -> str:
         return "undefined"
     some = f" ({len(finite)} of {len(given)} seeds)" if len(finite) < len(given) else ""
     return estimate(iqm(finite), interval(iqm, finite)) + some
+
+
+class Informative(NamedTuple):
+    """Whether a task tells algorithms apart; see `informative`."""
+
+    spread: float
+    """highest minus lowest mean over the algorithms"""
+    half_width: float
+    """half of the 95 % interval of one algorithm's mean"""
+    ratio: float
+    """spread / half_width"""
+    yes: bool
+    """ratio above 2"""
+
+
+def informative(samples: Sequence[Sequence[float]]) -> Informative:
+    """How far algorithms lie apart on one task, measured by the interval of one of them.
+
+    The half-width is Student's t times the standard error of a mean over seeds. The variance over seeds is pooled over the
+    algorithms, because few seeds of one algorithm say little about it. The number of seeds is the smallest of all. Above a
+    ratio of 2 the intervals of the best and the worst algorithm do not overlap.
+
+    Args:
+        samples: one sequence for each algorithm: mean success over training, one number for each seed.
+
+    Returns:
+        NaN as half-width and ratio, and "no", for fewer than two algorithms, or if one has a single seed.
+
+    Raises:
+        ValueError: there is no algorithm, one has no number, or a number is not finite.
+    """
+    arms = [np.asarray(sample, float) for sample in samples]
+    if not arms or any(len(arm) == 0 or not np.isfinite(arm).all() for arm in arms):
+        raise ValueError(f"samples must be finite numbers, at least one for each algorithm, got {samples}")
+    means = [float(arm.mean()) for arm in arms]
+    spread, least = max(means) - min(means), min(map(len, arms))
+    if len(arms) < 2 or least < 2:
+        return Informative(spread, math.nan, math.nan, False)
+    freedom = sum(len(arm) - 1 for arm in arms)
+    variance = sum(float(np.square(arm - arm.mean()).sum()) for arm in arms) / freedom
+    half_width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance / least)
+    ratio = spread / half_width if half_width else math.inf if spread else math.nan
+    return Informative(spread, half_width, ratio, ratio > 2)

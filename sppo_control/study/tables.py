@@ -13,6 +13,7 @@ from sppo_control.study.statistics import (
     difference,
     estimate,
     holm,
+    informative,
     interval,
     p_value,
     smoothed,
@@ -101,6 +102,23 @@ def table_of_pairs(study: Study, main: bool) -> str:
         f"\n\nNot compared with SPPO, because their budgets of steps differ: {'; '.join(unequal)}." if unequal else ""
     )
     return (markdown_table(head, rows) if rows else "None.") + note
+
+
+def table_of_tasks(study: Study, starts: str) -> str:
+    """Which tasks tell algorithms apart, by mean success over training; see `statistics.informative`.
+
+    Args:
+        study: the runs from one folder of starting policies. Each algorithm is represented by its main arm.
+        starts: the name of that folder.
+    """
+    rows = []
+    for task, arms in study.with_algorithms(study.looks, least=1).items():
+        found = informative([[run.area for run in arm] for arm in arms.values()])
+        seeds = span(len(arm) for arm in arms.values())
+        numbers = [f"{x:.3f}" if np.isfinite(x) else "-" for x in found[:3]]
+        rows.append([short(task), starts, str(len(arms)), seeds, *numbers, "yes" if found.yes else "no"])
+    head = ("task", "start", "algorithms", "seeds", "spread", "half-width", "ratio", "informative")
+    return markdown_table(head, rows)
 
 
 def table_of_probes(study: Study) -> str:
