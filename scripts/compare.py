@@ -32,7 +32,7 @@ class Args:
     """results of scripts/benchmark.py (.parquet)"""
     plan: Path = Path("results/plan.toml")
     """the registered comparisons"""
-    out: Annotated[Path, File(".md")] = Path("docs/figures/second.md")
+    out: Annotated[Path, File(".md", new_folder=True)] = Path("docs/figures/second.md")
     """Markdown file to write"""
 
     def __post_init__(self) -> None:
@@ -55,8 +55,8 @@ def read_arms(paths: Sequence[Path]) -> tuple[dict[tuple[str, str, str], list[St
 
 
 def main(args: Args) -> None:
-    plan = registered.read_plan(args.plan)
     arms, lines = read_arms(args.results)
+    plan = registered.read_plan(args.plan)
     words = [
         "python",
         "scripts/compare.py",

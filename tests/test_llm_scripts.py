@@ -458,7 +458,7 @@ def test_sppo_takes_the_advantage_from_the_critic_before_its_update_and_the_crit
     for update in range(2):
         batch, ((_, logp_old, adv, mask, *rest), _, _) = generated.calls[update][2], losses.calls[update]
         assert 0 < batch.outcome.mean() < 1, "both outcomes are needed for this to say anything"
-        assert rest == [run.args.clip_coef, "token-mean", batch.mask.sum()]
+        assert rest == [run.args.clip_coef, "token-mean", batch.mask.sum(), "step"]
         assert torch.equal(mask, batch.mask[order(logp_old, batch)])
         values = []
         for checkpoint in checkpoints(run.folder)[update : update + 2]:
@@ -877,7 +877,7 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
         "model", "dataset", "critic", "critic_layers", "max_prompt_length", "critic_batch_size", "micro_batch_size",
-        "resume", "stop",
+        "resume", "stop", "critic_gae_lambda",
     }, "elsewhere a number is shown"  # fmt: skip
 
 

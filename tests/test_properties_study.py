@@ -27,6 +27,7 @@ PROPERTIES = Properties(
         "Arm": "a tuple", "read_table": "reads files; tests/test_tools_command_lines.py",
     },
     rates={"Choice": "a tuple"},
+    statistics={"Informative": "a tuple"},
     registered={"read_plan": "reads a file; below", "Comparison": "a record", "Plan": "a record"},
     variants={"Look": "a tuple", "Variant": "a tuple"},
     credit={"Sample": "values only", "wrong_values": "noise; tests/test_credit.py"},
@@ -730,8 +731,8 @@ def plan_of(folder, text=PLAN):
 @of(registered, "collapsed", "table_of_arms", "table_of_collapses", "table_of_comparisons", "short", "Plan.cells")
 @FEW
 @given(SEED)
-def test_registered_comparisons(seed, tmp_path_factory):
-    rng, plan = np.random.default_rng(seed), plan_of(tmp_path_factory.mktemp("plan"))
+def test_registered_comparisons(tmp_path_factory, seed):
+    rng, plan = np.random.default_rng(seed), plan_of(tmp_path_factory.getbasetemp())
     cells_of_plan = [("sppo/Pole-v0", "low"), ("sppo/Car-v0", "high")]
     assert [*plan.cells] == cells_of_plan
     arms = {
@@ -898,3 +899,20 @@ def test_samples_are_episodes_of_the_chain_and_moments_are_those_of_numpy(seed):
     assert share == pytest.approx((found.mean @ g) ** 2 / (g @ g) / (length + found.variance.sum() / 5))
     assert error >= 0
     refused(lambda: credit.sampled_advantage("sppo", episodes), "value")
+
+
+@of(tables, "table_of_tasks")
+@FEW
+@given(SEED)
+def test_table_of_tasks(seed):
+    study = study_of(seed, algorithms=("sppo", "ppo"))
+    rows = cells(tables.table_of_tasks(study, "low"))
+    assert {row[0] for row in rows} <= {results.short(task) for task in study.tasks}
+    for row in rows:
+        task = next(t for t in study.tasks if results.short(t) == row[0])
+        mains = [study.main(task, algorithm) for algorithm in ("sppo", "ppo")]
+        areas = [[run.area for run in study.arms[main]] for main in mains if main is not None]
+        found = statistics.informative(areas)
+        assert row[1:3] == ["low", str(len(areas))]
+        assert row[4:7] == [f"{x:.3f}" if math.isfinite(x) else "-" for x in found[:3]]
+        assert row[7] == ("yes" if found.yes else "no")

@@ -501,11 +501,11 @@ def test_all_scripts_share_arguments_and_defaults():
     own = {
         "sppo_cartpole": {
             "critic_recipe", "critic_learning_rate", "critic_steps", "critic_batch_size", "critic_window", "critic_hidden",
-            "critic_warmup_batches", "norm_adv", "ratio",
+            "critic_warmup_batches", "norm_adv", "ratio", "adam_eps",
         },
         "ppo_cartpole": {
             "critic_learning_rate", "critic_hidden", "critic_loss", "gamma", "gae_lambda", "critic_gae_lambda",
-            "critic_warmup_batches", "norm_adv", "clip_vloss", "anneal_lr",
+            "critic_warmup_batches", "norm_adv", "clip_vloss", "anneal_lr", "adam_eps",
         },
         "grpo_cartpole": {"group_size", "normalize_std", "reduction", "ratio"},
         "rloo_cartpole": {"group_size", "norm_adv", "baseline", "num_contexts"}, "remax_cartpole": set(),

@@ -39,7 +39,7 @@ POLE = "sppo/PrecisionCartPole-v0"
 WORK = {
     arithmetic_data: [],
     benchmark: ["results_of"],
-    compare: ["read_arms"],
+    compare: [],
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
     drawings: [],
@@ -190,7 +190,7 @@ CASES = {
         *[("--commands", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "command")],
     ],
     compare: [
-        *files("--out", ".md"), *[("--results", f"{name}.parquet") for name in TABLES],
+        *files("--out", ".md", parent_made=True), *[("--results", f"{name}.parquet") for name in TABLES],
         *[("--results", x) for x in ("", "file", "table.csv")],
         *[("--plan", f"{name}.toml") for name in ("absent", "text", "list", "unknown", "deep")],
     ],
