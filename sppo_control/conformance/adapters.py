@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -71,10 +72,8 @@ class Adapter:
     def __init__(self, thing: Any) -> None:
         """Raises ValueError if it offers nothing, or an unknown framework or dtype."""
         if inspect.isclass(thing):
-            try:
+            with contextlib.suppress(TypeError):  # it wants arguments: its static methods are offered
                 thing = thing()
-            except TypeError:  # it wants arguments: its static methods are offered
-                pass
         self.thing = thing
         self.functions: dict[str, Callable[..., Any]] = {}
         for function in FUNCTIONS:

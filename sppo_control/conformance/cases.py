@@ -141,7 +141,9 @@ def greedy(s: Source) -> Case:
     return Case({"outcome": _outcomes(s, n), "greedy_outcome": _outcomes(s, n)})
 
 
-def normalized(kind: str = "full", *, per_episode: bool = False, constant: bool = False, options: bool = False) -> Maker:
+def normalized(
+    kind: str = "full", *, per_episode: bool = False, constant: bool = False, options: bool = False
+) -> Maker:
     """Advantages to normalise; `options` also draws eps and where it is added."""
 
     def make(s: Source) -> Case:
@@ -150,7 +152,7 @@ def normalized(kind: str = "full", *, per_episode: bool = False, constant: bool 
         shape = (rows,) if per_episode else (rows, steps)
         A = _eighths(s, shape, -8, 8)
         if constant:
-            A = np.full(shape, s.integer(1, 9) / 10 * 10.0 ** (3 * s.integer(0, 3)))
+            A = np.full(shape, s.integer(1, 9) / 7 * 1000.0 ** s.integer(0, 3))
         words = {"eps": s.integer(1, 4) / 8, "eps_in": ("std", "variance")[s.integer(0, 1)]} if options else {}
         return Case({"advantage": A, "mask": mask}, words)
 
@@ -267,7 +269,9 @@ def mean(kind: str) -> Maker:
 
 def half_mean(s: Source) -> Case:
     """Numbers whose sum is too large for float16."""
-    return Case({"x": np.full((1, 3), 30000.0 + 16 * s.integer(0, 1)), "mask": np.ones((1, 3), dtype=bool)}, dtype="float16")
+    return Case(
+        {"x": np.full((1, 3), 30000.0 + 16 * s.integer(0, 1)), "mask": np.ones((1, 3), dtype=bool)}, dtype="float16"
+    )
 
 
 def explained(*, constant: bool = False) -> Maker:
@@ -283,9 +287,11 @@ def explained(*, constant: bool = False) -> Maker:
 
 
 def probabilities(s: Source) -> Case:
-    """Predicted probabilities, none at the edge of a bin, and outcomes."""
-    n = s.integer(1, 5)
-    return Case({"probability": np.array([(2 * s.integer(0, 15) + 1) / 32 for _ in range(n)]), "outcome": _outcomes(s, n)})
+    """Predicted probabilities, none at the edge of a bin, and outcomes. They are near each other, so that bins fill."""
+    n = s.integer(1, 8)
+    return Case(
+        {"probability": np.array([(2 * s.integer(4, 12) + 1) / 32 for _ in range(n)]), "outcome": _outcomes(s, n)}
+    )
 
 
 def counts(s: Source) -> Case:
@@ -299,7 +305,10 @@ def update(kind: str = "full", *, micro: bool = False, updates: int = 1, resume:
     """Weights and a batch of the little model; see `spec.UPDATE`."""
 
     def make(s: Source) -> Case:
-        rows, steps = s.integer(2, 4) if micro else s.integer(1, 3), s.integer(1, 3) if kind == "full" else s.integer(2, 3)
+        rows, steps = (
+            s.integer(2, 4) if micro else s.integer(1, 3),
+            s.integer(1, 3) if kind == "full" else s.integer(2, 3),
+        )
         arrays = {
             "policy": _eighths(s, (2, 2), -8, 8),
             "critic": _eighths(s, (2,), -8, 8),

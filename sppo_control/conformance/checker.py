@@ -134,8 +134,8 @@ class Report:
         if absent:
             lines.append(f"not offered: {', '.join(absent)}")
         lines += [f"expected to fail, but nothing failed so: {name}" for name in self.unused]
-        parts = [f"{self.count(status)} {word}" for status, word in (
-            (HOLDS, "hold"), (FAILS, "fail"), (EXPECTED, "fail as expected"), (NOT_OFFERED, "are not offered"))]  # fmt: skip
+        words = {HOLDS: "hold", FAILS: "fail", EXPECTED: "fail as expected", NOT_OFFERED: "are not offered"}
+        parts = [f"{self.count(status)} {word}" for status, word in words.items()]
         lines.append(f"{len(self.results)} properties of specification {SPEC_VERSION}: {', '.join(parts)}.")
         return "\n".join(lines)
 
@@ -177,9 +177,10 @@ def check(
 
     Raises:
         ValueError: the adapter offers nothing, or a name is unknown.
-        MissingExtra: Hypothesis is not installed.
+        MissingExtra: Hypothesis is not installed, and `examples` is not 0.
     """
-    extras.require("conformance", "hypothesis", wanted_by="the conformance kit")
+    if examples:
+        extras.require("conformance", "hypothesis", wanted_by="the conformance kit")
     start = time.perf_counter()
     door = Adapter(adapter)
     expected = {**door.expected_failures, **(expected_failures or {})}
@@ -204,7 +205,10 @@ def check(
             set(result.mistakes) if result.mistakes and set(result.mistakes) <= expected.keys() else set()
         )
         if reasons:
-            result.status, result.reason = EXPECTED, "; ".join(expected[name] for name in sorted(reasons))
+            result.status, result.reason = (
+                EXPECTED,
+                "; ".join(dict.fromkeys(expected[name] for name in sorted(reasons))),
+            )
             used |= reasons
     return Report(results, door.framework, time.perf_counter() - start, tuple(sorted(set(expected) - used)))
 
@@ -232,7 +236,9 @@ class _Evidence:
         """The reference's answer, on the numbers that the adapter has seen."""
         dtype = case.dtype or self.door.dtype
         x = {
-            name: torch.from_numpy(a.astype(dtype).astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a.copy())
+            name: torch.from_numpy(
+                a.astype(dtype).astype(np.float64) if np.issubdtype(a.dtype, np.floating) else a.copy()
+            )
             for name, a in case.arrays.items()
         }
         for name in self.prop.gradients:
@@ -277,7 +283,7 @@ def _check_function(
     named, batches = _diagnose([evidence[r.property.id] for r in failed], offered)
     for result in failed:
         if named:
-            result.mistakes, result.batches = named, batches
+            result.mistakes, result.batches = _needed(evidence[result.property.id], named), batches
         else:
             own = [evidence[result.property.id]]
             result.mistakes, result.batches = _diagnose(own, own)
@@ -358,6 +364,16 @@ def _diagnose(failed: list[_Evidence], every: list[_Evidence]) -> tuple[tuple[st
         else:
             return guess, len(batches)
     return (), 0
+
+
+def _needed(seen: _Evidence, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the mistakes that this property shows."""
+    for size in range(1, len(named)):
+        for some in combinations(named, size):
+            faults = frozenset(some)
+            if not any(seen.difference(case, answer, seen.right(case, faults)) for case, answer in seen.answered):
+                return some
+    return named
 
 
 def _plain(x: Any) -> Any:

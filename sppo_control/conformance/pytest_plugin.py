@@ -40,9 +40,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
             cache[name] = {r.property.id: r for r in checker.check(thing, only=[name]).results}
         return cache[name][prop.id]
 
-    for prop in spec.PROPERTIES:
-        if prop.function.name in door.functions:
-            items.append(PropertyItem.from_parent(session, name=prop.id, prop=prop, result=result, place=place))
+    items.extend(
+        PropertyItem.from_parent(session, name=prop.id, prop=prop, result=result, place=place)
+        for prop in spec.PROPERTIES
+        if prop.function.name in door.functions
+    )
 
 
 class PropertyItem(pytest.Item):

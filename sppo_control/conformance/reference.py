@@ -350,7 +350,11 @@ def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
     error = (V - G) * mask if kept else torch.where(mask, V - G, 0.0)
     if old is not None and "value_clipping_ignored" not in faults:
         old = old.detach()
-        near = G + (V - G).clamp(-eps, eps) if "value_clipped_around_the_return" in faults else old + (V - old).clamp(-eps, eps)
+        near = (
+            G + (V - G).clamp(-eps, eps)
+            if "value_clipped_around_the_return" in faults
+            else old + (V - old).clamp(-eps, eps)
+        )
         other = torch.where(mask, near - G.detach(), 0.0)
         if "value_clipping_without_maximum" in faults:
             error = other

@@ -114,9 +114,7 @@ def page(result: dict[str, Any]) -> str:
     """The score as Markdown: one sentence, and a row for each mutant."""
     tried = result["mutants"]
     found, named = (round(share * len(tried)) for share in shares(result))
-    rows = [
-        (f"`{m['mutant']}`", f"`{m['property']}`" if m["property"] else "not found", _verdict(m)) for m in tried
-    ]
+    rows = [(f"`{m['mutant']}`", f"`{m['property']}`" if m["property"] else "not found", _verdict(m)) for m in tried]
     left_out = [f"- `{name}` is not counted. {why}" for name, why in result["not_counted"].items()]
     return "\n".join(
         [

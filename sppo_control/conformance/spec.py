@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..markdown import markdown_table
 from . import cases, reference
 from .cases import Maker
 
@@ -68,7 +69,9 @@ class Property:
 
 
 # ---------------------------------------------------------------------------------------------------- the mistakes
-NO_GRADIENT = {"loss_without_gradient": "The loss has no gradient, for example because it was turned into a plain number."}
+NO_GRADIENT = {
+    "loss_without_gradient": "The loss has no gradient, for example because it was turned into a plain number."
+}
 HALF = {"sums_in_half_precision": "Half-precision numbers are summed in half precision, which overflows."}
 
 SEQUENCE_ADVANTAGE = Function(
@@ -84,7 +87,7 @@ SEQUENCE_ADVANTAGE = Function(
 GENERALIZED_ADVANTAGE = Function(
     "generalized_advantage", ("reward", "value", "mask"), ("advantage", "returns"), reference.generalized_advantage,
     {
-        "gae_next_value_is_the_next_column": "The value of the next step is read from the next column, even if that is padding.",
+        "gae_next_value_is_the_next_column": "The next step's value is read from the next column, even if that is padding.",
         "gae_lambda_for_one_minus_lambda": "The value of the next step is weighted by lambda, not by 1 - lambda.",
         "gae_next_value_not_discounted": "The value of the next step is not multiplied by gamma.",
         "gae_recursion_without_lambda": "The return of the next step is weighted by gamma only, without lambda.",
@@ -92,8 +95,7 @@ GENERALIZED_ADVANTAGE = Function(
         "gae_advantage_is_the_return": "The value is not subtracted, so the advantage is the return.",
         "gae_value_keeps_its_gradient": "The advantage has a gradient, which reaches the critic.",
         "gae_returns_in_reverse_order": "The returns are computed backwards and not turned round.",
-        "gae_end_is_bootstrapped": "The last step is bootstrapped with its value, as if the episode were cut there. A terminal "
-        "state has value 0.",
+        "gae_end_is_bootstrapped": "The last step is bootstrapped with its value, but a terminal state has value 0.",
         "gae_padding_is_real": "Padding is treated as real steps: its rewards and values enter the recursion.",
         "gae_padding_not_zero": "Returns on padding are not 0 but what the value function says there.",
         "gae_gamma_ignored": "The given gamma is ignored; 1 is used.",
@@ -107,8 +109,8 @@ GROUP_RELATIVE = Function(
     "group_relative_advantage", ("outcome",), ("advantage",), reference.group_relative_advantage,
     {
         "group_mean_of_the_whole_batch": "GRPO's mean is over the batch, not over the group of one context.",
-        "group_deviation_of_a_sample": "The standard deviation is that of a sample, divided by N - 1, not of the population.",
-        "group_equality_by_the_mean": "Equal outcomes are recognised by a distance of 0 from the mean, which rounding spoils.",
+        "group_deviation_of_a_sample": "The deviation is that of a sample (divided by N - 1), not of the population.",
+        "group_equality_by_the_mean": "Equal outcomes are recognised by a distance of 0 from a rounded mean.",
         **INTERLEAVED,
         "group_normalisation_inverted": "The division by the standard deviation happens where it is switched off.",
         "group_never_divided": "The advantage is never divided by the standard deviation.",
@@ -125,7 +127,7 @@ LEAVE_ONE_OUT = Function(
     {
         "leave_one_out_includes_itself": "The baseline is the mean of the whole group, the episode itself included.",
         "leave_one_out_divided_by_n": "The sum of N - 1 other outcomes is divided by N.",
-        "leave_one_out_of_the_whole_batch": "The baseline is the mean of all other outcomes of the batch, not of the group.",
+        "leave_one_out_of_the_whole_batch": "The baseline is the mean of all other outcomes of the batch.",
         **INTERLEAVED,
     },
 )  # fmt: skip
@@ -133,7 +135,7 @@ GREEDY_BASELINE = Function(
     "greedy_baseline_advantage", ("outcome", "greedy_outcome"), ("advantage",), reference.greedy_baseline_advantage,
     {
         "greedy_baseline_sign_turned": "The advantage is the greedy outcome minus the sampled one.",
-        "greedy_baseline_is_its_mean": "The baseline is the mean greedy outcome of the batch, not that of the same context.",
+        "greedy_baseline_is_its_mean": "The baseline is the mean greedy outcome, not that of the same context.",
     },
 )  # fmt: skip
 NORMALIZED = Function(
@@ -143,8 +145,8 @@ NORMALIZED = Function(
         "sample (N - 1).",
         "normalised_over_episodes": "Each episode counts once in the mean of advantages, however many steps it has.",
         "normalised_rounding_errors": "Advantages that are equal up to rounding are scaled to size one.",
-        "epsilon_always_in_the_deviation": "Epsilon is always added to the deviation, also where the variance is asked for.",
-        "epsilon_always_in_the_variance": "Epsilon is always added to the variance, also where the deviation is asked for.",
+        "epsilon_always_in_the_deviation": "Epsilon is added to the deviation where the variance is asked for.",
+        "epsilon_always_in_the_variance": "Epsilon is added to the variance where the deviation is asked for.",
         "normalised_over_padding": "Padding counts in the mean and in the deviation.",
         "advantage_not_centred": "The mean is not subtracted.",
     },
@@ -152,7 +154,7 @@ NORMALIZED = Function(
 TRACKER = Function(
     "beta_tracker", ("alpha", "beta", "outcome", "context", "kl"), ("alpha", "beta"), reference.beta_tracker,
     {
-        "tracker_forgets_each_episode": "A context with several episodes in a batch forgets its successes for each of them.",
+        "tracker_forgets_each_episode": "A context with several episodes forgets its successes for each of them.",
         "tracker_forgets_unvisited_contexts": "Contexts that no episode had forget, too.",
         "tracker_counts_successes_as_failures": "The count of failures grows with successes.",
         "tracker_half_life_in_e": "The forgetting is a power of e, not of 2, of the KL divergence in half-lives.",
@@ -166,7 +168,7 @@ POLICY = Function(
         "ratio_clipped_from_above_only": "The ratio is not clipped at 1 - eps.",
         "ratio_upside_down": "The ratio is old over new.",
         "old_log_probability_not_detached": "The old log-probability gets a gradient.",
-        "advantage_in_the_loss_not_detached": "The loss has a gradient with respect to the advantage, which trains the critic.",
+        "advantage_in_the_loss_not_detached": "The loss has a gradient for the advantage, which trains the critic.",
         "loss_sign_turned": "The objective is minimised, not maximised.",
         "empty_rows_in_the_divisor": "In sequence-mean a row of padding alone counts as a sequence.",
         "empty_rows_divided_by_zero": "In sequence-mean a row of padding alone gives 0 / 0.",
@@ -175,13 +177,13 @@ POLICY = Function(
         "token_mean_and_fixed_swapped": "Token-mean divides by B x T, padding included, and fixed by the real steps.",
         "surrogate_denominator_ignored": "The given divisor is ignored, so micro-batches do not add up.",
         "overflowing_ratio_not_caught": "A ratio that overflows gives a NaN gradient where 0 is right.",
-        "old_log_probability_padding_kept": "What is in the padding of the log-probabilities reaches the loss: NaN times 0 is NaN.",
+        "old_log_probability_padding_kept": "What is in log-probabilities' padding reaches the loss: NaN times 0 is NaN.",
         "padding_times_zero": "Padding is removed from the loss by multiplication: NaN times 0 is NaN.",
         "padding_is_real": "The mask is ignored, so padding is trained.",
-        "sequence_ratio_is_the_product": "The ratio of an episode is the product of its steps' ratios, not their geometric mean.",
+        "sequence_ratio_is_the_product": "An episode's ratio is the product of its steps' ratios, not a mean.",
         "sequence_ratio_over_padding": "The mean of an episode's ratio is over padding, too.",
         "sequence_ratio_ignored": "The ratio is that of each step where the episode's is asked for.",
-        "sequence_ratio_at_token_level": "The episode's ratio has each token's own gradient (GSPO-token), not the episode's.",
+        "sequence_ratio_at_token_level": "The episode's ratio has the gradient of each token (GSPO-token), not its own.",
         "episodes_ratio_is_the_product": "One ratio per episode, the product of its steps' ratios, is clipped as a whole.",
         "ratio_not_clipped": "The ratio is not clipped at all.",
         "minimum_omitted": "The clipped objective alone counts; there is no minimum with the unclipped one.",
@@ -211,8 +213,8 @@ BERNOULLI = Function(
     "bernoulli_value_loss", ("value_logit", "outcome"), ("loss",), reference.bernoulli_value_loss,
     {
         "cross_entropy_trains_the_outcome": "The critic's target gets a gradient.",
-        "cross_entropy_denominator_ignored": "The given divisor is ignored, so the critic's micro-batches do not add up.",
-        "cross_entropy_of_a_rounded_probability": "The logarithm of the sigmoid is taken, which is infinite at large logits.",
+        "cross_entropy_denominator_ignored": "The given divisor is ignored, so micro-batches do not add up.",
+        "cross_entropy_of_a_rounded_probability": "The logarithm of a rounded sigmoid is infinite at large logits.",
         "squared_error_for_cross_entropy": "The loss is (V - R)^2, not the cross-entropy.",
         "half_squared_error_for_cross_entropy": "The loss is (V - R)^2 / 2, not the cross-entropy.",
         "sigmoid_twice": "The sigmoid is applied twice, because a probability is passed where a logit is expected.",
@@ -248,7 +250,7 @@ EXPLAINED = Function(
     "explained_variance", ("prediction", "target", "mask"), ("explained_variance",), reference.explained_variance,
     {
         "explained_variance_by_the_prediction": "The variance of the error is divided by the prediction's variance.",
-        "explained_variance_of_a_constant_target": "A constant target is recognised by a variance of 0, which rounding spoils.",
+        "explained_variance_of_a_constant_target": "A constant target is recognised by a variance of 0 after rounding.",
         "explained_variance_over_padding": "Padding counts in both variances.",
     },
 )  # fmt: skip
@@ -276,8 +278,8 @@ WHOLE_UPDATE = Function(
         "update_advantage_not_detached": "The advantage is not detached, so the policy's loss also trains the critic.",
         "update_ascends": "The weights move up the loss, not down.",
         "update_steps_on_each_micro_batch": "Each micro-batch makes an optimiser step of its own.",
-        "update_micro_batch_means_added": "The means of the micro-batches are added, so the step grows with their number.",
-        "update_micro_batch_means_averaged": "The means of the micro-batches are averaged, so a step in a short one counts more.",
+        "update_micro_batch_means_added": "The micro-batches' means are added, so the step grows with their number.",
+        "update_micro_batch_means_averaged": "The micro-batches' means are averaged, so steps in a short one count more.",
         "update_last_micro_batch_only": "The gradient is cleared before each micro-batch, so only the last one counts.",
         "update_trains_padding": "The mask is ignored, so padding is trained.",
         "update_critic_not_trained": "The critic's loss has no gradient, so the critic never learns.",
@@ -309,10 +311,26 @@ def _properties() -> tuple[Property, ...]:
 
     A, loss = ("advantage",), ("loss",)
     equation = "A = R - sigmoid(v)"
-    add(SEQUENCE_ADVANTAGE, "value", "The advantage is the outcome minus the critic's probability of success.",
-        cases.sequence_advantage, A, (), equation, f"{SPPO}, eq. 1")
-    add(SEQUENCE_ADVANTAGE, "detached", "The advantage has no gradient.",
-        cases.sequence_advantage, (), ("value_logit",), equation, f"{SPPO}, eq. 1")
+    add(
+        SEQUENCE_ADVANTAGE,
+        "value",
+        "The advantage is the outcome minus the critic's probability of success.",
+        cases.sequence_advantage,
+        A,
+        (),
+        equation,
+        f"{SPPO}, eq. 1",
+    )
+    add(
+        SEQUENCE_ADVANTAGE,
+        "detached",
+        "The advantage has no gradient.",
+        cases.sequence_advantage,
+        (),
+        ("value_logit",),
+        equation,
+        f"{SPPO}, eq. 1",
+    )
 
     equation = "G_t = r_t + gamma ((1 - lambda) V_{t+1} + lambda G_{t+1}), A_t = G_t - V_t"
     for name, says, make, keys in (
@@ -325,20 +343,39 @@ def _properties() -> tuple[Property, ...]:
          cases.gae("right", spoiled=True), (*A, "returns")),
     ):  # fmt: skip
         add(GENERALIZED_ADVANTAGE, name, says, make, keys, (), equation, GAE)
-    add(GENERALIZED_ADVANTAGE, "detached", "The advantage has no gradient.",
-        cases.gae(), (), ("value",), equation, GAE)
+    add(GENERALIZED_ADVANTAGE, "detached", "The advantage has no gradient.", cases.gae(), (), ("value",), equation, GAE)
 
     equation = "A_i = (R_i - mean of the group) / std of the group"
     for name, says, make in (
         ("value", "Outcomes are centred and divided by the population's deviation within their group.", cases.groups()),
-        ("equal_outcomes", "A group of equal outcomes gives 0, also where its mean is rounded.", cases.groups(constant=True)),
+        (
+            "equal_outcomes",
+            "A group of equal outcomes gives 0, also where its mean is rounded.",
+            cases.groups(constant=True),
+        ),
         ("without_deviation", "normalize_std=False only subtracts the mean (Dr. GRPO).", cases.groups(normalize=False)),
     ):
         add(GROUP_RELATIVE, name, says, make, A, (), equation, GRPO)
-    add(LEAVE_ONE_OUT, "value", "The baseline is the mean of the other outcomes of the group.", cases.groups(), A, (),
-        "A_i = R_i - sum over j != i of R_j / (N - 1)", "RLOO, Ahmadian et al., arXiv 2402.14740")
-    add(GREEDY_BASELINE, "value", "The baseline is the outcome of the greedy episode of the same context.", cases.greedy,
-        A, (), "A_i = R_i - R_i(greedy)", "ReMax, Li et al., arXiv 2310.10505, eq. 7")
+    add(
+        LEAVE_ONE_OUT,
+        "value",
+        "The baseline is the mean of the other outcomes of the group.",
+        cases.groups(),
+        A,
+        (),
+        "A_i = R_i - sum over j != i of R_j / (N - 1)",
+        "RLOO, Ahmadian et al., arXiv 2402.14740",
+    )
+    add(
+        GREEDY_BASELINE,
+        "value",
+        "The baseline is the outcome of the greedy episode of the same context.",
+        cases.greedy,
+        A,
+        (),
+        "A_i = R_i - R_i(greedy)",
+        "ReMax, Li et al., arXiv 2310.10505, eq. 7",
+    )
 
     equation = "(A - mean) / (std + eps), or (A - mean) / sqrt(std^2 + eps)"
     for name, says, make in (
@@ -350,9 +387,16 @@ def _properties() -> tuple[Property, ...]:
         ("epsilon", "eps is added where eps_in says.", cases.normalized(options=True)),
     ):  # fmt: skip
         add(NORMALIZED, name, says, make, A, (), equation, "CleanRL's norm_adv; verl's masked_whiten")
-    add(TRACKER, "value", "A visited context forgets once per batch and counts its outcomes.", cases.tracker,
-        ("alpha", "beta"), (), "alpha <- rho alpha + R, rho = 2^(-KL / kl_half) in [rho_min, rho_max]",
-        "SPO, Xu and Ding, arXiv 2509.13232")
+    add(
+        TRACKER,
+        "value",
+        "A visited context forgets once per batch and counts its outcomes.",
+        cases.tracker,
+        ("alpha", "beta"),
+        (),
+        "alpha <- rho alpha + R, rho = 2^(-KL / kl_half) in [rho_min, rho_max]",
+        "SPO, Xu and Ding, arXiv 2509.13232",
+    )
 
     equation = "L_t = min(r_t A, clip(r_t, 1 - eps, 1 + eps) A), r_t = exp(logp - logp_old)"
     source = f"{PPO}, eq. 7; {SPPO}, eq. 3"
@@ -363,28 +407,55 @@ def _properties() -> tuple[Property, ...]:
         ("clip_coef", "clip_coef sets the range of the ratio.", p(clip=True)),
         ("padding", "Padding does not count in the mean and has no gradient.", p("right")),
         ("padding_anywhere", "Padding may be anywhere in a row.", p("any")),
-        ("padding_values", "NaN and infinity in padding reach neither the loss nor the gradient.", p("right", spoiled=True)),
+        (
+            "padding_values",
+            "NaN and infinity in padding reach neither the loss nor the gradient.",
+            p("right", spoiled=True),
+        ),
         ("large_ratio", "A ratio too large for its dtype is clipped where A >= 0, with gradient 0.", p(huge=True)),
     ):
         add(POLICY, name, says, make, loss, ("logp",), equation, source)
-    add(POLICY, "detached", "logp_old and the advantage are constants.", p("right"), (), ("logp_old", "advantage"),
-        equation, source)
-    add(POLICY, "half_precision", "Sums over many steps do not overflow in float16.", cases.half_policy, loss, (), equation,
-        source)
+    add(
+        POLICY,
+        "detached",
+        "logp_old and the advantage are constants.",
+        p("right"),
+        (),
+        ("logp_old", "advantage"),
+        equation,
+        source,
+    )
+    add(
+        POLICY,
+        "half_precision",
+        "Sums over many steps do not overflow in float16.",
+        cases.half_policy,
+        loss,
+        (),
+        equation,
+        source,
+    )
     for name, says, make in (
-        ("sequence_mean", "sequence-mean is the mean of each sequence, then over sequences.", p("right", reduction="sequence-mean")),
+        ("sequence_mean", "sequence-mean is a mean of sequences' means.", p("right", reduction="sequence-mean")),
         ("sequence_mean_empty_row", "In sequence-mean a row without a real step does not count.",
          p("empty", reduction="sequence-mean")),
         ("fixed", "fixed divides by B x T, T the padded length (Dr. GRPO).", p("empty", reduction="fixed")),
-        ("micro_batches", "A given denominator replaces the divisor, so that micro-batches add up.", p("right", divided=True)),
-        ("micro_batches_sequence_mean", "So it does in sequence-mean.", p("right", divided=True, reduction="sequence-mean")),
-        ("sequence_ratio", "ratio='sequence' clips the geometric mean of an episode's ratios (GSPO).", p("any", sequence=True)),
-        ("sequence_ratio_sequence_mean", "So it does in sequence-mean, which is GSPO's objective.",
+        ("micro_batches", "A given denominator replaces the divisor, so micro-batches add up.", p("right", divided=True)),
+        ("micro_batches_sequence_mean", "Also in sequence-mean.", p("right", divided=True, reduction="sequence-mean")),
+        ("sequence_ratio", "ratio='sequence' clips an episode's geometric mean ratio (GSPO).", p("any", sequence=True)),
+        ("sequence_ratio_sequence_mean", "Also in sequence-mean, which is GSPO's objective.",
          p("right", sequence=True, reduction="sequence-mean")),
     ):  # fmt: skip
-        add(POLICY, name, says, make, loss, ("logp",),
+        add(
+            POLICY,
+            name,
+            says,
+            make,
+            loss,
+            ("logp",),
             "r = exp(mean over the episode of logp - logp_old)" if "ratio" in name else equation,
-            "GSPO, Zheng et al., arXiv 2507.18071, eq. 7" if "ratio" in name else source)
+            "GSPO, Zheng et al., arXiv 2507.18071, eq. 7" if "ratio" in name else source,
+        )
     for key, says, equation in (
         ("old_approx_kl", "The plain estimate of KL is the mean of -log r over real steps.", "mean(-log r)"),
         ("approx_kl", "The second estimate of KL is the mean of r - 1 - log r.", "mean(r - 1 - log r)"),
@@ -392,60 +463,209 @@ def _properties() -> tuple[Property, ...]:
         ("ratio_min", "The smallest ratio is over real steps.", "min r"),
         ("ratio_max", "The largest ratio is over real steps.", "max r"),
     ):
-        add(POLICY, key, says, p("right"), (key,), (), equation, "http://joschu.net/blog/kl-approx.html")
-    add(POLICY, "kl_of_a_sequence_ratio", "With ratio='sequence' KL is still that of the steps.", p("right", sequence=True),
-        ("approx_kl", "old_approx_kl"), (), "mean(r_t - 1 - log r_t)", "http://joschu.net/blog/kl-approx.html")
+        add(
+            POLICY,
+            key,
+            says,
+            p("right", clip=key == "clipfrac"),
+            (key,),
+            (),
+            equation,
+            "http://joschu.net/blog/kl-approx.html",
+        )
+    add(
+        POLICY,
+        "kl_of_a_sequence_ratio",
+        "With ratio='sequence' KL is still that of the steps.",
+        p("right", sequence=True),
+        ("approx_kl", "old_approx_kl"),
+        (),
+        "mean(r_t - 1 - log r_t)",
+        "http://joschu.net/blog/kl-approx.html",
+    )
 
     equation = "mean of -R log V - (1 - R) log(1 - V), V = sigmoid(v); gradient V - R"
     for name, says, make in (
         ("value", "The loss is the mean cross-entropy, and its gradient is V - R.", cases.bernoulli()),
         ("fraction", "Outcomes may be fractions: success rates.", cases.bernoulli(fraction=True)),
         ("large_logit", "Large logits give finite losses.", cases.bernoulli(large=True)),
-        ("micro_batches", "A given denominator replaces B, so that micro-batches add up.", cases.bernoulli(divided=True)),
+        (
+            "micro_batches",
+            "A given denominator replaces B, so that micro-batches add up.",
+            cases.bernoulli(divided=True),
+        ),
     ):
         add(BERNOULLI, name, says, make, loss, ("value_logit",), equation, f"{SPPO}, eq. 2")
-    add(BERNOULLI, "detached", "The outcome is a constant.", cases.bernoulli(), (), ("outcome",), equation, f"{SPPO}, eq. 2")
+    add(
+        BERNOULLI,
+        "detached",
+        "The outcome is a constant.",
+        cases.bernoulli(),
+        (),
+        ("outcome",),
+        equation,
+        f"{SPPO}, eq. 2",
+    )
 
     equation = "mean over real steps of (V_t - G_t)^2 / 2; gradient V_t - G_t"
     for name, says, make in (
         ("value", "The loss is half the mean squared error, and its gradient is V - G.", cases.squared()),
         ("padding", "Padding does not count.", cases.squared("any")),
         ("padding_values", "NaN and infinity in padding do not matter.", cases.squared("right", spoiled=True)),
-        ("micro_batches", "A given denominator replaces the number of real steps.", cases.squared("right", divided=True)),
+        (
+            "micro_batches",
+            "A given denominator replaces the number of real steps.",
+            cases.squared("right", divided=True),
+        ),
     ):
         add(SQUARED, name, says, make, loss, ("value",), equation, f"{PPO}, eq. 9")
-    add(SQUARED, "detached", "The returns are constants.", cases.squared("right"), (), ("returns",), equation, f"{PPO}, eq. 9")
-    add(SQUARED, "half_precision", "Sums over many steps do not overflow in float16.", cases.half_squared, loss, (), equation,
-        f"{PPO}, eq. 9")
-    add(SQUARED, "clipped", "With old values the larger of both errors counts.", cases.squared("right", clip=True), loss,
-        ("value",), "max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2) / 2", "OpenAI's baselines, ppo2")
+    add(
+        SQUARED,
+        "detached",
+        "The returns are constants.",
+        cases.squared("right"),
+        (),
+        ("returns",),
+        equation,
+        f"{PPO}, eq. 9",
+    )
+    add(
+        SQUARED,
+        "half_precision",
+        "Sums over many steps do not overflow in float16.",
+        cases.half_squared,
+        loss,
+        (),
+        equation,
+        f"{PPO}, eq. 9",
+    )
+    add(
+        SQUARED,
+        "clipped",
+        "With old values the larger of both errors counts.",
+        cases.squared("right", clip=True),
+        loss,
+        ("value",),
+        "max((V - G)^2, (clip(V, V_old - eps, V_old + eps) - G)^2) / 2",
+        "OpenAI's baselines, ppo2",
+    )
 
     both, equation = ("policy", "critic"), "theta <- theta - step(gradient of (L_policy + L_critic))"
     source = f"{SPPO}, eq. 1 to 3"
-    add(WHOLE_UPDATE, "one_step", "One update is one optimiser step on the policy's and the critic's loss.",
-        cases.update(), both, (), equation, source)
+    add(
+        WHOLE_UPDATE,
+        "one_step",
+        "One update is one optimiser step on the policy's and the critic's loss.",
+        cases.update(),
+        both,
+        (),
+        equation,
+        source,
+    )
     add(WHOLE_UPDATE, "padding", "Padding is not trained.", cases.update("right"), both, (), equation, source)
-    add(WHOLE_UPDATE, "micro_batches", "Micro-batches give the update of the whole batch.",
-        cases.update("right", micro=True), both, (), equation, source)
-    add(WHOLE_UPDATE, "two_updates", "A second update starts from a cleared gradient.",
-        cases.update(updates=2), both, (), equation, source)
-    add(WHOLE_UPDATE, "resume", "An update after save and load is the one that would have come without.",
-        cases.update(updates=2, resume=True), both, (), equation, source, ("resume",))
+    add(
+        WHOLE_UPDATE,
+        "micro_batches",
+        "Micro-batches give the update of the whole batch.",
+        cases.update("right", micro=True),
+        both,
+        (),
+        equation,
+        source,
+    )
+    add(
+        WHOLE_UPDATE,
+        "two_updates",
+        "A second update starts from a cleared gradient.",
+        cases.update(updates=2),
+        both,
+        (),
+        equation,
+        source,
+    )
+    add(
+        WHOLE_UPDATE,
+        "resume",
+        "An update after save and load is the one that would have come without.",
+        cases.update(updates=2, resume=True),
+        both,
+        (),
+        equation,
+        source,
+        ("resume",),
+    )
 
-    add(MASKED_MEAN, "value", "The mean is over real steps.", cases.mean("any"), ("mean",), (), "sum(m x) / sum(m)", "definition")
-    add(MASKED_MEAN, "half_precision", "Sums do not overflow in float16.", cases.half_mean, ("mean",), (), "sum(m x) / sum(m)",
-        "definition")
+    add(
+        MASKED_MEAN,
+        "value",
+        "The mean is over real steps.",
+        cases.mean("any"),
+        ("mean",),
+        (),
+        "sum(m x) / sum(m)",
+        "definition",
+    )
+    add(
+        MASKED_MEAN,
+        "half_precision",
+        "Sums do not overflow in float16.",
+        cases.half_mean,
+        ("mean",),
+        (),
+        "sum(m x) / sum(m)",
+        "definition",
+    )
     equation = "1 - Var(target - prediction) / Var(target)"
-    add(EXPLAINED, "value", "It compares the error's variance with the target's.", cases.explained(), ("explained_variance",),
-        (), equation, "definition")
-    add(EXPLAINED, "constant", "A constant target gives NaN, also where its mean is rounded.", cases.explained(constant=True),
-        ("explained_variance",), (), equation, "definition")
-    add(BRIER, "value", "It is the mean squared error of a probability.", cases.probabilities, ("score",), (), "mean (V - R)^2",
-        "Brier, 1950")
-    add(CALIBRATION, "value", "Gaps are those of the means in each bin.", cases.probabilities, ("calibration_error",), (),
-        "sum over bins of share x |mean V - mean R|", "Guo et al., arXiv 1706.04599, eq. 3")
-    add(WILSON, "value", "Both ends are those of the score interval.", cases.counts, ("low", "high"), (),
-        "(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)", "Wilson, 1927")
+    add(
+        EXPLAINED,
+        "value",
+        "It compares the error's variance with the target's.",
+        cases.explained(),
+        ("explained_variance",),
+        (),
+        equation,
+        "definition",
+    )
+    add(
+        EXPLAINED,
+        "constant",
+        "A constant target gives NaN, also where its mean is rounded.",
+        cases.explained(constant=True),
+        ("explained_variance",),
+        (),
+        equation,
+        "definition",
+    )
+    add(
+        BRIER,
+        "value",
+        "It is the mean squared error of a probability.",
+        cases.probabilities,
+        ("score",),
+        (),
+        "mean (V - R)^2",
+        "Brier, 1950",
+    )
+    add(
+        CALIBRATION,
+        "value",
+        "Gaps are those of the means in each bin.",
+        cases.probabilities,
+        ("calibration_error",),
+        (),
+        "sum over bins of share x |mean V - mean R|",
+        "Guo et al., arXiv 1706.04599, eq. 3",
+    )
+    add(
+        WILSON,
+        "value",
+        "Both ends are those of the score interval.",
+        cases.counts,
+        ("low", "high"),
+        (),
+        "(p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n)",
+        "Wilson, 1927",
+    )
     return tuple(found)  # fmt: skip
 
 
@@ -458,6 +678,24 @@ def specification() -> list[dict[str, str]]:
         {"id": p.id, "function": p.function.name, "says": p.says, "equation": p.equation, "source": p.source}
         for p in PROPERTIES
     ]
+
+
+def page() -> str:
+    """The properties and the mistakes as two Markdown tables."""
+    escaped = [{key: text.replace("|", "\\|") for key, text in entry.items()} for entry in specification()]
+    rows = [(f"`{e['id']}`", e["says"], f"{e['equation']} ({e['source']})") for e in escaped]
+    wrong = [(f"`{name}`", sentence) for name, sentence in mistakes().items()]
+    return "\n".join(
+        [
+            f"Version {SPEC_VERSION}, {len(rows)} properties.",
+            "",
+            markdown_table(("property", "what must hold", "equation and source"), rows),
+            "",
+            f"{len(wrong)} usual mistakes have a name.",
+            "",
+            markdown_table(("mistake", "what it is"), wrong),
+        ]
+    )
 
 
 def mistakes() -> dict[str, str]:
