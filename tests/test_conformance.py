@@ -37,7 +37,6 @@ def test_core_has_every_property_that_it_offers():
 
 
 def test_hypothesis_is_used_for_what_holds_too():
-    """A mistake that random batches miss: a function that is wrong for one rare logit only."""
     seen = []
 
     def sequence_advantage(outcome, value_logit):
@@ -92,7 +91,10 @@ def test_two_mistakes_at_once_are_both_named():
         centred = groups - groups.mean(1, keepdim=True)
         return (centred / (groups.std(1, keepdim=True) + 1e-4) if normalize_std else centred).reshape(-1)
 
-    report = check({"group_relative_advantage": group_relative_advantage}, examples=0)
+    adapter = {"group_relative_advantage": group_relative_advantage}
+    report = check(adapter, examples=0)
+    half = check(adapter, {"group_epsilon_1e_4": "the other is not expected"}, examples=0)
+    assert not half.ok
     assert named(report) == {"group_deviation_of_a_sample", "group_epsilon_1e_4"}
 
 
@@ -147,6 +149,7 @@ def wrong(function, *faults):
         x = dict(zip(function.arrays, first, strict=True))
         x |= {name: options.pop(name) for name in function.optional_arrays if name in options}
         dtype = next((str(t.dtype).removeprefix("torch.") for t in x.values() if t.is_floating_point()), "float64")
+        x = {name: t.double() if t.is_floating_point() else t for name, t in x.items()}
         return function.reference(x, {**options, "dtype": dtype}, frozenset(faults))
 
     return {function.name: call, "framework": "torch"}
@@ -199,7 +202,7 @@ class Update:
             A = core.sequence_advantage(R, v)
             m, old = mask[part], batch["logp_old"][part]
             steps, episodes = mask.sum(), len(mask)
-            if self.fault == "update_micro_batch_means_added":
+            if self.fault in ("update_micro_batch_means_added", "update_steps_on_each_micro_batch"):
                 steps, episodes = m.sum(), len(R)
             if self.fault == "update_advantage_not_detached":
                 r = (logp - old).exp()

@@ -38,7 +38,7 @@ class Args:
     seed: int = 0
     """of the batches"""
     json: Annotated[Path | None, File(".json", new_folder=True)] = None
-    """file of the report"""
+    """file of the report; with --peers, what it has about libraries that are not installed here is kept"""
     list: bool = False
     """print the properties and the known mistakes, and check nothing"""
     score: bool = False
@@ -79,6 +79,8 @@ def run(args: Args) -> None:
         from . import peers
 
         rows = peers.measure(args.examples)
+        if args.json is not None and args.json.exists():  # verl needs an environment of its own
+            rows = peers.joined(rows, json.loads(args.json.read_text()))
         print(peers.page(rows))
         if args.json is not None:
             args.json.write_text(json.dumps(rows, indent=1) + "\n")

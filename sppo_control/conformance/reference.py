@@ -263,8 +263,6 @@ def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
         L = torch.where(mask, logp, 0.0) * A
     if "dual_clip" in faults:
         L = torch.where(A < 0, torch.maximum(L, 3.0 * A), L)
-    if "padding_times_zero" in faults:  # as written without torch.where
-        L = L + 0 * (logp - x["logp_old"].detach()).masked_fill(mask, 0)
     if "reduction_ignored" in faults:
         reduction = "token-mean"
     if "sequence_mean_in_place_of_token_mean" in faults and reduction == "token-mean":
@@ -497,6 +495,7 @@ class _Optimizer:
         self.steps = 0
 
     def resume(self) -> None:
+        self.left = {}
         if "update_moments_lost_on_resume" in self.faults:
             self.moments, self.steps = {}, 0
         if "update_step_count_lost_on_resume" in self.faults:
