@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "conformance.md").read_text()
 
 
 def status(report):
-    return {result.property.id: result.status for result in report.results}
+    return {result.prop.id: result.status for result in report.results}
 
 
 def named(report):
@@ -52,7 +52,7 @@ def test_a_finding_has_the_smallest_example_the_mistake_and_the_equation():
     report = check({"sequence_advantage": lambda outcome, value_logit: outcome - value_logit})
     result = next(r for r in report.results if r.status == "fails")
     assert not report.ok
-    assert result.property.id == "sequence_advantage.value"
+    assert result.prop.id == "sequence_advantage.value"
     assert result.inputs == {"outcome": [0.0], "value_logit": [0.0]}, "shrunk"
     assert result.mistakes == ("advantage_from_the_logit",)
     text = str(report)
@@ -130,7 +130,7 @@ def test_what_is_not_offered_is_said():
 
     report = check({"policy_loss": policy_loss, "greedy_baseline_advantage": greedy_baseline_advantage},
                    only=["policy_loss.fixed", "policy_loss.approx_kl", "greedy_baseline_advantage", "update"])  # fmt: skip
-    reasons = {r.property.id: r.reason for r in report.results}
+    reasons = {r.prop.id: r.reason for r in report.results}
     assert report.ok
     assert reasons["policy_loss.fixed"] == "policy_loss has no argument reduction"
     assert reasons["policy_loss.approx_kl"] == "policy_loss does not return approx_kl"

@@ -176,9 +176,12 @@ def tracker(s: Source) -> Case:
 # -------------------------------------------------------------------------------------------------------- losses
 def policy(
     kind: str = "full", *, per_step: bool = False, spoiled: bool = False, clip: bool = False, reduction: str | None = None,
-    divided: bool = False, sequence: bool = False, huge: bool = False,
+    divided: bool = False, sequence: bool = False, huge: bool = False, near: bool = False,
 ) -> Maker:  # fmt: skip
-    """Log-probabilities, advantages and a mask. `huge`: the ratio overflows; `divided`: a denominator is given."""
+    """Log-probabilities, advantages and a mask. `huge`: the ratio overflows; `divided`: a denominator is given.
+
+    `near`: the ratios are near 1 - eps and 1 + eps, where r - 1 and log r are on different sides.
+    """
 
     def make(s: Source) -> Case:
         rows, steps = s.integer(1, 3), s.integer(1, 3) if kind == "full" else s.integer(2, 3)
@@ -188,11 +191,15 @@ def policy(
         logp, old = -_eighths(s, (rows, steps), 0, 16), -_eighths(s, (rows, steps), 0, 16)
         shape = (rows, steps) if per_step else (rows,)
         A = _eighths(s, shape, -8, 8)
+        if near:
+            old = logp - _eighths(s, (rows, steps), -6, 4)
         if huge:
             A, old = np.abs(A), old - 1000
         if spoiled:
             _spoil(mask, logp, old)
         options: dict[str, Any] = {}
+        if near:
+            options["clip_coef"] = 0.5
         if clip:
             options["clip_coef"] = (0.2, 0.1, 0.3, 0.5)[s.integer(0, 3)]
         if reduction is not None:

@@ -29,7 +29,7 @@ BATCHES = 12
 class Result:
     """What was found about one property."""
 
-    property: Property
+    prop: Property
     status: str
     reason: str = ""
     """why it is not offered, or why its failure is expected"""
@@ -45,11 +45,11 @@ class Result:
     @property
     def sentence(self) -> str:
         """The usual mistake behind the failure."""
-        return " And: ".join(self.property.function.faults[name] for name in self.mistakes)
+        return " And: ".join(self.prop.function.faults[name] for name in self.mistakes)
 
     def lines(self) -> list[str]:
         """The failure as lines of text."""
-        prop = self.property
+        prop = self.prop
         inputs = [f"{name} = {_words(x)}" for name, x in self.inputs.items()]
         lines = [f"must hold: {prop.says}"]
         if inputs:
@@ -64,7 +64,7 @@ class Result:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
-        plain: dict[str, Any] = {"id": self.property.id, "status": self.status}
+        plain: dict[str, Any] = {"id": self.prop.id, "status": self.status}
         if self.reason:
             plain["reason"] = self.reason
         if self.status in (FAILS, EXPECTED):
@@ -74,9 +74,9 @@ class Result:
                 "mistakes": list(self.mistakes),
                 "mistake": self.sentence,
                 "batches": self.batches,
-                "says": self.property.says,
-                "equation": self.property.equation,
-                "source": self.property.source,
+                "says": self.prop.says,
+                "equation": self.prop.equation,
+                "source": self.prop.source,
             }
         return plain
 
@@ -118,19 +118,17 @@ class Report:
 
     def text(self) -> str:
         """As plain text: one line for each property, and a block for each that fails."""
-        width = max(len(result.property.id) for result in self.results)
+        width = max(len(result.prop.id) for result in self.results)
         lines: list[str] = []
         skipped = [r for r in self.results if r.status == NOT_OFFERED]
         for result in self.results:
-            if result.status == NOT_OFFERED and result.property.function.name not in self._offered():
+            if result.status == NOT_OFFERED and result.prop.function.name not in self._offered():
                 continue
             tail = f"   ({result.reason})" if result.reason else ""
-            lines.append(f"{result.property.id:{width}}  {result.status}{tail}")
+            lines.append(f"{result.prop.id:{width}}  {result.status}{tail}")
             if result.status in (FAILS, EXPECTED):
                 lines += [f"    {line}" for line in result.lines()]
-        absent = dict.fromkeys(
-            r.property.function.name for r in skipped if r.property.function.name not in self._offered()
-        )
+        absent = dict.fromkeys(r.prop.function.name for r in skipped if r.prop.function.name not in self._offered())
         if absent:
             lines.append(f"not offered: {', '.join(absent)}")
         lines += [f"expected to fail, but nothing failed so: {name}" for name in self.unused]
@@ -142,7 +140,7 @@ class Report:
     __str__ = text
 
     def _offered(self) -> set[str]:
-        return {r.property.function.name for r in self.results if r.status != NOT_OFFERED}
+        return {r.prop.function.name for r in self.results if r.status != NOT_OFFERED}
 
 
 def _words(x: Any) -> str:
@@ -201,7 +199,7 @@ def check(
     for result in results:
         if result.status != FAILS:
             continue
-        reasons = {result.property.id} & expected.keys() or (
+        reasons = {result.prop.id} & expected.keys() or (
             set(result.mistakes) if result.mistakes and set(result.mistakes) <= expected.keys() else set()
         )
         if reasons:
@@ -278,14 +276,14 @@ def _check_function(
     failed = [result for result in results if result.status == FAILS]
     if not failed:
         return results
-    offered = [evidence[r.property.id] for r in results if r.status in (HOLDS, FAILS)]
+    offered = [evidence[r.prop.id] for r in results if r.status in (HOLDS, FAILS)]
     # One mistake that explains everything is the best guess. Else each failure is explained for itself.
-    named, batches = _diagnose([evidence[r.property.id] for r in failed], offered)
+    named, batches = _diagnose([evidence[r.prop.id] for r in failed], offered)
     for result in failed:
         if named:
-            result.mistakes, result.batches = _needed(evidence[result.property.id], named), batches
+            result.mistakes, result.batches = _needed(evidence[result.prop.id], named), batches
         else:
-            own = [evidence[result.property.id]]
+            own = [evidence[result.prop.id]]
             result.mistakes, result.batches = _diagnose(own, own)
     return results
 

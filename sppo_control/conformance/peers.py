@@ -53,7 +53,7 @@ class Ours:
 class _TRL:
     package = "trl"
 
-    def trainer(self, logp: Tensor, **attributes: Any) -> SimpleNamespace:
+    def trainer(self, logp: Tensor, **attributes: Any) -> Any:
         """What TRL's loss methods read of `self`."""
         one = SimpleNamespace(num_processes=1, reduce=lambda x, reduction: x, gather=lambda x: x)
         standard: dict[str, Any] = {
@@ -121,7 +121,6 @@ class TRLRLOO(_TRL):
         "policy_loss.padding_values": f"{PADDED} (`_compute_loss`)",
         "policy_loss.large_ratio": f"{OVERFLOW} (`_compute_loss`)",
         "policy_loss.detached": f"{CALLER} (`_generate_and_score_completions`)",
-        "policy_loss.half_precision": "Log-probabilities are summed in their dtype (`_compute_loss`)",
     }
 
     def policy_loss(
@@ -507,12 +506,12 @@ def measure(examples: int = 30, peers: tuple[type[Any], ...] = PEERS) -> list[di
         reasons: dict[str, list[str]] = {}
         for result in report.results:
             if result.status == EXPECTED:
-                reasons.setdefault(result.reason, []).append(result.property.id)
+                reasons.setdefault(result.reason, []).append(result.prop.id)
         row |= {
             "holds": report.count(HOLDS),
             "not_offered": report.count(NOT_OFFERED),
             "deviations": reasons,
-            "unexplained": {r.property.id: r.found for r in report.results if r.status == "fails"},
+            "unexplained": {r.prop.id: r.found for r in report.results if r.status == "fails"},
             "not_seen": list(report.unused),
             "ok": report.ok,
         }

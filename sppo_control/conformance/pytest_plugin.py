@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         """A function's properties are checked together, because together they name its mistake."""
         name = prop.function.name
         if name not in cache:
-            cache[name] = {r.property.id: r for r in checker.check(thing, only=[name]).results}
+            cache[name] = {r.prop.id: r for r in checker.check(thing, only=[name]).results}
         return cache[name][prop.id]
 
     items.extend(

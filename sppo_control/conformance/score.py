@@ -96,7 +96,7 @@ def score(names: Iterable[str] | None = None, examples: int = 0, root: Path = RO
             {
                 "mutant": name,
                 "mistake": mutant["mistake"],
-                "property": failed[0].property.id if failed else None,
+                "property": failed[0].prop.id if failed else None,
                 "says": says,
                 "named": says == [name.replace("-", "_")],
             }

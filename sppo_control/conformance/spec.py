@@ -466,7 +466,7 @@ def _properties() -> tuple[Property, ...]:
             POLICY,
             key,
             says,
-            p("right", clip=key == "clipfrac"),
+            p("right", near=key == "clipfrac"),
             (key,),
             (),
             equation,
