@@ -272,7 +272,11 @@ def test_float32_has_a_wider_tolerance():
         assert outcome.dtype == torch.float32
         return outcome - torch.sigmoid(value_logit) + 1e-6
 
-    assert check({"sequence_advantage": close, "framework": "torch", "dtype": "float32"}, examples=0).ok
+    adapter = {"sequence_advantage": close, "framework": "torch"}
+    only = ["sequence_advantage.value"]
+    assert check({**adapter, "dtype": "float32"}, only=only, examples=0).ok
+    adapter["sequence_advantage"] = lambda outcome, value_logit: outcome - torch.sigmoid(value_logit) + 1e-6
+    assert not check(adapter, only=only, examples=0).ok
 
 
 def test_value_loss_is_either_of_the_two():

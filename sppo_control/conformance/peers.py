@@ -366,28 +366,32 @@ class Verl:
 
     package, what = "verl", "core_algos"
     expected_failures: ClassVar[dict[str, str]] = {
-        "gae_advantage_whitened": "GAE's advantages are normalised at once (`compute_gae_advantage_return`, "
-        "`masked_whiten`)",
-        "generalized_advantage.padding_values": "Padding is removed by multiplication, and the result there is not 0: "
-        "the mask is applied later (`compute_gae_advantage_return`)",
-        "generalized_advantage.padding": "Advantages are normalised at once, and what is in padding is not 0: the mask is "
-        "applied later (`masked_whiten`)",
-        "generalized_advantage.padding_anywhere": "Advantages are normalised at once, and what is in padding is not 0: "
-        "the mask is applied later (`masked_whiten`)",
+        "gae_advantage_whitened": "Advantages are normalised at once (`compute_gae_advantage_return`, `masked_whiten`)",
+        **dict.fromkeys(
+            ("generalized_advantage.padding", "generalized_advantage.padding_anywhere"),
+            "Advantages are normalised at once, and what is in padding is not 0, because the mask is applied later "
+            "(`compute_gae_advantage_return`, `masked_whiten`)",
+        ),
+        "generalized_advantage.padding_values": "Padding is removed by multiplication with the mask; callers have finite "
+        "numbers there (`compute_gae_advantage_return`)",
+        "generalized_advantage.value": "Advantages are normalised at once, and so a batch of one token is refused "
+        "(`compute_gae_advantage_return`, `masked_var`)",
+        **dict.fromkeys(
+            ("generalized_advantage.returns", "generalized_advantage.detached"),
+            "Only a batch of one token fails: it is refused (`masked_var`)",
+        ),
         "group_deviation_of_a_sample": "The deviation is that of a sample (`compute_grpo_outcome_advantage`)",
         "group_epsilon_1e_6": "1e-6 is added to the deviation (`compute_grpo_outcome_advantage`)",
         "dual_clip": "clip_ratio_c = 3 bounds the objective of negative advantages (`compute_policy_loss_vanilla`)",
-        "ratio_clamped_at_e_20": "The log-ratio is clamped to [-20, 20] (`compute_policy_loss_vanilla`)",
-        "sequence_ratio_at_token_level": "GSPO's token-level form, which has the same value (`compute_policy_loss_gspo`)",
-        "policy_loss.sequence_ratio": "GSPO's token-level form has another gradient (`compute_policy_loss_gspo`)",
         "fixed_leaves_out_empty_rows": "Rows without a real token do not count (`agg_loss`)",
-        "policy_loss.padding_values": f"{PADDED} where the ratio is computed (`compute_policy_loss_vanilla`)",
-        "old_log_probability_not_detached": f"{CALLER} (`compute_policy_loss_vanilla`)",
-        "advantage_in_the_loss_not_detached": f"{CALLER} (`compute_policy_loss_vanilla`)",
-        "squared_error_padding_kept": f"{PADDED} (`compute_value_loss`)",
+        "policy_loss.padding_values": "Padding is removed after the ratio, so NaN there reaches the gradient, but not the "
+        "loss (`masked_sum`)",
+        "policy_loss.detached": f"{CALLER} (`compute_policy_loss_vanilla`)",
+        "squared_value_loss.padding_values": "Padding is removed after the square, so NaN there reaches the gradient, but "
+        "not the loss (`masked_sum`)",
         "returns_not_detached": f"{CALLER} (`compute_value_loss`)",
-        "policy_loss.half_precision": f"{HALF} (`agg_loss`)",
-        "squared_value_loss.half_precision": f"{HALF} (`agg_loss`)",
+        "policy_loss.half_precision": f"{HALF} (`masked_sum`)",
+        "squared_value_loss.half_precision": f"{HALF} (`masked_sum`)",
     }
 
     @staticmethod
@@ -401,8 +405,6 @@ class Verl:
         """compute_gae_advantage_return."""
         from verl.trainer.ppo import core_algos
 
-        if int(mask.sum()) < 2:
-            raise _Undefined("masked_whiten refuses a batch of one token")
         return core_algos.compute_gae_advantage_return(reward, value, mask.to(reward.dtype), gamma, gae_lambda)
 
     def group_relative_advantage(self, outcome: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
@@ -462,10 +464,6 @@ class Verl:
         return core_algos.compute_value_loss(
             value, returns, old, mask.to(value.dtype), clip, batch_num_tokens=denominator
         )[0]
-
-
-class _Undefined(ValueError):
-    """The library refuses what has no result by its definition."""
 
 
 # ---------------------------------------------------------------------------------------------------------- table

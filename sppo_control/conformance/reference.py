@@ -37,7 +37,7 @@ def sequence_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
     if "advantage_without_baseline" in faults:
         A = R + 0 * v
     if "advantage_normalised" in faults:
-        A = (A - A.mean()) / (A.std() + 1e-8)
+        A = (A - A.mean()) / ((A - A.mean()).square().sum().div(max(len(A) - 1, 1)).sqrt() + 1e-8)
     return {"advantage": _stop(A, "advantage_not_detached" in faults)}
 
 
@@ -244,8 +244,6 @@ def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
         if product:
             divisor = torch.ones_like(divisor)
         log_ratio = torch.where(mask, (step.sum(dim=1) / divisor)[:, None].expand_as(step), 0.0)
-        if "sequence_ratio_at_token_level" in faults:  # GSPO-token: same value, gradient of each token's own logp
-            log_ratio = torch.where(mask, log_ratio.detach() + logp - logp.detach(), 0.0)
     # In half precision the limits are lower, but these batches use large ratios in float32 and float64 only.
     overflows = (log_ratio > 80) & (A >= 0)
     if "overflowing_ratio_not_caught" in faults:

@@ -182,7 +182,6 @@ POLICY = Function(
         "sequence_ratio_is_the_product": "An episode's ratio is the product of its steps' ratios, not a mean.",
         "sequence_ratio_over_padding": "The mean of an episode's ratio is over padding, too.",
         "sequence_ratio_ignored": "The ratio is that of each step where the episode's is asked for.",
-        "sequence_ratio_at_token_level": "The episode's ratio has the gradient of each token (GSPO-token), not its own.",
         "episodes_ratio_is_the_product": "One ratio per episode, the product of its steps' ratios, is clipped as a whole.",
         "ratio_not_clipped": "The ratio is not clipped at all.",
         "minimum_omitted": "The clipped objective alone counts; there is no minimum with the unclipped one.",
