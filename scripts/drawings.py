@@ -104,13 +104,14 @@ PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the l
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),
     "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
-    "llm": (7.2, 7.0), "study": (7.2, 4.95),
+    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
     "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
 ROOMS = {  # title: colour, corner, width, height
     "trunk": ("#e8eef7", (0.1, 3.98), 5.85, 3.47),
     "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
+    "conformance kit": ("#eef2d8", (6.3, 5.5), 1.85, 0.9),
     "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
     "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.12),
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
@@ -165,7 +166,13 @@ def draw_rooms(plt: Any) -> Any:
         x, y = PLACES[name]
         half = 1.2 if "/" in name else 0.76
         color = "#b07aa1" if "llm" in name else "#4e79a7" if y > 4 else "#59a14f"
-        label = name if "/" in name else f"{name}/" if name in ("llm", "study", "sppo_envs") else f"{name}.py"
+        label = (
+            name
+            if "/" in name
+            else f"{name}/"
+            if name in ("llm", "study", "conformance", "sppo_envs")
+            else f"{name}.py"
+        )
         box = FancyBboxPatch(
             (x - half, y - 0.2), 2 * half, 0.4, boxstyle="round,pad=0.04", fc="white", ec="0.3", zorder=3
         )

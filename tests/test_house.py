@@ -51,6 +51,7 @@ ALLOWED = {
     # the language-model half and the study
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
+    "conformance": {"cli", "core", "errors", "extras", "markdown", "outputs"},
     "pretrained": set(),
     "__init__": set(),
 }
