@@ -330,7 +330,8 @@ class SPPOTrainer(GRPOTrainer):
     def _check_eval(self) -> None:
         """Say how many prompts of the evaluation are trained on."""
         seen = {str(prompt) for prompt in self.train_dataset["prompt"]}
-        sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval_dataset": self.eval_dataset}
+        data: Any = self.eval_dataset
+        sets: dict[str, Any] = data if isinstance(data, dict) else {"eval_dataset": data}
         for name, data in sets.items():
             if data is not None and not isinstance(data, IterableDataset) and "prompt" in data.column_names:
                 both = sum(str(prompt) in seen for prompt in data["prompt"])
