@@ -31,18 +31,18 @@ from sppo_control import checkpoints, cli, errors, limits, runs
 from sppo_control.checkpoints import complete
 from sppo_control.llm import addition
 from sppo_control.llm.average_at_k import Record, open_folder, read_records, results_table, summarize
+from sppo_control.llm.context import check_context, check_ids
 from sppo_control.llm.prompts import (
     Prompts,
     check_reward,
     load_prompts,
     make_reward,
-    prompt_text,
     read_dataset,
 )
 from sppo_control.llm.responses import generate
-from sppo_control.llm.rewards import COLUMNS, MathReward
+from sppo_control.llm.rewards import COLUMNS, MathReward, answer_text
 from sppo_control.llm.setup import ADDER, check_device, find_device, naming, require_packages, stop_texts
-from sppo_control.llm.tokenizers import load_tokenizer
+from sppo_control.llm.tokenizers import load_tokenizer, prompt_ids, prompt_text
 from sppo_control.outputs import Folder, only_writer
 
 BENCHMARKS = {
@@ -149,15 +149,10 @@ class Judge:
         if self.math is None:
             self.verdicts = ["correct" if right else "wrong" for right in self.reward(texts, columns)]
         else:
-            self.verdicts = [self.verdict(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)]
+            self.verdicts = [
+                self.math.verdict(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)
+            ]
         return [float(verdict == "correct") for verdict in self.verdicts]
-
-    def verdict(self, text: str, answer: str) -> str:
-        """What math-verify says of one response."""
-        assert self.math is not None
-        before = dict(self.math.counts)
-        self.math([text], answer=[answer])
-        return next((key for key in before if key != "total" and self.math.counts[key] > before[key]), "wrong")
 
 
 # -------------------------------------------------------------------------------------------------- model and problems
@@ -212,15 +207,18 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
     texts, ids, answers = [], [], []
     for index, row in enumerate(rows):
         prompt, right = row[question], row[answer]
-        for column, value, kinds in ((question, prompt, str | list), (answer, right, str | int | float)):
-            if not isinstance(value, kinds) or value != value or value in ("", []):  # NaN is unequal to itself
-                raise ValueError(f"{source or hub_id}: {column} is {value!r} in row {index}; leave such rows out")
+        if not isinstance(prompt, str | list) or not prompt:
+            raise ValueError(f"{source or hub_id}: {question} is {prompt!r} in row {index}; leave such rows out")
+        try:
+            right = answer_text(right)
+        except ValueError as error:
+            raise ValueError(f"{source or hub_id}: {answer} in row {index} is {error}; leave such rows out") from None
         if isinstance(prompt, str):  # chat messages get only the chat template
             prompt = template.replace("{question}", prompt)
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
         texts.append(prompt_text(prompt, tokenizer))
-        ids.append(list(tokenizer(texts[-1], add_special_tokens=isinstance(prompt, str))["input_ids"]))
-        answers.append(str(right))
+        ids.append(prompt_ids(prompt, tokenizer))
+        answers.append(right)
     if not ids:
         raise ValueError(f"{source or hub_id} has no rows")
     all_columns = {name: list(rows[name]) for name in rows.column_names}
@@ -230,15 +228,12 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
 def check_length(prompts: Prompts, name: str, model: Any, args: Args) -> None:
     """Refuse what does not fit into the model's context. Beyond it, models write nonsense without an error."""
     assert args.max_response_length is not None  # Args fills it in
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts.ids))
-    if limit is not None and longest + args.max_response_length > limit:
-        room = limit - longest
-        mend = f"use --max-response-length {room} or less" if room > 0 else "leave such problems out"
-        raise ValueError(
-            f"{name}: a prompt of {longest} tokens and --max-response-length {args.max_response_length} exceed the "
-            f"{limit} positions of {args.model}; {mend}"
-        )
+    try:
+        check_ids(model, prompts.ids, str(args.model))
+        longest = max(map(len, prompts.ids))
+        check_context(model.config, str(args.model), longest, args.max_response_length, "--max-response-length")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------- responses

@@ -116,7 +116,7 @@ class Args:
 def train(args: Args) -> runs.Run:
     # ---- setup
     policy, tokenizer = load_policy(args)
-    prompts, held_out, reward = load_data(args, tokenizer)
+    prompts, held_out, reward = load_data(args, tokenizer, policy)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))

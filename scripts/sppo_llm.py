@@ -142,7 +142,7 @@ def train(args: Args) -> runs.Run:
     # ---- setup
     policy, tokenizer = load_policy(args)
     critic = make_critic(args, policy, tokenizer)
-    prompts, held_out, reward = load_data(args, tokenizer)
+    prompts, held_out, reward = load_data(args, tokenizer, policy, critic)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size

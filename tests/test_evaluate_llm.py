@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 import evaluate_llm
 from evaluate_llm import Args, Judge
 from sppo_control import errors, outputs
-from sppo_control.llm import average_at_k, responses
+from sppo_control.llm import MathReward, average_at_k, responses
 from sppo_control.llm.setup import ADDER
 
 CHAT = "<bos>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -270,7 +270,7 @@ def test_verdicts_of_the_verifier():
 def test_what_the_verifier_could_not_decide_is_shown(made, monkeypatch, capsys):
     Canned(monkeypatch, lambda prompts, row, sample: r"\boxed{5}")
     verdicts = ["timed_out", "crashed", "answer_unparsed", "answer_unparsed"]
-    monkeypatch.setattr(Judge, "verdict", lambda self, text, answer: verdicts[int(answer)])
+    monkeypatch.setattr(MathReward, "verdict", lambda self, text, answer: verdicts[int(answer)])
     file = write("q.jsonl", [{"question": f"{i}", "answer": str(i)} for i in range(4)])
     evaluate_llm.main(Args(model=made.chat, benchmarks=(f"mine={file}",), k=2, max_response_length=16))
     output = capsys.readouterr().out
@@ -624,12 +624,12 @@ def test_impossible_arguments_are_refused(kwargs, message):
         ("mine", [{"text": "1?", "answer": "1"}], r"mine.jsonl has no column question or problem or prompt, it has text"),
         ("mine", [{"problem": "1?", "result": "1"}], r"mine.jsonl has no column answer or solution, it has problem, resul"),
         ("mine", [{"problem": "1?", "answer": "1"}, {"problem": "2?", "answer": None}],
-         r"mine.jsonl: answer is None in row 1; leave such rows out"),
-        ("mine", [{"problem": "1?", "answer": float("nan")}], r"mine.jsonl: answer is nan in row 0"),
-        ("mine", [{"problem": "1?", "answer": ["1", "2"]}], r"mine.jsonl: answer is \['1', '2'\] in row 0"),
+         r"mine.jsonl: answer in row 1 is None; .*; leave such rows out"),
+        ("mine", [{"problem": "1?", "answer": float("nan")}], r"mine.jsonl: answer in row 0 is nan; a right answer"),
+        ("mine", [{"problem": "1?", "answer": ["1", "2"]}], r"mine.jsonl: answer in row 0 is \['1', '2'\]; a"),
         ("mine", [{"problem": None, "answer": "1"}, {"problem": "1", "answer": "1"}], r"problem is None in row 0"),
         ("mine", [], r"cannot read mine.jsonl: it is empty"),
-        ("mine", [{"problem": "1?", "answer": "1"}, "cut"], r"cannot read mine.jsonl: JSON parse error"),
+        ("mine", [{"problem": "1?", "answer": "1"}, "cut"], r"cannot read mine.jsonl: line 2 is not JSON"),
         ("mine", [{"problem": "1?" * 150, "answer": "1"}], r"a prompt of 301 tokens .* exceed the 256 positions .* out$"),
         ("mine", [{"problem": "1?" * 75, "answer": "1"}], r"151 tokens and --max-response-length 200 .*-length 105 or les"),
     ],

@@ -65,7 +65,7 @@ def watch(name, folder, **changes):
 
             patch.setattr(owner, what, call)
 
-        def load_data(args, tokenizer):
+        def load_data(*args):
             return additions(), additions(), make_reward("after-equals")
 
         def evaluate(*args):

@@ -129,7 +129,7 @@ def test_long_prompts_are_counted_and_left_out(write):
     [
         ([{"question": "1", "answer": "1"}], {}, r'no column prompt, it has answer, question; rename.*"prompt"'),
         ([{"prompt": "1", "gold": "1"}], {}, r'no column answer or solution, it has gold, prompt; rename.*"answer"'),
-        ([{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": None}], {}, "the answer is None in row 1;"),
+        ([{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": None}], {}, "the answer in row 1 is None; a right"),
         ([{"prompt": "1", "answer": "1"}, {"prompt": "", "answer": "1"}], {}, "the prompt in row 1 is empty"),
         ([{"prompt": "1", "answer": "1"}, {"prompt": None, "answer": "1"}], {}, "the prompt in row 1 is None, neither"),
         ([{"prompt": 12, "answer": "1"}], {}, "the prompt in row 0 is 12, neither a text nor a list of chat messages"),

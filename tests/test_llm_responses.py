@@ -260,9 +260,13 @@ def test_logp_of_the_unchanged_policy_is_the_same_to_the_last_bit(qwen, batch):
 
 
 def test_the_old_log_probabilities_are_the_first_that_are_computed(qwen, batch):
-    """Those of `generate`; else those of the unchanged policy, kept for later epochs; never those of a changed one."""
+    """Those of the unchanged policy, kept for later epochs; else those of `generate`; never those of a changed policy."""
     rows, changed = torch.tensor([4, 0, 7]), torch.zeros(3, int(batch.lengths[[4, 0, 7]].max()))
-    assert torch.equal(batch.old_log_probs(rows, changed, unchanged=True), batch.take(rows).logp)
+    assert torch.equal(batch.old_log_probs(rows, changed, unchanged=False), batch.take(rows).logp)
+    own = replace(batch, logp=batch.logp.clone())  # another pass may have rounded otherwise, as bfloat16 does
+    first = own.take(rows).logp + 0.01
+    assert torch.equal(own.old_log_probs(rows, first, unchanged=True), first), "so the first ratio is exactly 1"
+    torch.testing.assert_close(own.old_log_probs(rows, changed, unchanged=False), first)
     made = sample(qwen, log_probs=False)
     assert made.logp.isnan().all()
     with pytest.raises(ValueError, match="call generate with log_probs=True"):

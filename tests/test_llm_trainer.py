@@ -718,3 +718,73 @@ def test_policies_that_are_refused(zero_stage, is_vlm, message):
 
 if __name__ == "__main__":
     worker(Path(sys.argv[1]))
+
+
+# ----------------------------------------------------------------------------------------------- strangers' data, names
+def test_the_second_name_is_the_same_class():
+    from sppo_control import llm
+
+    assert llm.SequenceLevelPPOTrainer is SPPOTrainer
+    assert llm.SequenceLevelPPOConfig is SPPOConfig
+    assert {"SequenceLevelPPOTrainer", "SequenceLevelPPOConfig"} <= set(llm.__all__)
+
+
+def small_model(positions):
+    made = policy()
+    made.config.max_position_embeddings = positions
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"model": lambda: small_model(8)}, r"a prompt of 6 tokens and max_completion_length 3 exceed the 8 positions of "
+         r".*; use max_completion_length 2 or less, or leave long prompts out with max_prompt_length 5"),
+        ({"critic": lambda: PromptCritic.from_backbone(small_model(5))},
+         "a prompt of 6 tokens exceeds the 5 positions of the critic"),
+        ({"model": lambda: policy(vocabulary=13)}, "makes a token 14, and Qwen2ForCausalLM has embeddings for 0 to 12"),
+        ({"reward": MathReward, "data": lambda: prompts(9).map(lambda row: {"answer": r"\frac"})},
+         "train_dataset, column answer: none of the 9 answers can be read"),
+    ],
+)  # fmt: skip
+def test_what_the_models_cannot_read_is_refused_before_training(tmp_path, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, **{name: make() for name, make in kwargs.items()})
+
+
+@pytest.mark.parametrize("overflow", [89.0, 200.0, 1e4])
+def test_a_ratio_that_overflows_has_a_finite_gradient(tmp_path, overflow):
+    """Where A >= 0 such a token is clipped, so its gradient is 0; the others keep theirs."""
+    made = trainer(tmp_path)
+    made.current_gradient_accumulation_steps = 1
+    grads = []
+    for shift in (overflow, 1.0):  # both are clipped
+        made.model.zero_grad()
+        ids, completion = torch.tensor([[3, 13, 4, 14]] * 2), torch.tensor([[5, 6, 1]] * 2)
+        with torch.no_grad():
+            old = made._get_per_token_logps_and_entropies(
+                made.model, torch.cat([ids, completion], 1), torch.ones(2, 7, dtype=torch.long), 3
+            )[0]
+        old[0, 1] -= shift
+        inputs = {
+            "prompt_ids": ids, "prompt_mask": torch.ones_like(ids), "completion_ids": completion,
+            "completion_mask": torch.ones_like(completion), "advantages": torch.tensor([0.5, -0.5]),
+            "old_per_token_logps": old, "num_items_in_batch": torch.tensor(6),
+        }  # fmt: skip
+        loss = made._compute_loss(made.model, inputs)
+        assert loss.isfinite()
+        loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in made.model.parameters() if p.grad is not None]))
+        assert grads[-1].isfinite().all()
+        assert grads[-1].abs().sum() > 0
+    torch.testing.assert_close(*grads)
+
+
+def test_ids_of_prompts_are_those_of_the_critic(tmp_path):
+    made = trainer(tmp_path)
+    from tokenizers import processors
+
+    made._tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", 1)]
+    )
+    assert made._tokenize_prompts(["1+2="])[0] == [made.critic._tokens("1+2=")] == [[4, 13, 5, 14]]

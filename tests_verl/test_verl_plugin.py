@@ -76,7 +76,7 @@ import torch
 from sppo_control.llm import verl_plugin as plugin
 a, _ = plugin.sppo_advantage(torch.tensor([[0., 1.]]), torch.tensor([[1, 1]]), torch.zeros(1, 2))
 assert a.tolist() == [[0.5, 0.5]]
-for use in (lambda: plugin.SPPOTrainerSync, lambda: plugin.sppo_value_loss({}, {}), lambda: plugin.boxed_reward("", "")):
+for use in (lambda: plugin.SPPOTrainerSync, lambda: plugin.sppo_value_loss({}, {})):
     try: use()
     except ImportError as error: assert plugin.INSTALL in str(error)
     else: raise SystemExit("no ImportError")
@@ -237,6 +237,7 @@ def test_boxed_reward_is_zero_or_one():
         == 1.0
     )
     assert verl_plugin.boxed_reward(solution_str="so 42", ground_truth="42") == 0.0
+    assert verl_plugin.boxed_reward(solution_str=r"\boxed{25}", ground_truth="025") == 1.0
 
 
 # --------------------------------------------------------------------------------------------------- policy loss

@@ -8,6 +8,7 @@
 | `MathReward`      | rewards.py  | the same for boxed mathematical answers, through math-verify                 |
 | `load_tokenizer`  | tokenizers.py | the saved tokenizer, whatever model is beside it                           |
 | `SPPOConfig`, `SPPOTrainer` | trainer.py | SPPO in TRL: a subclass of its GRPOTrainer                        |
+| `SequenceLevelPPOConfig`, `SequenceLevelPPOTrainer` | trainer.py | the same two classes, by a name of their own     |
 
 A name is imported when it is first used. So importing this package needs none of the packages of the extra `llm`.
 """
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from sppo_control.llm.rewards import MathReward as MathReward
     from sppo_control.llm.rewards import exact_match as exact_match
     from sppo_control.llm.tokenizers import load_tokenizer as load_tokenizer
+    from sppo_control.llm.trainer import SequenceLevelPPOConfig as SequenceLevelPPOConfig
+    from sppo_control.llm.trainer import SequenceLevelPPOTrainer as SequenceLevelPPOTrainer
     from sppo_control.llm.trainer import SPPOConfig as SPPOConfig
     from sppo_control.llm.trainer import SPPOTrainer as SPPOTrainer
 
@@ -36,6 +39,8 @@ _HOME = {
     "load_tokenizer": "tokenizers",
     "SPPOConfig": "trainer",
     "SPPOTrainer": "trainer",
+    "SequenceLevelPPOConfig": "trainer",
+    "SequenceLevelPPOTrainer": "trainer",
 }
 _NEEDS = {
     "critic": ("transformers",),

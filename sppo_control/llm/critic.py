@@ -27,13 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sppo_control import core
-from sppo_control.llm.tokenizers import load_tokenizer
+from sppo_control.llm.tokenizers import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Prompt = str | Sequence[Mapping[str, Any]]
-"""Text, or chat messages."""
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
+"""Text, chat messages, or token ids."""
 
 SHORT = 256
 """Tokens up to which `short_attention` changes anything."""
@@ -60,7 +60,9 @@ class PromptCritic(nn.Module):
         self.backbone = backbone
         self.backbone.config.use_cache = False  # the keys and values of a prompt are never used again
         parameter = next(backbone.parameters())
-        width = backbone.config.get_text_config().hidden_size
+        config = backbone.config.get_text_config()
+        # OPT may project its hidden states to another width; then this is the output's.
+        width = getattr(config, "word_embed_proj_dim", None) or config.hidden_size
         # The head is small and V depends on its one sum, so it is float32 even with a bfloat16 backbone.
         dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
         self.head = nn.Linear(width, 1, device=parameter.device, dtype=dtype)
@@ -104,15 +106,16 @@ class PromptCritic(nn.Module):
         """How likely success is on each prompt.
 
         Args:
-            prompts: n texts, exactly as the policy reads them, or n chats. A chat gets the tokenizer's chat template with
-                the generation prompt.
+            prompts: n texts or chats, as in the dataset (`tokenizers.prompt_ids` makes the ids, as for the policy), or the
+                ids themselves.
             batch_size: prompts per forward pass, at least 1.
 
         Returns:
             V(s_p), (n,), float32, on the CPU.
 
         Raises:
-            ValueError: there is no tokenizer; one string instead of a list; an empty prompt; batch_size below 1.
+            ValueError: there is no tokenizer; one string instead of a list; an empty prompt, or one that begins with two
+                begin-of-text tokens; batch_size below 1.
         """
         if self.tokenizer is None:
             raise ValueError(
@@ -140,9 +143,9 @@ class PromptCritic(nn.Module):
         return value
 
     def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return list(self.tokenizer(prompt)["input_ids"])
-        return list(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False))
+        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int):
+            return list(prompt)  # type: ignore[arg-type]
+        return prompt_ids(prompt, self.tokenizer)
 
     # ------------------------------------------------------------------------------------------ making, saving, loading
     @classmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
+import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +14,11 @@ from typing import Any, Literal
 import numpy as np
 
 from sppo_control.llm import addition
-from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes, exact_match
+from sppo_control.llm.rewards import COLUMNS, MathReward, answer_text, check_outcomes, exact_match
+from sppo_control.llm.tokenizers import prompt_ids, prompt_text
 
+TEXTS = ("prompt", "question", "problem", *COLUMNS)
+"""Columns of a .csv file that stay texts, so that an answer 007 does."""
 REWARDS = ("math", "exact", "after-equals")
 """What is the answer: a boxed formula, compared by math-verify; the whole response; what follows the last "="."""
 Reward = Callable[[list[str], dict[str, list[Any]]], list[float]]
@@ -31,6 +36,7 @@ class Prompts:
     | answers     | list[str]              | the right answers; "" where the dataset has none |
     | num_long    | int                    | prompts that were too long and are left out     |
     | columns     | dict[str, list]        | the dataset's columns, as they are in it        |
+    | rows        | list[int]              | their rows in the dataset, from 0; [] is all of them |
     """
 
     texts: list[str]
@@ -38,12 +44,16 @@ class Prompts:
     answers: list[str]
     num_long: int = 0
     columns: dict[str, list[Any]] = field(default_factory=dict)
+    rows: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def split(self, held_out: int) -> tuple[Prompts, Prompts]:
         """Prompts for training, and held-out prompts. Which ones are held out depends only on the two numbers.
+
+        The two parts share no prompt: of a prompt that the dataset has several times, and that is held out, none is trained
+        on. White space makes no other prompt.
 
         Raises:
             ValueError: nothing would be left to train on.
@@ -53,12 +63,27 @@ class Prompts:
                 f"--eval-prompts must be at least 1 and leave prompts for training, got {held_out} of {len(self)}"
             )
         order = np.random.default_rng(0).permutation(len(self)).tolist()
-        return self._take(sorted(order[held_out:])), self._take(sorted(order[:held_out]))
+        held = {self._key(row) for row in order[:held_out]}
+        train = sorted(row for row in order[held_out:] if self._key(row) not in held)
+        if not train:
+            raise ValueError(f"no prompt is left for training: all {len(self)} are the same as a held-out one")
+        return self._take(train), self._take(sorted(order[:held_out]))
+
+    def _key(self, row: int) -> str:
+        return " ".join(self.texts[row].split())
+
+    def repeated(self) -> dict[str, list[int]]:
+        """The prompts that are there several times -> their indices. White space makes no other prompt."""
+        rows: dict[str, list[int]] = {}
+        for row in range(len(self)):
+            rows.setdefault(self._key(row), []).append(row)
+        return {key: found for key, found in rows.items() if len(found) > 1}
 
     def _take(self, rows: list[int]) -> Prompts:
         pick = lambda column: [column[row] for row in rows]  # noqa: E731
         columns = {name: pick(column) for name, column in self.columns.items()}
-        return Prompts(pick(self.texts), pick(self.ids), pick(self.answers), self.num_long, columns)
+        numbers = pick(self.rows) if self.rows else list(rows)
+        return Prompts(pick(self.texts), pick(self.ids), pick(self.answers), self.num_long, columns, numbers)
 
     def reward_columns(self, rows: Sequence[int]) -> dict[str, list[Any]]:
         """What a reward reads beside the responses: the columns of `rows`. `answer` is always among them."""
@@ -102,7 +127,8 @@ def load_prompts(
         needs_answer: whether a dataset without a column `answer` or `solution` is refused, and an answer that is None.
 
     Raises:
-        ValueError: a column is missing; an answer is None; a prompt is empty, too long or not a text; none is left.
+        ValueError: a column is missing; an answer is missing or no text or number; a prompt is empty, too long, not a text,
+            or begins with two begin-of-text tokens; none is left.
         OSError: there is no such dataset.
     """
     rows: Any
@@ -122,18 +148,27 @@ def load_prompts(
                 f"{dataset} has no column {wanted}, it has {', '.join(sorted(columns))}; rename yours: "
                 f'datasets.load_dataset(...).rename_column("<its name>", "{name}").to_json("train.jsonl")'
             )
-    texts, ids, answers, kept = [], [], [], []
+    texts, ids, answers, kept, numbers = [], [], [], [], []
     num_long = longest = 0
     for index, row in enumerate(rows):
         right = None if answer is None else row[answer]
-        if right is None and needs_answer:
-            raise ValueError(f"{dataset}: the answer is None in row {index}; leave such rows out")
+        if needs_answer or right is not None:
+            try:
+                right = answer_text(right)
+            except ValueError as error:
+                if needs_answer:
+                    raise ValueError(
+                        f"{dataset}: the {answer} in row {index} is {error}; mend or leave out such rows"
+                    ) from None
+                right = str(right)
         if not isinstance(row["prompt"], str | list):
             raise ValueError(
                 f"{dataset}: the prompt in row {index} is {row['prompt']!r}, neither a text nor a list of chat messages"
             )
-        text = prompt_text(row["prompt"], tokenizer)
-        tokens = list(tokenizer(text, add_special_tokens=isinstance(row["prompt"], str))["input_ids"])
+        try:
+            text, tokens = prompt_text(row["prompt"], tokenizer), prompt_ids(row["prompt"], tokenizer)
+        except ValueError as error:
+            raise ValueError(f"{dataset}, row {index}: {error}") from error
         if not tokens:
             raise ValueError(f"{dataset}: the prompt in row {index} is empty; leave such rows out")
         longest = max(longest, len(tokens))
@@ -142,8 +177,9 @@ def load_prompts(
             continue
         texts.append(text)
         ids.append(tokens)
-        answers.append("" if right is None else str(right))
+        answers.append("" if right is None else right)
         kept.append(row)
+        numbers.append(index)
     if num_long and long_prompts == "error":
         raise ValueError(
             f"{num_long} of {num_long + len(ids)} prompts are longer than --max-prompt-length {max_prompt_length}, the "
@@ -153,11 +189,96 @@ def load_prompts(
         raise ValueError(
             f"{dataset}: no prompt is left; {num_long} are longer than --max-prompt-length {max_prompt_length}"
         )
-    return Prompts(texts, ids, answers, num_long, {name: [row[name] for row in kept] for name in sorted(columns)})
+    return Prompts(
+        texts, ids, answers, num_long, {name: [row[name] for row in kept] for name in sorted(columns)}, numbers
+    )
+
+
+class Rows:
+    """Rows of a text file, as a Hugging Face `Dataset` gives them, but with each value as the file has it: a `Dataset`
+    makes one type of a column, and so 204.0 of 204."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+        self.column_names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return ({name: row.get(name) for name in self.column_names} for row in self.rows)
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return [row.get(name) for row in self.rows]
+
+
+def _read_text(path: Path) -> Rows:
+    """A .jsonl, .json (a list of objects, or JSON Lines) or .csv file in UTF-8, with or without a byte order mark."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"cannot read {path}: it is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise ValueError(f"cannot read {path}: it is empty")
+    if path.suffix == ".csv":
+        return Rows(_read_csv(path, text))
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        try:
+            found = list(enumerate(json.loads(text)))
+        except ValueError as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+        where = "row"
+    else:
+        found, where = [], "line"
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                try:
+                    found.append((number, json.loads(line)))
+                except ValueError as error:
+                    raise ValueError(f"cannot read {path}: line {number} is not JSON: {error}") from error
+    for number, row in found:
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"cannot read {path}: {where} {number} is {str(row)[:40]!r}, not an object with the columns' names"
+            )
+    if not found:
+        raise ValueError(f"cannot read {path}: it is empty")
+    return Rows([row for _, row in found])
+
+
+def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
+    """Rows of texts; numbers in columns other than `TEXTS`, if the whole column has such."""
+    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(
+                    f"cannot read {path}: line {reader.line_num} has not the {len(reader.fieldnames or ())} columns of "
+                    "line 1"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise ValueError(f"cannot read {path}: line {reader.line_num}: {error}") from error
+    if not rows:
+        raise ValueError(f"cannot read {path}: it is empty")
+    for name in set(rows[0]) - set(TEXTS):
+        for kind in (int, float):
+            try:
+                numbers = [kind(row[name]) for row in rows]
+            except ValueError:
+                continue
+            if all(str(number) == row[name] for number, row in zip(numbers, rows, strict=True)):
+                for number, row in zip(numbers, rows, strict=True):
+                    row[name] = number
+                break
+    return rows
 
 
 def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
-    """A Hugging Face `Dataset` from a local file or folder, or the Hub.
+    """`Rows` of a local text file, or a Hugging Face `Dataset` from a .parquet file, a folder, or the Hub.
 
     Raises:
         ValueError: another kind of file, an empty or damaged file, or no such split.
@@ -166,12 +287,14 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
     import datasets  # type: ignore[import-untyped]
 
     path = Path(dataset)
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+    kinds = (".jsonl", ".json", ".parquet", ".csv")
     if path.suffix in kinds:
         if not path.is_file():
             raise FileNotFoundError(f"no such dataset: {path}")
+        if path.suffix != ".parquet":
+            return _read_text(path)
         try:
-            return datasets.load_dataset(kinds[path.suffix], data_files=str(path), split="train")
+            return datasets.load_dataset("parquet", data_files=str(path), split="train")
         except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
             reason = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
             raise ValueError(f"cannot read {path}: {reason}") from error
@@ -185,17 +308,79 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
         ) from error
 
 
-def prompt_text(prompt: str | Sequence[Mapping[str, Any]], tokenizer: Any) -> str:
-    """The text that the policy reads: a string as it is, or chat messages through the chat template.
+def report_prompts(prompts: Prompts, reward: str, source: str) -> list[str]:
+    """What the user should know of a dataset before training: prompts that are there twice, answers that cannot be read.
+
+    Args:
+        prompts: all that were kept.
+        reward: its name; only "math" reads answers.
+        source: of the prompts, for the messages.
+
+    Returns:
+        Lines to print; none if all is well.
 
     Raises:
-        ValueError: the tokenizer has no chat template for the messages.
+        ValueError: no answer can be read.
     """
-    if isinstance(prompt, str):
-        return prompt
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("the prompts are chat messages, and the tokenizer has no chat template; make them texts")
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+    lines, number = [], prompts.rows or range(len(prompts))
+    if twice := prompts.repeated():
+        lines.append(
+            f"{source}: {sum(map(len, twice.values())) - len(twice)} of {len(prompts)} prompts are there already, such as "
+            f"{_named(number, next(iter(twice.values())))}; held-out prompts are not trained on"
+        )
+    apart = [rows for rows in twice.values() if len({prompts.answers[row] for row in rows}) > 1]
+    for rows in apart[:5]:
+        held = " and ".join(dict.fromkeys(repr(prompts.answers[row]) for row in rows))
+        lines.append(
+            f"{source}: one prompt has several right answers, {held}, in {_named(number, rows)}; mend or leave out"
+        )
+    return lines + report_answers(prompts.answers, source, number) if reward == "math" else lines
+
+
+def report_answers(answers: Sequence[Any], source: str, number: Sequence[int] | None = None) -> list[str]:
+    """The right answers that `MathReward` cannot read.
+
+    Args:
+        answers: n texts or numbers.
+        source: of the answers, for the messages.
+        number: their rows, n of them; None is 0 to n - 1.
+
+    Returns:
+        Lines to print, with rows, values and shares; none if all can be read.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    lines, number = [], number or range(len(answers))
+    verifier = MathReward()
+    unread = verifier.check(answers)
+    verifier.close()
+    if len(unread) == len(answers):
+        raise ValueError(
+            f"{source}: none of the {len(answers)} answers can be read, the first is {answers[0]!r}; an answer is a "
+            "formula or words, bare, in \\boxed{...} or behind ####"
+        )
+    for key in ("answer_unparsed", "timed_out", "crashed"):
+        rows = [row for row, why in unread.items() if why == key]
+        if rows:
+            shown = "; ".join(f"row {number[row]}: {answers[row]!r}" for row in rows[:5])
+            lines.append(
+                f"{source}: {len(rows)} of {len(answers)} answers ({len(rows) / len(answers):.1%}) {WHY[key]}, so only the "
+                f"same text is right: {shown}{' ...' if len(rows) > 5 else ''}"
+            )
+    return lines
+
+
+WHY = {
+    "answer_unparsed": "cannot be read by math-verify",
+    "timed_out": "take math-verify too long",
+    "crashed": "make math-verify fail",
+}
+"""Keys of `MathReward.counts` for right answers that are of no use."""
+
+
+def _named(number: Sequence[int], rows: Sequence[int]) -> str:
+    return f"rows {', '.join(str(number[row]) for row in rows[:5])}{' ...' if len(rows) > 5 else ''}"
 
 
 def check_reward(name: str) -> None:
@@ -244,6 +429,8 @@ def make_reward(name: str) -> Reward:
         check_outcomes(outcomes)
         return outcomes
 
+    if name == "math":
+        checked.verifier = verifier  # type: ignore[attr-defined]  # `generate` logs why there was no verdict
     return checked
 
 

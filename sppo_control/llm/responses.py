@@ -33,7 +33,8 @@ class Responses(Padded):
 
     `logp` is that of the policy that wrote them. After an update of the policy it is the old one. It is NaN until it is
     known: `generate` computes it, or `old_log_probs` takes it from the first forward pass of the training.
-    info: name -> (B,) array; `truncated` is True where the response reached the longest length without an end.
+    info: name -> (B,) array; `truncated` is True where the response reached the longest length without an end. With the
+    reward "math" also the keys of `MathReward.counts` that say why there was no verdict.
     """
 
     prompt_ids: Tensor
@@ -58,8 +59,9 @@ class Responses(Padded):
     def old_log_probs(self, rows: Tensor, logp: Tensor, unchanged: bool) -> Tensor:
         """The log-probabilities of these rows under the policy that wrote them, (n, t), without gradient.
 
-        Those that `generate` computed. If it did not, those of the training's first forward pass, which are kept in
-        `self.logp` for later epochs. So an update with one minibatch needs no pass of its own for them.
+        While the policy is unchanged they are `logp` itself, and are kept in `self.logp` for later epochs. So the ratio is
+        exactly 1 there, also with bfloat16, in which another pass of another width is rounded otherwise. An update with one
+        minibatch needs no pass of its own for them. Later they are those that `generate` computed, or that were kept.
 
         Args:
             rows: (n,) int64.
@@ -69,10 +71,10 @@ class Responses(Padded):
         Raises:
             ValueError: they are not known, and the policy has changed.
         """
-        some = self.take(rows)
-        if not some.logp[some.mask].isnan().any():
-            return some.logp
         if not unchanged:
+            some = self.take(rows)
+            if not some.logp[some.mask].isnan().any():
+                return some.logp
             raise ValueError(
                 "the old log-probabilities were not computed before the policy's first update; call generate with "
                 "log_probs=True"
@@ -131,8 +133,8 @@ def generate(
         bf16: autocast.
         stop: texts that end a response, as an end-of-text token does: with the token that completes the first of them.
             That token counts, and is trained on. A text may be of parts of several tokens, or the name of a special one.
-        log_probs: whether to compute `logp`. It costs one more forward pass. That pass is the same as in training, so the
-            ratio of an unchanged policy is exactly 1. Without it `logp` is NaN.
+        log_probs: whether to compute `logp`. It costs one more forward pass. Without it `logp` is NaN, until
+            `Responses.old_log_probs` keeps those of the training's first pass.
 
     Raises:
         ValueError: neither tokenizer nor model has an end-of-text token; what the reward raises.
@@ -196,6 +198,9 @@ def generate(
     )
     outcome = torch.tensor(reward(texts, prompts.reward_columns(rows)), dtype=torch.float32, device=device)
     info = {"truncated": ~ended.cpu().numpy()}
+    if (verifier := getattr(reward, "verifier", None)) is not None:  # of --reward math: why there was no verdict
+        for key in ("unparsed", "answer_unparsed", "timed_out", "crashed"):
+            info[key] = np.array([verdict == key for verdict in verifier.verdicts])
     responses = Responses(
         prompt_ids, prompt_mask, tokens, mask, torch.full(mask.shape, torch.nan, device=device), outcome, texts, info
     )
@@ -396,4 +401,12 @@ def _special_tokens(model: Any, tokenizer: Any) -> tuple[int, set[int]]:
     ends |= {more} if isinstance(more, int) else set(more or ())
     if not ends:
         raise ValueError("the tokenizer has no end-of-text token; set tokenizer.eos_token")
-    return (min(ends) if tokenizer.pad_token_id is None else tokenizer.pad_token_id), ends
+    # A padding token without an embedding (one that was added to the tokenizer alone) would stop the model. What stands in
+    # padding changes nothing.
+    rows, pad = len(model.get_input_embeddings().weight), tokenizer.pad_token_id
+    if (known := {end for end in ends if end < rows}) == set():
+        raise ValueError(
+            f"the end-of-text token {min(ends)} has no embedding, the model has 0 to {rows - 1}; save the model after "
+            "model.resize_token_embeddings(len(tokenizer))"
+        )
+    return (min(known) if pad is None or not 0 <= pad < rows else pad), ends

@@ -20,8 +20,17 @@ from sppo_control.checkpoints import check_like
 from sppo_control.cli import is_refusal
 from sppo_control.limits import flag
 from sppo_control.llm import addition
+from sppo_control.llm.context import check_context, check_ids
 from sppo_control.llm.critic import PromptCritic, load_critic
-from sppo_control.llm.prompts import REWARDS, Prompts, Reward, check_reward, load_prompts, make_reward
+from sppo_control.llm.prompts import (
+    REWARDS,
+    Prompts,
+    Reward,
+    check_reward,
+    load_prompts,
+    make_reward,
+    report_prompts,
+)
 from sppo_control.llm.responses import check_head
 from sppo_control.llm.tokenizers import load_tokenizer
 
@@ -198,17 +207,38 @@ def keep_layers(critic: PromptCritic, layers: int) -> None:
         backbone.config.layer_types = backbone.config.layer_types[:layers]
 
 
-def load_data(args: Any, tokenizer: Any) -> tuple[Prompts, Prompts, Reward]:
+def load_data(
+    args: Any, tokenizer: Any, policy: Any = None, critic: PromptCritic | None = None
+) -> tuple[Prompts, Prompts, Reward]:
     """Prompts for training, held-out prompts for evaluation, and the reward.
 
+    What the dataset holds that cannot be right (prompts that are there twice, answers that cannot be read) is printed.
+
+    Args:
+        args: the script's.
+        tokenizer: the policy's.
+        policy, critic: they must be able to read the prompts; None checks nothing.
+
     Raises:
-        ValueError, OSError: see `load_prompts`; or there are too few prompts for one batch.
+        ValueError, OSError: see `load_prompts` and `report_prompts`; there are too few prompts for one batch; prompt and
+            response are longer than the model's context; a token has no embedding.
     """
     prompts = load_prompts(
         args.dataset, tokenizer, args.dataset_split, args.max_prompt_length, args.long_prompts, args.reward in REWARDS
     )
     if prompts.num_long:
         print(f"{prompts.num_long} prompts are longer than --max-prompt-length {args.max_prompt_length} and left out")
+    longest = max(map(len, prompts.ids))
+    for name, model, response in (
+        (args.model or "the tiny adder", policy, args.max_response_length),
+        (f"the critic {getattr(args, 'critic', None) or ''}".strip(), getattr(critic, "backbone", None), 0),
+    ):
+        if model is not None:
+            check_ids(model, prompts.ids, name)
+            check_context(model.config, name, longest, response, "--max-response-length", "--max-prompt-length")
+    if args.dataset is not None:
+        for line in report_prompts(prompts, args.reward, str(args.dataset)):
+            print(line)
     train, held_out = prompts.split(args.eval_prompts)
     train.batch(0, args.batch_size // getattr(args, "group_size", 1), args.seed)
     return train, held_out, make_reward(args.reward)

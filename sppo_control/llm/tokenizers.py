@@ -43,3 +43,67 @@ def load_tokenizer(path_or_hub_id: str | os.PathLike[str], **kwargs: Any) -> Pre
 
     kind = PreTrainedTokenizerFast if is_generic(path_or_hub_id, **kwargs) else AutoTokenizer
     return kind.from_pretrained(path_or_hub_id, **{**kwargs, "trust_remote_code": False})
+
+
+def prompt_text(prompt: Any, tokenizer: Any) -> str:
+    """The text of a prompt: a string as it is, or chat messages through the chat template.
+
+    Messages that end with the assistant's are an answer that was begun; the policy goes on with it.
+
+    Raises:
+        ValueError: the tokenizer has no chat template for the messages, or cannot go on with the last one.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError("the prompts are chat messages, and the tokenizer has no chat template; make them texts")
+    if prompt and prompt[-1].get("role") == "assistant":
+        if not prompt[-1].get("content"):
+            prompt = prompt[:-1]  # nothing was begun
+        else:
+            try:
+                return str(tokenizer.apply_chat_template(prompt, continue_final_message=True, tokenize=False))
+            except ValueError as error:
+                raise ValueError(
+                    "the chat messages end with the assistant's, and the chat template cannot go on with it; end them with "
+                    "the user's"
+                ) from error
+    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+
+def prompt_ids(prompt: Any, tokenizer: Any) -> list[int]:
+    """The token ids of a prompt, for policy, critic and evaluation alike.
+
+    A text gets the special tokens that the tokenizer puts in front of texts. Those that it puts behind them, such as an
+    end-of-text token, are left out, because the response follows. A chat has those of its template alone.
+
+    Args:
+        prompt: a text, or chat messages (see `prompt_text`).
+        tokenizer: the policy's.
+
+    Returns:
+        Ids, none for an empty text.
+
+    Raises:
+        ValueError: the begin-of-text token would be there twice; see `prompt_text`.
+    """
+    text = prompt_text(prompt, tokenizer)
+    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if isinstance(prompt, str):
+        whole, n = list(tokenizer(text)["input_ids"]), len(ids)
+        start = next((i for i in range(len(whole) - n + 1) if whole[i : i + n] == ids), None)
+        if start is not None:
+            ids = whole[: start + n]
+        else:  # its special tokens change how the text is cut
+            ids, behind = whole, {tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None)}
+            while ids and ids[-1] in behind and not text.endswith((tokenizer.eos_token or "\0",)):
+                ids = ids[:-1]
+        if not n and not text:
+            return []
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise ValueError(
+            f"the prompt {text[:40]!r} begins with two {tokenizer.bos_token}: one from its text or chat template, one from "
+            "the tokenizer; take it out of the text, or give chat messages in place of a text with the template applied"
+        )
+    return ids

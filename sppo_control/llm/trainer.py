@@ -35,6 +35,7 @@ critic that has not seen these outcomes. See docs/llm_trl.md for arguments, laun
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -63,9 +64,11 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from sppo_control import core
+from sppo_control.llm.context import check_context, check_ids, positions
 from sppo_control.llm.critic import PromptCritic, critic_batches, load_critic, train_critic
+from sppo_control.llm.prompts import report_answers
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
-from sppo_control.llm.tokenizers import is_generic, load_tokenizer
+from sppo_control.llm.tokenizers import is_generic, load_tokenizer, prompt_ids
 
 logger = logging.get_logger(__name__)
 
@@ -221,7 +224,9 @@ class SPPOTrainer(GRPOTrainer):
 
     Raises:
         TypeError: args is not an SPPOConfig; critic has another type; the training dataset is streamed.
-        ValueError: another tokenizer; no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; a multimodal model.
+        ValueError: prompt and response are longer than the model's or the critic's context; a token, or the padding token,
+            has no embedding; no answer can be read by `MathReward`; another tokenizer;
+            no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; a multimodal model.
             The dataset lacks a column, is smaller than a generation batch, or has long prompts although
             long_prompts="error". While training: rewards that are not 0 or 1.
     """
@@ -257,6 +262,7 @@ class SPPOTrainer(GRPOTrainer):
         self._critic_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._critic_bf16 = bool(args.bf16) or self.model.dtype == torch.bfloat16
         self.critic = self._make_critic(critic)
+        check_context(self.critic.backbone.config, "the critic", self._longest, 0, "", "max_prompt_length")
         self._critic = self._distribute(self.critic)  # what is called in training
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_learning_rate)
         self._warmup_left = args.critic_warmup_batches
@@ -269,7 +275,7 @@ class SPPOTrainer(GRPOTrainer):
             raise TypeError(
                 "train_dataset must not be streamed, resuming could not skip what was seen: Dataset.from_list(list(stream))"
             )
-        self.num_long_prompts = 0
+        self.num_long_prompts, self._longest = 0, 0
         if self.environment_factories is None:  # else the prompts are the environment's
             columns = set(data.column_names)
             for function in (None, *self.reward_funcs):
@@ -279,10 +285,13 @@ class SPPOTrainer(GRPOTrainer):
                         f"{name} needs the column {', '.join(sorted(missing))} of train_dataset, which has "
                         f"{', '.join(sorted(columns))}; rename yours with dataset.rename_column"
                     )
+            self._check_answers(columns)
+            self._check_eval()
+            ids: list[list[int]] = []
+            for start in range(0, len(data), 1000):
+                ids += self._tokenize_prompts(data[start : start + 1000]["prompt"])[0]
+            lengths = list(map(len, ids))
             if limit is not None:
-                lengths: list[int] = []
-                for start in range(0, len(data), 1000):
-                    lengths += map(len, self._tokenize_prompts(data[start : start + 1000]["prompt"])[0])
                 self.train_dataset = data.select([row for row, length in enumerate(lengths) if length <= limit])
                 self.num_long_prompts = len(data) - len(self.train_dataset)
                 text = (
@@ -292,11 +301,42 @@ class SPPOTrainer(GRPOTrainer):
                     raise ValueError(f"{text}, the longest has {max(lengths)} tokens; raise it, or long_prompts='drop'")
                 if self.num_long_prompts:
                     logger.warning(f"{text} tokens and are left out")
+            self._check_lengths([row for row in ids if limit is None or len(row) <= limit])
         if len(self.train_dataset) < size:
             raise ValueError(
                 f"train_dataset has {len(self.train_dataset)} prompts, fewer than one generation batch of {size} "
                 "(per_device_train_batch_size x steps_per_generation x processes); lower one of these"
             )
+
+    def _check_lengths(self, ids: list[list[int]]) -> None:
+        """Refuse what the policy cannot read, before anything is generated."""
+        name = str(self.model.config._name_or_path or type(self.model).__name__)
+        check_ids(self.model, ids, name)
+        check_ids(self.model, [[self._tokenizer.pad_token_id]], f"{name}, which needs one for the padding token,")
+        self._longest = max(map(len, ids), default=0)
+        response = self.args.max_completion_length
+        if positions(self.model.config) is not None:
+            check_context(
+                self.model.config, name, self._longest, response, "max_completion_length", "max_prompt_length"
+            )
+
+    def _check_answers(self, columns: set[str]) -> None:
+        """Name the right answers that MathReward cannot read."""
+        if any(isinstance(function, MathReward) for function in self.reward_funcs):
+            name = next(name for name in COLUMNS if name in columns)
+            for line in report_answers(list(self.train_dataset[name]), f"train_dataset, column {name}"):
+                logger.warning(line)
+
+    def _check_eval(self) -> None:
+        """Say how many prompts of the evaluation are trained on."""
+        seen = {str(prompt) for prompt in self.train_dataset["prompt"]}
+        data: Any = self.eval_dataset
+        sets: dict[str, Any] = data if isinstance(data, dict) else {"eval_dataset": data}
+        for name, data in sets.items():
+            if data is not None and not isinstance(data, IterableDataset) and "prompt" in data.column_names:
+                both = sum(str(prompt) in seen for prompt in data["prompt"])
+                if both:
+                    logger.warning(f"{both} of {len(data)} prompts of {name} are in train_dataset too")
 
     def _make_critic(self, critic: PromptCritic | str | os.PathLike[str] | None) -> PromptCritic:
         plugin = self.accelerator.state.deepspeed_plugin
@@ -341,6 +381,14 @@ class SPPOTrainer(GRPOTrainer):
         return critic
 
     # --------------------------------------------------------------------------------------------------------- data
+    def _tokenize_prompts(self, prompts: list[Any]) -> Any:
+        """The ids that `critic.predict` makes. With tools, environments or another chat template they are TRL's."""
+        if self._is_vlm or self.environment_factories is not None or self.tools or self.chat_template is not None:
+            return super()._tokenize_prompts(prompts)
+        if self.chat_template_kwargs:
+            return super()._tokenize_prompts(prompts)
+        return [prompt_ids(prompt, self._tokenizer) for prompt in prompts], None, {}
+
     def _order(self, epoch: int, stream: int = 0) -> list[int]:
         """The prompts' order in an epoch, the same on every process and after every resume."""
         size = len(self.train_dataset)
@@ -356,6 +404,25 @@ class SPPOTrainer(GRPOTrainer):
             block=self.args.generation_batch_size,
             repeat=self.num_iterations * self.args.steps_per_generation,
         )
+
+    # ------------------------------------------------------------------------------------------------- policy's loss
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self._loss_inputs: dict[str, Any] = inputs
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._loss_inputs = {}
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's. In the loss, ratios that overflow although A >= 0 are replaced by a finite one, which is clipped too:
+        their gradient is 0, and TRL's would be inf x 0. Elsewhere nothing changes. `core.clipped_surrogate` does so."""
+        logps, *rest = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        inputs = getattr(self, "_loss_inputs", {})
+        if (old := inputs.get("old_per_token_logps")) is not None:
+            advantage = inputs["advantages"] if inputs["advantages"].ndim == 2 else inputs["advantages"][:, None]
+            over = (logps - old > math.log(torch.finfo(logps.dtype).max) - 1) & (advantage >= 0)
+            logps = torch.where(over, old + math.log1p(2 * self.epsilon_high), logps)
+        return logps, *rest
 
     # -------------------------------------------------------------------------------------- outcome, advantage, critic
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -523,6 +590,9 @@ class SPPOTrainer(GRPOTrainer):
         self._step, self._warmup_left = rows["step"] if rows["left"] else 0, 0
         self._buffered_inputs = send_to_device(rows["left"], self.accelerator.device)
 
+
+SequenceLevelPPOTrainer, SequenceLevelPPOConfig = SPPOTrainer, SPPOConfig
+"""The same classes. "SPPO" also names Self-Play Preference Optimization, which is another method."""
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

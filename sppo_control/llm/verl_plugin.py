@@ -47,6 +47,7 @@ import torch
 from torch import Tensor
 
 from sppo_control import core, extras
+from sppo_control.llm.rewards import MathReward
 
 INSTALL = f"pip install torch==2.13.0; {extras.install('verl')}"
 """verl needs torch first, and a separate environment, because TRL needs another version of transformers."""
@@ -237,12 +238,20 @@ def _jagged(rows: list[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
 
 
-def boxed_reward(solution_str: str, ground_truth: str, **unused: Any) -> float:
-    """A reward for verl: 1.0 if the last boxed answer is right by verl's comparison, else 0.0. ImportError without verl."""
-    _need_verl()
-    from verl.utils.reward_score import math_reward
+def boxed_reward(solution_str: str, ground_truth: Any, **unused: Any) -> float:
+    """A reward for verl: 1.0 if the last boxed answer is right by `MathReward`, as in the scripts and in TRL, else 0.0.
 
-    return float(math_reward.compute_score(solution_str, ground_truth))
+    Raises:
+        ValueError: the right answer is neither text nor a number.
+        MissingExtra: math-verify is not installed.
+    """
+    return float(_judge().verdict(solution_str, ground_truth) == "correct")
+
+
+@functools.cache
+def _judge() -> MathReward:
+    """One verifier for each process of verl."""
+    return MathReward()
 
 
 # ------------------------------------------------------------------------------------------------ in verl's processes
