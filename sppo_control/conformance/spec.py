@@ -230,7 +230,7 @@ SQUARED = Function(
         "squared_error_denominator_ignored": "The given divisor is ignored, so micro-batches do not add up.",
         "squared_error_summed": "The sum over real steps is not divided.",
         "value_clipping_takes_the_smaller_error": "The clipped value loss takes the smaller of both errors.",
-        "value_clipped_around_the_return": "The value may move from its return, not from where it was, so nothing is clipped.",
+        "value_clipped_around_the_return": "It may move from its return, not from where it was, so nothing is clipped.",
         "value_clipping_without_maximum": "The clipped error alone counts; there is no maximum with the unclipped one.",
         **HALF,
         **NO_GRADIENT,
