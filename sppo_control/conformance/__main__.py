@@ -59,6 +59,8 @@ class Args:
 
 def run(args: Args) -> None:
     """Do what the command line says, and end with its exit status."""
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
     if args.list:
         from .spec import SPEC_VERSION, page, specification
 

@@ -231,8 +231,6 @@ def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
     step = (logp - old) * mask if kept else torch.where(mask, logp - old, 0.0)
     if "ratio_upside_down" in faults:
         step = -step
-    if "ratio_clamped_at_e_20" in faults:
-        step = step.clamp(-20, 20)
     log_ratio = step
     if "episodes_ratio_is_the_product" in faults:
         per_episode = True
@@ -344,7 +342,7 @@ def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
     G, old = _stop(x["returns"], keep), x.get("value_old")
     kept = "squared_error_padding_kept" in faults
     error = (V - G) * mask if kept else torch.where(mask, V - G, 0.0)
-    if old is not None and "value_clipping_ignored" not in faults:
+    if old is not None:
         old = old.detach()
         near = (
             G + (V - G).clamp(-eps, eps)
