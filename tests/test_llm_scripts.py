@@ -801,7 +801,8 @@ def test_a_critic_may_be_smaller_than_the_policy(script, kind, small_critic, tmp
 @pytest.mark.parametrize("whole", ["ppo_llm"], indirect=True)
 def test_another_run_starts_from_a_checkpoints_folders(whole, tmp_path):
     last = checkpoints(whole.folder)[-1]
-    run = train("sppo_llm", tmp_path, **ONE, model=str(last / "policy"), critic=str(last / "critic"))
+    model = {"model": str(last / "policy"), "critic": str(last / "critic"), "max_response_length": 24}
+    run = train("sppo_llm", tmp_path, **ONE, **model)
     for part in ("policy", "critic"):
         ours, theirs = (c / part / "model.safetensors" for c in (checkpoints(run.folder)[0], last))
         assert ours.read_bytes() == theirs.read_bytes(), part

@@ -137,6 +137,8 @@ def test_sppo_llm_gives_the_shared_loss_and_gradient(monkeypatch, no_step, micro
     monkeypatch.setattr(sppo_llm, "make_critic", lambda *args: critic)
     monkeypatch.setattr(sppo_llm, "load_data", lambda *args: (prompts, None, None))
     monkeypatch.setattr(sppo_llm, "generate", lambda *args, **kwargs: responses)
+    # The shared batch is from another policy, as in a later step of an update. The first step of one has the ratio 1.
+    monkeypatch.setattr(type(responses), "old_log_probs", lambda self, rows, logp, unchanged: self.take(rows).logp)
     parts = []
     whole = sppo_llm.core.clipped_surrogate
     monkeypatch.setattr(
