@@ -48,7 +48,16 @@ def watch(name, folder, **changes):
     """Run one update, and return what was called with what."""
     script = SCRIPTS[name]
     seen = SimpleNamespace(
-        evaluated=[], generated=[], surrogates=[], means=[], gae=[], value_losses=[], backward=[], adam=[], steps=[]
+        evaluated=[],
+        generated=[],
+        log_probs=[],
+        surrogates=[],
+        means=[],
+        gae=[],
+        value_losses=[],
+        backward=[],
+        adam=[],
+        steps=[],
     )
     with pytest.MonkeyPatch.context() as patch:
 
@@ -90,6 +99,7 @@ def watch(name, folder, **changes):
             real_critic = script.make_critic
             patch.setattr(script, "make_critic", make_critic)
         spy(script, "generate", seen.generated)
+        spy(script, "policy_log_probs", seen.log_probs, lambda x: None)
         spy(core, "clipped_surrogate", seen.surrogates)
         spy(core, "masked_mean", seen.means, float)
         spy(core, "generalized_advantage", seen.gae)
@@ -178,6 +188,8 @@ def test_micro_batches_of_each_minibatch_add_up_to_the_clipped_surrogate(name, w
             total += result.loss.item()
         assert total == pytest.approx(-objective / num_tokens, rel=1e-3, abs=1e-5)
     assert next(calls, None) is None
+    # The ratio of the first step is 1 at any temperature, so it does not show this one.
+    assert {asked.temperature for asked, _ in seen.log_probs} == {0.7}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
