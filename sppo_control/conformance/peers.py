@@ -195,7 +195,8 @@ class SB3PPO:
             normalize_advantage=False, ent_coef=0.0, vf_coef=1.0, target_kl=None, max_grad_norm=math.inf, _n_updates=0,
             logger=SimpleNamespace(record=lambda key, value, **words: logged.update({key: value})), verbose=0,
         )  # fmt: skip
-        PPO.train(stand_in)  # type: ignore[arg-type]
+        train: Any = PPO.train  # typed only where the package is installed
+        train(stand_in)
         return logged
 
     @staticmethod
