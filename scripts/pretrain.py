@@ -392,8 +392,8 @@ def make(args: Args) -> None:
     task = sppo_envs.task(taught)
     if args.demonstrations_from is None and (task is None or not task.has_dense_reward):
         raise errors.UserError(
-            f"{taught} has no dense reward to train an expert on; give demonstrations to clone: "
-            "--demonstrations-from FILE (docs/tasks.md)"
+            f"{'' if args.expert_of is None else '--expert-of '}{taught} has no dense reward to train an expert on; give "
+            "demonstrations to clone: --demonstrations-from FILE (docs/tasks.md)"
         )
     if args.expert_of is not None:
         spaces = [

@@ -509,6 +509,7 @@ def worker(folder):
     torch.save(results, folder / f"rank{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """DDP, then FSDP2: both processes end with the same weights, which are those of one process given the same batches;
     resuming equals no interruption; the saved critic is whole."""

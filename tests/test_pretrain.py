@@ -259,3 +259,31 @@ def test_an_expert_that_does_not_get_there_says_so(tmp_path):
         errors.UserError, match=r"after .* steps, but --expert-success is 0\.99; raise --expert-timesteps"
     ):
         make(tmp_path, "a", expert_success=0.99, expert_timesteps=20_000)
+
+
+@pytest.mark.parametrize(
+    ("expert_of", "message"),
+    [
+        ("sppo/PrecisionCartPole-v0", "has other spaces than sppo/StopMountainCar-v0"),
+        ("nope", "--expert-of nope has no dense"),
+    ],
+)
+def test_an_expert_of_an_unfitting_task_is_refused(tmp_path, expert_of, message):
+    args = pretrain.Args(
+        env_id="sppo/StopMountainCar-v0",
+        expert_of=expert_of,
+        out=str(tmp_path / "out"),
+        work_dir=str(tmp_path / "work"),
+    )
+    with pytest.raises(errors.UserError, match=message):
+        pretrain.main(args)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_harder_task_is_cloned_from_the_expert_of_its_mother_task():
+    args = cli.make_args(pretrain.Args, env_id="sppo/StopMountainCar-v0")
+    assert args.expert_of == "sppo/SparseMountainCar-v0"
+    assert args.of_expert.env_id == "sppo/SparseMountainCar-v0"
+    assert args.of_expert.expert_of is None
+    plain = pretrain.Args(env_id="sppo/SparseMountainCar-v0")
+    assert plain.of_expert == plain

@@ -27,6 +27,7 @@ PROPERTIES = Properties(
         "Arm": "a tuple", "read_table": "reads files; tests/test_tools_command_lines.py",
     },
     rates={"Choice": "a tuple"},
+    grids={"read_toml": "reads files; test_grid_files and the tests of plans"},
     statistics={"Informative": "a tuple"},
     registered={"read_plan": "reads a file; below", "Comparison": "a record", "Plan": "a record"},
     variants={"Look": "a tuple", "Variant": "a tuple"},

@@ -104,6 +104,7 @@ QUICK = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="matplotlib is not installed: extra plots")
 def test_an_eighth_task_in_one_file_runs_in_every_script_as_the_docs_say(tmp_path):
     """The commands of docs/tasks.md in a folder that holds nothing but docs/mytasks.py, with smaller numbers."""

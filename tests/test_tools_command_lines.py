@@ -335,7 +335,10 @@ def refused(module, words, monkeypatch, capsys):
     return lines[0]
 
 
-@pytest.mark.parametrize("module", CASES, ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(m, marks=[pytest.mark.slow] if m is evaluate_llm else [], id=m.__name__) for m in CASES],
+)
 def test_malformed_command_lines_of_tools(module, strange, monkeypatch, capsys):
     """Each is refused in one line that names its flag or its value, before any work, and nothing is written."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

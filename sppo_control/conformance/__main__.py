@@ -27,6 +27,8 @@ from ..outputs import File
 
 @dataclass
 class Args:
+    """The command line."""
+
     adapter: tyro.conf.Positional[str] = "-"
     """module:name, or a module alone"""
     only: tuple[str, ...] = ()
@@ -102,7 +104,9 @@ def run(args: Args) -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """The console script, and `python -m`."""
+    if sys.argv[0].endswith("__main__.py"):  # help and errors show what was typed
+        sys.argv[0] = "python -m sppo_control.conformance"
     cli.main(run, Args, __doc__)
 
 

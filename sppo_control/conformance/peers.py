@@ -477,7 +477,7 @@ NOT_DRIVEN = (
     "TRL's advantages (GRPO and RLOO): they are computed inside `_generate_and_score_completions`, which needs "
     "a trainer and a model that generates.",
     "Stable-Baselines3's normalisation of advantages: it is inside `PPO.train`, and the adapter turns it off.",
-    "OpenRLHF: no package of it could be installed beside the others here.",
+    "OpenRLHF 0.11.2: it requires flash-attn and deepspeed, which need CUDA, so it was not tried.",
 )
 """What was left out, and why."""
 

@@ -31,6 +31,7 @@ def _stop(x: Tensor, keep: bool) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------- advantages
 def sequence_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """outcome, value_logit (B,) -> advantage (B,): A = R - sigmoid(v) (SPPO, eq. 1)."""
     v, R = x["value_logit"], x["outcome"]
     V = v if "advantage_from_the_logit" in faults else torch.sigmoid(v)
     A = V - R if "advantage_sign_turned" in faults else R - V
@@ -42,6 +43,7 @@ def sequence_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 
 def generalized_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """reward, value, mask (B, T) -> advantage, returns (B, T), by a loop over rows and steps (GAE, eq. 16)."""
     gamma, lam = options.get("gamma", 1.0), options.get("gae_lambda", 1.0)
     if "gae_gamma_ignored" in faults:
         gamma = 1.0
@@ -104,6 +106,7 @@ def _grouped(R: Tensor, n: int, faults: Faults) -> Tensor:
 
 
 def group_relative_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """outcome (B,) -> advantage (B,): (R - mean) / std of each group (GRPO, section 4.1.2)."""
     groups = _grouped(x["outcome"], options["group_size"], faults)
     normalize = options.get("normalize_std", True)
     if "group_normalisation_inverted" in faults:
@@ -139,6 +142,7 @@ EPSILONS = {
 
 
 def leave_one_out_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """outcome (B,) -> advantage (B,): R minus the mean of the others of its group (RLOO)."""
     n = options["group_size"]
     groups = _grouped(x["outcome"], n, faults)
     others = (groups.sum(dim=1, keepdim=True) - groups) / (n if "leave_one_out_divided_by_n" in faults else n - 1)
@@ -150,6 +154,7 @@ def leave_one_out_advantage(x: Arrays, options: Options, faults: Faults) -> Arra
 
 
 def greedy_baseline_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """outcome, greedy_outcome (B,) -> advantage (B,): their difference (ReMax, eq. 7)."""
     A = x["outcome"] - x["greedy_outcome"]
     if "greedy_baseline_sign_turned" in faults:
         A = -A
@@ -159,6 +164,7 @@ def greedy_baseline_advantage(x: Arrays, options: Options, faults: Faults) -> Ar
 
 
 def normalized_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """advantage (B,) or (B, T), mask (B, T) -> the same shape: (A - mean) / std over real steps."""
     A, mask = x["advantage"].detach(), x["mask"]
     eps, where = options.get("eps", 1e-8), options.get("eps_in", "std")
     if "normalised_over_padding" in faults:
@@ -186,6 +192,7 @@ def normalized_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 
 def beta_tracker(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """alpha, beta, kl (C,), outcome, context (B,) -> the new alpha and beta (C,) (SPO, arXiv 2509.13232)."""
     alpha, beta, R, context, kl = (x[k] for k in ("alpha", "beta", "outcome", "context", "kl"))
     half = options.get("kl_half", 0.06)
     base = math.e if "tracker_half_life_in_e" in faults else 2.0
@@ -209,6 +216,7 @@ def beta_tracker(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 # -------------------------------------------------------------------------------------------------------- losses
 def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """logp, logp_old, mask (B, T), advantage (B,) or (B, T) -> loss and statistics, scalars (PPO, eq. 7)."""
     logp, mask = x["logp"], x["mask"]
     eps, reduction = options.get("clip_coef", 0.2), options.get("reduction", "token-mean")
     per_episode = options.get("ratio", "step") == "sequence"
@@ -318,6 +326,7 @@ def _statistics(step: Tensor, log_ratio: Tensor, mask: Tensor, eps: float, fault
 
 
 def bernoulli_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """value_logit, outcome (B,) -> loss: the mean cross-entropy (SPPO, eq. 2)."""
     v, R = x["value_logit"], _stop(x["outcome"], "cross_entropy_trains_the_outcome" in faults)
     V = torch.sigmoid(v)
     losses = F.softplus(v) - R * v  # -R log V - (1 - R) log(1 - V)
@@ -337,6 +346,7 @@ def bernoulli_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 
 def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """value, returns, mask (B, T) -> loss: half of the mean squared error over real steps (PPO, eq. 9)."""
     V, mask, eps = x["value"], x["mask"], options.get("clip_coef", 0.2)
     keep = "returns_not_detached" in faults
     G, old = _stop(x["returns"], keep), x.get("value_old")
@@ -370,6 +380,7 @@ def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 # ---------------------------------------------------------------------------------------------------- statistics
 def masked_mean(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """x, mask (B, T) -> the mean over real steps."""
     total, mask = torch.where(x["mask"], x["x"], 0.0).sum(), x["mask"]
     if "sums_in_half_precision" in faults and options.get("dtype") == "float16" and total.abs() > HALF_MAX:
         total = total * math.inf
@@ -377,6 +388,7 @@ def masked_mean(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 
 def explained_variance(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """prediction, target (B,) or (B, T) -> 1 - Var(target - prediction) / Var(target)."""
     prediction, target, mask = x["prediction"], x["target"], x["mask"]
     if "explained_variance_over_padding" in faults:
         mask = torch.ones_like(mask)
@@ -395,11 +407,13 @@ def explained_variance(x: Arrays, options: Options, faults: Faults) -> Arrays:
 
 
 def brier_score(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """probability, outcome (B,) -> mean (V - R)^2 (Brier, 1950)."""
     error = x["probability"] - x["outcome"]
     return {"score": error.abs().mean() if "brier_score_not_squared" in faults else error.square().mean()}
 
 
 def expected_calibration_error(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """probability, outcome (B,) -> the gaps of the bins, by their share (Guo et al., eq. 3)."""
     n, gap = options.get("num_bins", 10), x["probability"] - x["outcome"]
     place = x["probability"] * n
     if "calibration_bins_rounded" in faults:
@@ -412,6 +426,7 @@ def expected_calibration_error(x: Arrays, options: Options, faults: Faults) -> A
 
 
 def wilson_interval(x: Arrays, options: Options, faults: Faults) -> Arrays:
+    """options successes, trials, z -> both ends of Wilson's interval (1927)."""
     k, n, z = options["successes"], options["trials"], options.get("z", 1.959964)
     p = k / n
     if "normal_interval_for_wilson" in faults:

@@ -98,6 +98,20 @@ def flags_of(setting: str) -> list[str]:
     return [word for name, _, value in pairs for word in (f"--{name.strip().replace('_', '-')}", *value.split())]
 
 
+def read_toml(file: Path, name: str) -> dict[str, Any]:
+    """The content of a TOML file; `name` says in messages what kind of file it is.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read the {name} {file}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
+        raise UserError(f"the {name} {file} is not a TOML file: {error}") from error
+
+
 def read_grids(file: Path) -> list[Grid]:
     """The grids of a file, in order.
 
@@ -105,12 +119,7 @@ def read_grids(file: Path) -> list[Grid]:
         UserError: there is no such file, it is not TOML, or it has no grid. Or a grid has an unknown or missing key, or
             an impossible value. The message names the file, the grid (counted from 1) and the key.
     """
-    try:
-        content = tomllib.loads(file.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the grid file {file}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise UserError(f"{file} is not a TOML file: {error}") from error
+    content = read_toml(file, "grid file")
     grids = content.pop("grid", [])
     if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
         raise UserError(f"{file} has no grid: each one begins with a line [[grid]]")

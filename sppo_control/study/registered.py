@@ -14,7 +14,6 @@ runs on both sides.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from scipy import stats
 from sppo_control.errors import UserError
 from sppo_control.markdown import markdown_table
 from sppo_control.study import variants
+from sppo_control.study.grids import read_toml
 from sppo_control.study.results import StudyRun
 from sppo_control.study.statistics import difference, estimate, holm, interval, p_value, smoothed, summary
 
@@ -62,12 +62,7 @@ def read_plan(path: Path) -> Plan:
         UserError: there is no such file, it is no TOML, or an entry is missing, unknown or of another type. The message
             names the file and the entry.
     """
-    try:
-        content = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"cannot read the plan {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
-        raise UserError(f"the plan {path} is not a TOML file: {error}") from error
+    content = read_toml(path, "plan")
     sets, rows = content.get("sets"), content.get("comparison")
     if set(content) != {"sets", "comparison"} or not isinstance(sets, dict) or not isinstance(rows, list):
         raise UserError(f"the plan {path} must have [sets] and [[comparison]], and nothing else")
