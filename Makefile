@@ -18,7 +18,7 @@ test: .venv/.test  ## check format, lint, types and tests
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal  # worksteal, because tests of training are few and long
 
-test-slow: .venv/.test  ## the few tests that take more than ten seconds each: about two minutes
+test-slow: .venv/.test  ## the few tests that take more than ten seconds each: about three minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist worksteal
 
 test-nightly: .venv/.test  ## the properties (tests/test_properties_*.py) on 2,000 random cases each, not 200: four minutes of one core
