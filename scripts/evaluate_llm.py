@@ -3,7 +3,7 @@
     python scripts/evaluate_llm.py                                       # the tiny adder of this package, some seconds
     python scripts/evaluate_llm.py --model runs/<folder> --benchmarks addition      # the policy of a run of sppo_llm.py
     python scripts/evaluate_llm.py --model Qwen/Qwen2.5-Math-1.5B-Instruct --bf16 --max-response-length 3072 \\
-        --benchmarks aime24 aime25 amc23 math500 minerva                 # from the Hub
+        --benchmarks aime24 aime25 amc23 math500 minerva                 # from the Hub; --protocol sppo-paper: as the paper
     python scripts/evaluate_llm.py --model <folder> --benchmarks aime24=aime24.jsonl mine=problems.parquet
 
 Every finished batch is kept in --out. After a stop the same command goes on, with the same result. docs/llm_evaluate.md
@@ -40,7 +40,7 @@ from sppo_control.llm.prompts import (
     read_dataset,
 )
 from sppo_control.llm.responses import generate
-from sppo_control.llm.rewards import COLUMNS, MathReward, answer_text
+from sppo_control.llm.rewards import COLUMNS, MathReward, answer_text, paper_answer
 from sppo_control.llm.setup import ADDER, check_device, find_device, naming, require_packages, stop_texts
 from sppo_control.llm.tokenizers import load_tokenizer, prompt_ids, prompt_text
 from sppo_control.outputs import Folder, only_writer
@@ -56,6 +56,8 @@ BENCHMARKS = {
 QUESTIONS = ("question", "problem", "prompt")
 """Columns that may contain the question in your own file; the first one present is taken."""
 TEMPLATE = "{question}\nPlease reason step by step, and put your final answer within \\boxed{}."
+PAPER_TEMPLATE = "{question} Please output the final answer within \\boxed{}."
+"""The message in the evaluation files of the official code (github.com/sustech-nlp/SPPO, commit 55e8a72)."""
 FREE = ("model", "batch_size", "device")
 """Settings that may differ when an evaluation goes on. Other weights are noticed, whatever their name. With another batch
 size or device the remaining samples are different ones, which are as good."""
@@ -77,10 +79,14 @@ class Args:
     reward: str | None = None
     """math, exact, after-equals, or your own module:function, as in the training scripts (docs/llm.md); None is
     after-equals for additions, else math"""
+    protocol: Literal["ours", "sppo-paper"] = "ours"
+    """sppo-paper: prompt, judged part and tolerance of the official SPPO code (docs/llm_evaluate.md)"""
+    tolerance: float | None = None
+    """reward math: relative, between numbers; None is 0, and with --protocol sppo-paper 1e-4"""
     stop: tuple[str, ...] | None = None
     """texts that end a response, such as "\\n"; None leaves it to the end-of-text token, which always ends it"""
     prompt_template: str | None = None
-    """what the model is asked, with {question} in it; None asks for reasoning and \\boxed{} (docs/llm_evaluate.md)"""
+    """what the model is asked, with {question} in it; None is the protocol's (docs/llm_evaluate.md)"""
     prompt_format: Literal["auto", "chat", "text"] = "auto"
     """a chat message, or plain text; auto is chat if the tokenizer has a chat template"""
     seed: int = 1
@@ -111,6 +117,14 @@ class Args:
         if self.model is None and names != ["addition"]:
             raise ValueError(f"--benchmarks {' '.join(self.benchmarks)} needs a --model: the tiny adder only adds")
         adds = names == ["addition"]
+        if self.protocol == "sppo-paper" and ("addition" in names or self.reward not in (None, "math")):
+            raise ValueError(
+                "--protocol sppo-paper judges \\boxed{...}: no --benchmarks addition, no --reward but math"
+            )
+        if self.tolerance is not None and ("addition" in names or self.reward not in (None, "math")):
+            raise ValueError("--tolerance is for --reward math, which compares numbers; leave it out")
+        if self.tolerance is not None and not 0 <= self.tolerance < 1:
+            raise ValueError(f"--tolerance must be at least 0 and below 1, got {self.tolerance}")
         if self.temperature is None:
             self.temperature = 1.0 if adds else 0.6
         if self.k is None:
@@ -140,8 +154,11 @@ class Args:
 class Judge:
     """The reward for `generate`. It keeps its last verdicts: correct, wrong, or a key of `MathReward.counts`."""
 
-    def __init__(self, name: str) -> None:
-        self.math = MathReward() if name == "math" else None
+    def __init__(self, name: str, protocol: str = "ours", tolerance: float | None = None) -> None:
+        paper = protocol == "sppo-paper"
+        self.part = paper_answer if paper else str
+        tolerance = (1e-4 if paper else 0.0) if tolerance is None else tolerance
+        self.math = MathReward(tolerance=tolerance) if name == "math" else None
         self.reward = make_reward(name)
         self.verdicts: list[str] = []
 
@@ -150,7 +167,8 @@ class Judge:
             self.verdicts = ["correct" if right else "wrong" for right in self.reward(texts, columns)]
         else:
             self.verdicts = [
-                self.math.verdict(text, answer) for text, answer in zip(texts, columns["answer"], strict=True)
+                self.math.verdict(self.part(text), answer)
+                for text, answer in zip(texts, columns["answer"], strict=True)
             ]
         return [float(verdict == "correct") for verdict in self.verdicts]
 
@@ -198,7 +216,9 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
         found.append(present[0])
     question, answer = found
     # A column `prompt` is what the training scripts read: the model's whole input. Other columns have the bare question.
-    template = args.prompt_template or ("{question}" if question == "prompt" else TEMPLATE)
+    template = args.prompt_template or (
+        "{question}" if question == "prompt" else TEMPLATE if args.protocol == "ours" else PAPER_TEMPLATE
+    )
     chat = args.prompt_format == "chat" or (
         args.prompt_format == "auto" and question != "prompt" and bool(tokenizer.chat_template)
     )
@@ -242,7 +262,7 @@ def respond(name: str, prompts: Prompts, model: Any, tokenizer: Any, args: Args,
     assert args.k is not None  # Args fills these in
     assert args.temperature is not None
     assert args.max_response_length is not None
-    judge = Judge(args.reward or ("after-equals" if name == "addition" else "math"))
+    judge = Judge(args.reward or ("after-equals" if name == "addition" else "math"), args.protocol, args.tolerance)
     path = out / f"{name}.jsonl"
     pairs = [(problem, sample) for sample in range(args.k) for problem in range(len(prompts))]
     with only_writer(path), path.open("a+b") as file:
@@ -307,6 +327,10 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
     names = ("k", "temperature", "max_response_length", "reward", "prompt_template", "prompt_format", "seed", "bf16",
              "batch_size", "device")  # fmt: skip
     settings = {"model": path, **{key: getattr(args, key) for key in names}, "weights": fingerprint(model)}
+    if args.protocol != "ours":
+        settings["protocol"] = args.protocol
+    if args.tolerance is not None:
+        settings["tolerance"] = args.tolerance
     if args.stop:  # a new key would give folders of earlier evaluations another name
         settings["stop"] = list(args.stop)
     fixed = json.dumps([value for key, value in settings.items() if key not in FREE])

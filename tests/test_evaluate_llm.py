@@ -27,6 +27,7 @@ import evaluate_llm
 from evaluate_llm import Args, Judge
 from sppo_control import errors, outputs
 from sppo_control.llm import MathReward, average_at_k, responses
+from sppo_control.llm.rewards import paper_answer
 from sppo_control.llm.setup import ADDER
 
 CHAT = "<bos>{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
@@ -681,3 +682,59 @@ def test_the_command_line_ends_with_one_line_and_status_2(monkeypatch, capsys):
         runpy.run_path(evaluate_llm.__file__, run_name="__main__")
     assert refused.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: no such dataset: none.parquet"
+
+
+# --------------------------------------------------------------------------------------------------- the paper's protocol
+def test_the_table_of_the_two_protocols_is_right():
+    import protocol_table
+
+    text = protocol_table.PAGE.read_text()
+    assert protocol_table.page(text) == text
+    assert sum(map(len, protocol_table.KINDS.values())) == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("a</think>b", "b"), ("a</think>b</think>c", "c"), ("a", "a"), ("</think>", ""),
+        (r"\fbox{1}", r"\boxed{1}"), (r"\boxed{1} \fbox{2}", r"\boxed{1} \fbox{2}"),
+        (r"\boxed{1}</think>\fbox{2}", r"\boxed{2}"),
+    ],
+)  # fmt: skip
+def test_what_the_paper_judges_of_a_response(text, part):
+    assert paper_answer(text) == part
+
+
+def test_the_papers_protocol_changes_prompt_verdict_and_folder(made, monkeypatch, capsys):
+    canned = Canned(monkeypatch, lambda prompts, row, sample: r"\boxed{2}</think>\fbox{1.00001}")
+    file = write("q.jsonl", [{"question": "1?", "answer": "1"}])
+    rates = []
+    for settings in ({}, {"protocol": "sppo-paper"}, {"protocol": "sppo-paper", "tolerance": 0.0}):
+        args = Args(model=made.plain, benchmarks=(f"mine={file}",), k=1, max_response_length=16, **settings)
+        rates.append(evaluate_llm.main(args)["mine"]["average_at_k"])
+    assert rates == [0.0, 1.0, 0.0]
+    assert len(list(Path("runs").iterdir())) == 3
+    firsts = {
+        json.loads((path / "settings.json").read_text())["benchmarks"]["mine"]["first_prompt"]
+        for path in Path("runs").iterdir()
+    }
+    assert firsts == {
+        evaluate_llm.TEMPLATE.replace("{question}", "1?"),
+        r"1? Please output the final answer within \boxed{}.",
+    }
+    assert canned.calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tolerance": 1.0}, "--tolerance must be at least 0 and below 1, got 1.0"),
+        ({"tolerance": float("nan")}, "--tolerance must be at least 0 and below 1, got nan"),
+        ({"tolerance": 0.1, "reward": "exact"}, "--tolerance is for --reward math"),
+        ({"protocol": "sppo-paper", "reward": "exact"}, "--protocol sppo-paper judges"),
+        ({"protocol": "sppo-paper", "benchmarks": ("addition",)}, "--protocol sppo-paper judges"),
+    ],
+)
+def test_settings_that_do_not_fit_the_protocol(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Args(**{"model": "m", "benchmarks": ("amc23",), **settings})

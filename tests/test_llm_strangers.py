@@ -9,6 +9,7 @@ pytest.importorskip("trl", reason="trl is not installed: extra llm")
 import torch
 from tokenizers import processors
 
+from sppo_control import core
 from sppo_control.llm import MathReward, PromptCritic, addition
 from sppo_control.llm.context import check_context, check_ids, positions
 from sppo_control.llm.prompts import Prompts, load_prompts, make_reward, report_prompts
@@ -420,3 +421,29 @@ def test_a_critic_of_a_projected_width(width, tmp_path):
     value = critic.predict(["1+1=", "12+"])
     critic.save_pretrained(tmp_path)
     assert torch.equal(PromptCritic.from_pretrained(tmp_path).predict(["1+1=", "12+"]), value)
+
+
+# ----------------------------------------------------------------------------------------------------- finite gradients
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", ["step", "sequence"])
+@pytest.mark.parametrize("reduction", ["token-mean", "sequence-mean", "fixed"])
+def test_a_finite_loss_has_a_finite_gradient(dtype, ratio, reduction):
+    """Log-ratios from -1e4 to 1e4: the gradient is finite wherever the loss is, and 0 where the ratio is clipped."""
+    finite = 0
+    for size in (0.3, 5.0, 11.0, 88.5, 89.0, 200.0, 720.0, 1e4):
+        for sign in (1, -1):
+            for A in ([0.5, 0.5], [0.0, -0.0], [-0.5, 0.5], [-0.5, -1e-4]):
+                logp = torch.full((2, 3), -1.0, dtype=dtype, requires_grad=True)
+                old = torch.full((2, 3), -1.0, dtype=dtype)
+                old[0, 1] -= sign * size
+                mask = torch.tensor([[True, True, False], [True, True, True]])
+                advantage = torch.tensor(A, dtype=dtype)
+                found = core.clipped_surrogate(logp, old, advantage, mask, 0.2, reduction, ratio=ratio)
+                if found.loss.isfinite():
+                    finite += 1
+                    found.loss.backward()
+                    assert logp.grad.isfinite().all(), (size, sign, A)
+                    assert logp.grad[0, 2] == 0
+                    if A[0] > 0 and sign * size > 1 and ratio == "step":  # clipped
+                        assert logp.grad[0, 1] == 0
+    assert finite > 40

@@ -312,7 +312,8 @@ def hidden_states(backbone: Any, responses: Responses, bf16: bool = False) -> Te
 
 @torch.no_grad()
 def check_head(model: Any, ids: Sequence[int]) -> None:
-    """Refuse a model whose logits are not simply hidden states times its output head (soft caps, scales).
+    """Refuse a model whose logits are not simply hidden states times its output head (soft caps, scales), or that reads
+    padding.
 
     `policy_log_probs` would compute the log-probabilities of another policy.
 
@@ -334,6 +335,18 @@ def check_head(model: Any, ids: Sequence[int]) -> None:
         expected = model(input_ids=x, use_cache=False).logits.float()
     finally:
         hook.remove()
+    # The scripts pad prompts on the left. Some architectures read what stands there (RWKV), whatever the mask says.
+    mask = torch.ones(1, len(ids) + 2, dtype=torch.long, device=device)
+    mask[:, :2] = 0
+    again = model.base_model(
+        input_ids=torch.cat([x[:, -2:], x], dim=1), attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False,
+    ).last_hidden_state[:, 2:]  # fmt: skip
+    if (again - hidden).abs().max() > 1e-2 * hidden.abs().max():
+        raise ValueError(
+            f"{type(model).__name__} reads the padding on the left of a prompt, so short prompts in a batch would be other "
+            "prompts; use a model of another family, such as Qwen2, Qwen3 or Llama"
+        )
     if (logits - expected).abs().max() > 1e-2 * expected.abs().max().clamp(min=1.0):
         raise ValueError(
             f"{type(model).__name__} changes its logits after the output head (a soft cap or scale), which these "

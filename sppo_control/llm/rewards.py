@@ -85,6 +85,15 @@ def last_boxed(text: str) -> str | None:
     return None
 
 
+def paper_answer(text: str) -> str:
+    r"""What the official SPPO code judges of a response: the text after the last </think>, all of it where there is none.
+
+    There \fbox{...} counts as \boxed{...} if no \boxed is in it (github.com/sustech-nlp/SPPO, commit 55e8a72).
+    """
+    text = text.rpartition("</think>")[2]
+    return text if r"\boxed" in text else text.replace(r"\fbox", r"\boxed")
+
+
 def check_outcomes(rewards: Any) -> None:
     """Refuse rewards that are not 0 or 1.
 
