@@ -420,10 +420,12 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
             denominator is not above 0 or not finite.
     """
     _check_vector(value_logit=value_logit, outcome=outcome)
-    _check_outcome(outcome, "outcome")
     denominator = _checked_denominator(denominator)
     if compiled is not None and compiled.sums_suit(value_logit, outcome):
-        return compiled.bernoulli_value_loss(value_logit, outcome, denominator)
+        loss, inside = compiled.bernoulli_value_loss(value_logit, outcome, denominator)
+        if inside:
+            return loss
+    _check_outcome(outcome, "outcome")
     losses = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="none")
     return (_sum(losses) / (outcome.numel() if denominator is None else denominator)).to(losses.dtype)
 
