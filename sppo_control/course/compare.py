@@ -1,0 +1,242 @@
+"""What the checks share: read what a student's function returns, compare it, and name the mistake.
+
+A check gives tiny inputs first, so that the numbers in its message can be followed by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .grading import Mistake
+
+Case = tuple[dict[str, Any], dict[str, Any]]
+"""Arrays as nested lists, and options."""
+NAN = "A number is NaN: a division 0 / 0, the logarithm of 0, or NaN times 0."
+UNKNOWN = "The numbers differ, and not by a usual mistake."
+TOLERANCE = 1e-5
+"""Relative and absolute. It admits float32, and epsilons of 1e-6 and below."""
+
+
+def show(x: Any) -> str:
+    """Numbers as short text."""
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if isinstance(x, Tensor):
+        x = x.detach().tolist()
+    if isinstance(x, float):
+        return f"{x:.4g}" if x != 0 else "0"
+    if isinstance(x, list | tuple):
+        return f"[{', '.join(map(show, x))}]"
+    if isinstance(x, Mapping):
+        return ", ".join(f"{name} = {show(value)}" for name, value in x.items())
+    return str(x)
+
+
+def numbers(found: Any, shape: tuple[int, ...], what: str) -> Tensor:
+    """What a student's function returned, as a float64 tensor that keeps its gradient.
+
+    Args:
+        found: a tensor, an array, a number or a list.
+        shape: the shape that is right.
+        what: its name in messages.
+
+    Raises:
+        Mistake: it is nothing of this kind, or has another shape or dtype.
+    """
+    if found is None:
+        raise Mistake(f"{what} is None. Does the function end in `return`?")
+    if isinstance(found, tuple):
+        raise Mistake(f"{what} is a tuple of {len(found)}, where one array of shape {shape} is right.")
+    if not isinstance(found, Tensor):
+        try:
+            array = np.asarray(found)
+        except (ValueError, TypeError, RuntimeError):
+            array = np.asarray(None)
+        if array.dtype == object or array.dtype.kind in "USV":
+            raise Mistake(f"{what} is of type {type(found).__name__}, where numbers of shape {shape} are right.")
+        found = torch.from_numpy(np.array(array))
+    if found.is_complex() or found.dtype == torch.bool:
+        raise Mistake(f"{what} has dtype {str(found.dtype).removeprefix('torch.')}, where real numbers are right.")
+    if tuple(found.shape) != shape:
+        hint = ""
+        if len(found.shape) == 2 and len(shape) == 1 and tuple(found.shape) == (shape[0], shape[0]):
+            hint = " A (B,) and a (B, 1) were broadcast to (B, B)."
+        elif not shape:
+            hint = " Is a mean or a sum left out?"
+        raise Mistake(f"{what} has shape {tuple(found.shape)}, right is {shape}.{hint}")
+    return found.double()
+
+
+def same(found: Tensor, right: Any) -> bool:
+    """Whether numbers agree up to rounding; NaN agrees with NaN."""
+    right = torch.as_tensor(right, dtype=torch.float64).detach()
+    return found.shape == right.shape and torch.allclose(found.detach(), right, TOLERANCE, TOLERANCE, equal_nan=True)
+
+
+def expect(found: Any, right: Any, what: str, given: Any = "", mistakes: Mapping[str, Any] | None = None) -> Tensor:
+    """Compare one answer with the right one.
+
+    Args:
+        found: what the student's function returned.
+        right: numbers.
+        what: the name of the answer in messages.
+        given: the inputs, which the message repeats.
+        mistakes: a sentence about a usual mistake -> the answer that it gives, of any shape.
+
+    Returns:
+        The answer as a float64 tensor.
+
+    Raises:
+        Mistake: they differ.
+    """
+    right = torch.as_tensor(right, dtype=torch.float64).detach()
+    tail = f" With {show(given)}, {what} is " if given else f" {what[:1].upper()}{what[1:]} is "
+    for sentence, wrong in (mistakes or {}).items():
+        wrong = torch.as_tensor(wrong, dtype=torch.float64).detach()
+        if wrong.shape == right.shape and same(wrong, right):
+            continue  # these inputs do not show it
+        try:
+            mine = numbers(found, tuple(wrong.shape), what)
+        except Mistake:
+            continue
+        if same(mine, wrong):
+            raise Mistake(f"{sentence}{tail}{show(mine)}, right is {show(right)}.")
+    mine = numbers(found, tuple(right.shape), what)
+    if same(mine, right):
+        return mine
+    if mine.isnan().any() and not right.isnan().any():
+        raise Mistake(f"{NAN}{tail}{show(mine)}, right is {show(right)}.")
+    if same(mine, -right):
+        raise Mistake(f"The sign is turned.{tail}{show(mine)}, right is {show(right)}.")
+    raise Mistake(f"{UNKNOWN}{tail}{show(mine)}, right is {show(right)}.")
+
+
+def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Call a student's function on copies of tensors.
+
+    Raises:
+        Mistake: it changes an argument in place, which the caller still needs.
+    """
+    copies = [_copy(x) for x in arguments]
+    found = function(*copies, **named)
+    for x, y in zip(arguments, copies, strict=True):
+        if isinstance(x, Tensor) and not torch.equal(torch.nan_to_num(x), torch.nan_to_num(y)):
+            raise Mistake(
+                f"The function changes its argument in place: {show(x)} became {show(y)}. The caller still needs it; "
+                "work on a copy."
+            )
+    return found
+
+
+def _copy(x: Any) -> Any:
+    return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
+
+
+def gradient(function: Callable[..., Any], arguments: Sequence[Any], of: int, what: str) -> Tensor:
+    """Gradient of a scalar that a student's function returns, with respect to one argument; 0 if it does not depend on it.
+
+    Raises:
+        Mistake: the function does not return a scalar, or it has no gradient at all.
+    """
+    copies = [_copy(x) for x in arguments]
+    copies[of] = copies[of].detach().clone().requires_grad_()
+    found = numbers(function(*copies), (), what)
+    if not found.requires_grad:
+        raise Mistake(f"The gradient is lost: {what} has none, for example because of detach(), item() or numpy().")
+    (result,) = torch.autograd.grad(found, [copies[of]], allow_unused=True)
+    return torch.zeros_like(copies[of]) if result is None else result
+
+
+def no_gradient(found: Any, sentence: str) -> None:
+    """Raise Mistake with this sentence if a tensor still has a gradient."""
+    if isinstance(found, Tensor) and found.requires_grad:
+        raise Mistake(sentence)
+
+
+# ------------------------------------------------------------------------------------------ the conformance kit
+def against_kit(
+    name: str,
+    answer: Callable[[dict[str, Tensor], dict[str, Any]], Mapping[str, Any]],
+    cases: Sequence[Case],
+    *,
+    leave_out: Sequence[str] = (),
+    gradients: Sequence[str] = (),
+) -> None:
+    """Compare a student's function with the conformance kit's reference, and name the mistake by the kit's sentences.
+
+    Args:
+        name: the function of the kit's specification.
+        answer: takes arrays by name and options, calls the student, and returns outputs by the kit's names.
+        cases: arrays as nested lists (floating ones become float64, bools stay) and options; the smallest first.
+        leave_out: mistakes that cannot be made here.
+        gradients: arrays whose gradient of the output (a scalar) is compared too.
+
+    Raises:
+        Mistake: an answer differs. Its sentence is the first mistake that explains the answers of all cases.
+    """
+    from ..conformance.spec import FUNCTIONS
+
+    function = next(f for f in FUNCTIONS if f.name == name)
+
+    def reference(case: Case, *faults: str) -> dict[str, Tensor]:
+        x = _tensors(case[0], gradients)
+        return _with_gradients(function.reference(x, case[1], frozenset(faults)), x, gradients)
+
+    answers: list[tuple[Case, dict[str, Tensor]]] = []
+    bad: tuple[Case, str, Tensor, Tensor] | None = None
+    for case in cases:
+        x, right = _tensors(case[0], gradients), reference(case)
+        found = {key: numbers(y, tuple(right[key].shape), key) for key, y in answer(x, case[1]).items()}
+        if gradients and not next(iter(found.values())).requires_grad:
+            raise Mistake(
+                "The gradient is lost: the loss has none, because of detach(), item() or numpy(), for example."
+            )
+        mine = _with_gradients(found, x, gradients)
+        answers.append((case, mine))
+        for key, value in mine.items():
+            if bad is None and not same(value, right[key]):
+                bad = case, key, value, right[key]
+    if bad is None:
+        return
+    sentence = ""
+    for fault, words in function.faults.items():
+        if fault in leave_out:
+            continue
+        try:
+            if all(same(y, reference(case, fault)[key]) for case, mine in answers for key, y in mine.items()):
+                sentence = words
+                break
+        except (RuntimeError, KeyError):  # this mistake does not go with these inputs
+            continue
+    (arrays, options), key, value, correct = bad
+    if not sentence and value.isnan().any() and not correct.isnan().any():
+        sentence = NAN
+    if not sentence and same(value, -correct):
+        sentence = "The sign is turned."
+    sentence = sentence or UNKNOWN
+    raise Mistake(f"{sentence} With {show(arrays | options)}, {key} is {show(value)}, right is {show(correct)}.")
+
+
+def _tensors(arrays: Mapping[str, Any], gradients: Sequence[str]) -> dict[str, Tensor]:
+    made = {}
+    for name, x in arrays.items():
+        array = np.asarray(x)
+        made[name] = torch.from_numpy(array.astype(np.float64) if array.dtype.kind == "f" else array.copy())
+        if name in gradients:
+            made[name].requires_grad_()
+    return made
+
+
+def _with_gradients(outputs: Mapping[str, Tensor], x: Mapping[str, Tensor], of: Sequence[str]) -> dict[str, Tensor]:
+    """Outputs without gradient, and `gradient of NAME` of the first output, a scalar."""
+    found = {name: y.detach() for name, y in outputs.items()}
+    for name in of:
+        y = next(iter(outputs.values()))
+        g = torch.autograd.grad(y, x[name], retain_graph=True, allow_unused=True)[0] if y.requires_grad else None
+        found[f"gradient of {name}"] = torch.zeros_like(x[name]) if g is None else g
+    return found
