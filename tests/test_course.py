@@ -6,8 +6,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-
 from course_cut import cut
+
 from sppo_control.course import Check, Mistake, catalog, grading
 
 ROOT = Path(__file__).resolve().parents[1]

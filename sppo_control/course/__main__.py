@@ -26,7 +26,6 @@ from typing import Literal
 import tyro
 
 from .. import cli
-from ..errors import UserError
 from . import catalog
 from .catalog import Exercise, Folder
 from .grading import report

@@ -183,7 +183,8 @@ class Folder:
         Raises:
             UserError: the folder is the one that the templates are in.
         """
-        path, kept = self.file(exercise), None
+        path = self.file(exercise)
+        kept: Path | None = None
         if self.is_shipped:
             raise UserError(
                 f"{path} is itself the template, so there is no copy to put back; git checkout {path} does it, and "
@@ -191,9 +192,9 @@ class Folder:
             )
         if path.exists():
             number = 1
-            while (kept := path.with_name(f"{path.name}.backup{number}")).exists():
+            while (free := path.with_name(f"{path.name}.backup{number}")).exists():
                 number += 1
-            path.replace(kept)
+            kept = path.replace(free)
         shutil.copyfile(shipped() / path.name, path)
         for part in self.state.values():
             part.pop(exercise.stem, None)

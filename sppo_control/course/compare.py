@@ -5,6 +5,7 @@ A check gives tiny inputs first, so that the numbers in its message can be follo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -114,6 +115,59 @@ def expect(found: Any, right: Any, what: str, given: Any = "", mistakes: Mapping
     if same(mine, -right):
         raise Mistake(f"The sign is turned.{tail}{show(mine)}, right is {show(right)}.")
     raise Mistake(f"{UNKNOWN}{tail}{show(mine)}, right is {show(right)}.")
+
+
+def against(
+    function: Callable[..., Any],
+    cases: Sequence[Mapping[str, Any]],
+    right: Callable[..., Any],
+    what: str,
+    mistakes: Mapping[str, Callable[..., Any]],
+) -> None:
+    """Compare a student's function with the right one on some inputs, and name the mistake that explains all answers.
+
+    Args:
+        function: the student's.
+        cases: arguments by name, passed in this order; the smallest first.
+        right: takes the same arguments and returns numbers.
+        what: the name of the answer in messages.
+        mistakes: a sentence, or the name of a mistake of the conformance kit -> a function that makes it.
+
+    Raises:
+        Mistake: an answer differs.
+    """
+    found = [call(function, *case.values()) for case in cases]
+    for case, x in zip(cases, found, strict=True):
+        correct = torch.as_tensor(right(*case.values()), dtype=torch.float64).detach()
+        try:
+            expect(x, correct, what)
+            continue
+        except Mistake:
+            pass
+        named = {}
+        for name, wrong in mistakes.items():
+            with contextlib.suppress(ZeroDivisionError, RuntimeError, ValueError):
+                answers = [torch.as_tensor(wrong(*c.values()), dtype=torch.float64).detach() for c in cases]
+                if all(_agrees(x, y, what) for x, y in zip(found, answers, strict=True)):
+                    named = {sentence(name): wrong(*case.values())}
+                    break
+        expect(x, correct, what, case, named)
+
+
+def _agrees(found: Any, wrong: Tensor, what: str) -> bool:
+    try:
+        return same(numbers(found, tuple(wrong.shape), what), wrong)
+    except Mistake:
+        return False
+
+
+def sentence(name: str) -> str:
+    """The conformance kit's sentence about a mistake of this name; what is no such name stays as it is."""
+    if " " in name:
+        return name
+    from ..conformance.spec import mistakes
+
+    return mistakes()[name]
 
 
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:

@@ -139,7 +139,7 @@ def _same_state(notes: list[str]) -> Iterator[None]:
         seeds.append(seed)
         return manual_seed(seed)
 
-    torch.manual_seed = watched  # type: ignore[assignment]
+    torch.manual_seed = watched
     try:
         yield
     finally:

@@ -6,10 +6,10 @@ from types import ModuleType
 
 import torch
 
-from ..compare import against_kit, call, expect, no_gradient
+from ..compare import Case, against_kit, call, expect, no_gradient
 from ..grading import Check, Mistake
 
-CASES = [
+CASES: list[Case] = [
     ({"outcome": [1.0], "value_logit": [0.0]}, {}),
     ({"outcome": [0.0], "value_logit": [1.0]}, {}),
     ({"outcome": [1.0, 0.0, 0.0], "value_logit": [-1.0, 2.0, 0.5]}, {}),
