@@ -17,6 +17,7 @@ from .grading import Mistake
 
 Case = tuple[dict[str, Any], dict[str, Any]]
 """Arrays as nested lists, and options."""
+NAMES = {"returns": "the return", "advantage": "the advantage", "loss": "the loss"}
 NAN = "A number is NaN: a division 0 / 0, the logarithm of 0, or NaN times 0."
 UNKNOWN = "The numbers differ, and not by a usual mistake."
 TOLERANCE = 1e-5
@@ -170,6 +171,13 @@ def sentence(name: str) -> str:
     return mistakes()[name]
 
 
+def faults(name: str) -> Mapping[str, str]:
+    """The mistakes that the conformance kit knows of one of its functions, with their sentences."""
+    from ..conformance.spec import FUNCTIONS
+
+    return next(f for f in FUNCTIONS if f.name == name).faults
+
+
 def call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call a student's function on copies of tensors.
 
@@ -220,6 +228,7 @@ def against_kit(
     *,
     leave_out: Sequence[str] = (),
     gradients: Sequence[str] = (),
+    more: Mapping[str, Callable[[dict[str, Tensor], dict[str, Any]], Mapping[str, Tensor]]] | None = None,
 ) -> None:
     """Compare a student's function with the conformance kit's reference, and name the mistake by the kit's sentences.
 
@@ -229,6 +238,7 @@ def against_kit(
         cases: arrays as nested lists (floating ones become float64, bools stay) and options; the smallest first.
         leave_out: mistakes that cannot be made here.
         gradients: arrays whose gradient of the output (a scalar) is compared too.
+        more: other mistakes, which are tried first: a sentence, or a name of the kit -> outputs of arrays and options.
 
     Raises:
         Mistake: an answer differs. Its sentence is the first mistake that explains the answers of all cases.
@@ -257,23 +267,28 @@ def against_kit(
                 bad = case, key, value, right[key]
     if bad is None:
         return
-    sentence = ""
-    for fault, words in function.faults.items():
-        if fault in leave_out:
-            continue
+
+    def other(case: Case, name: str) -> dict[str, Tensor]:
+        x = _tensors(case[0], gradients)
+        return _with_gradients((more or {})[name](x, case[1]), x, gradients)
+
+    guesses: list[tuple[str, Callable[[Case, str], dict[str, Tensor]]]] = [(name, other) for name in more or {}]
+    guesses += [(fault, reference) for fault in function.faults if fault not in leave_out]
+    words = ""
+    for name_of, make in guesses:
         try:
-            if all(same(y, reference(case, fault)[key]) for case, mine in answers for key, y in mine.items()):
-                sentence = words
+            if all(same(y, make(case, name_of)[key]) for case, mine in answers for key, y in mine.items()):
+                words = sentence(name_of)
                 break
         except (RuntimeError, KeyError):  # this mistake does not go with these inputs
             continue
     (arrays, options), key, value, correct = bad
-    if not sentence and value.isnan().any() and not correct.isnan().any():
-        sentence = NAN
-    if not sentence and same(value, -correct):
-        sentence = "The sign is turned."
-    sentence = sentence or UNKNOWN
-    raise Mistake(f"{sentence} With {show(arrays | options)}, {key} is {show(value)}, right is {show(correct)}.")
+    if not words and value.isnan().any() and not correct.isnan().any():
+        words = NAN
+    if not words and same(value, -correct):
+        words = "The sign is turned."
+    what = NAMES.get(key, key)
+    raise Mistake(f"{words or UNKNOWN} With {show(arrays | options)}, {what} is {show(value)}, right is {show(correct)}.")
 
 
 def _tensors(arrays: Mapping[str, Any], gradients: Sequence[str]) -> dict[str, Tensor]:
