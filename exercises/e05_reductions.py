@@ -4,19 +4,22 @@ Difficulty: 2/5
 Minutes: 20
 Teaches: masks, token-mean and sequence-mean, micro-batches
 
-A batch has x, one number per step, (B, T), and a mask that is True on real steps. The loss is one number. There are three usual
-ways, and they weigh long and short episodes differently:
+A batch has x, one number per step, (B, T), and a mask that is True on real steps. The loss is one
+number. There are three usual ways, and they weigh long and short episodes differently:
 
-    token-mean      the sum over all real steps, divided by their number: each step counts the same (PPO, SPPO eq. 3)
-    sequence-mean   the mean over the real steps of each episode, then the mean over the episodes: each episode counts the same
-    fixed           the sum over all real steps, divided by B x T: nothing depends on the lengths (Dr. GRPO, arXiv 2503.20783)
+    token-mean      the sum over all real steps, divided by their number
+                    (PPO; each step counts the same)
+    sequence-mean   the mean over the real steps of each episode, then the mean over episodes
+                    (GRPO; each episode counts the same)
+    fixed           the sum over all real steps, divided by B x T
+                    (Dr. GRPO, arXiv 2503.20783; the lengths of others do not matter)
 
-A row may have no real step at all. It does not count in sequence-mean, and it counts in B for fixed. Values in the padding can
-be anything, even NaN.
+A row may have no real step at all. It does not count in sequence-mean, and it counts in B for
+fixed. Values in the padding can be anything, even NaN.
 
-A large batch does not fit into memory, so it is cut into micro-batches, whose gradients are added up. Then the sum of the
-micro-batches' losses must be the loss of the whole batch. A mean of means is not: the lengths differ. So the last divisor, the
-denominator, is that of the whole batch.
+A large batch does not fit into memory, so it is cut into micro-batches, whose gradients are added
+up. Then the sum of the micro-batches' losses must be the loss of the whole batch. A mean of means
+is not: the lengths differ. So the last divisor, the denominator, is that of the whole batch.
 """
 
 import torch

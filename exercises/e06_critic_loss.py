@@ -4,13 +4,15 @@ Difficulty: 2/5
 Minutes: 20
 Teaches: binary cross-entropy with logits, its gradient, numerical range
 
-The critic's logit v becomes a probability of success V = sigmoid(v), and the outcome R is 0 or 1 (or a success rate between).
-SPPO trains the critic by the mean binary cross-entropy over the B episodes of a batch (SPPO, arXiv 2604.08865, eq. 2):
+The critic's logit v becomes a probability of success V = sigmoid(v), and the outcome R is 0 or 1
+(or a success rate between). SPPO trains the critic by the mean binary cross-entropy over the B
+episodes of a batch (SPPO, arXiv 2604.08865, eq. 2):
 
     L = mean of  -R log V - (1 - R) log(1 - V)
 
-Its gradient is simple: d L / d v_i = (V_i - R_i) / B. A squared error on V, (V - R)^2 / 2, has the gradient
-(V - R) V (1 - V) / B. It vanishes where the critic is sure and wrong: exactly where it has most to learn.
+Its gradient is simple: d L / d v_i = (V_i - R_i) / B. A squared error on V, (V - R)^2 / 2, has the
+gradient (V - R) V (1 - V) / B. It vanishes where the critic is sure and wrong: exactly where it has
+most to learn.
 
 V rounds to 0 or 1 for large logits, and log 0 is infinite. So do not compute V first. Use
 

@@ -288,7 +288,9 @@ def against_kit(
     if not words and same(value, -correct):
         words = "The sign is turned."
     what = NAMES.get(key, key)
-    raise Mistake(f"{words or UNKNOWN} With {show(arrays | options)}, {what} is {show(value)}, right is {show(correct)}.")
+    raise Mistake(
+        f"{words or UNKNOWN} With {show(arrays | options)}, {what} is {show(value)}, right is {show(correct)}."
+    )
 
 
 def _tensors(arrays: Mapping[str, Any], gradients: Sequence[str]) -> dict[str, Tensor]:

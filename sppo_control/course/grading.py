@@ -25,7 +25,9 @@ from types import ModuleType
 from typing import Any
 
 SECONDS = 20.0
-"""Time that the checks of one exercise may take. `SECONDS` in the module of checks replaces it."""
+"""Seconds of computing that the checks of one exercise may take. `SECONDS` in the module of checks replaces it."""
+PATIENCE = 3
+"""The checks may take so many times `SECONDS` if the process does not compute, or has to wait for others."""
 STARTING = 60.0
 """Seconds for the start of the process, before the first check."""
 PRINTED = 2000
@@ -255,7 +257,10 @@ def work(path: Path, events: Path) -> None:
     student = threading.get_ident()
 
     def watch() -> None:
-        time.sleep(seconds)
+        begin, used = time.monotonic(), time.process_time()
+        # Time of this process, because the machine may be busy with something else; and waiting is not endless either.
+        while time.process_time() - used < seconds and time.monotonic() - begin < PATIENCE * seconds:
+            time.sleep(0.1)
         frame = sys._current_frames().get(student)
         line = None
         while frame is not None:
@@ -334,7 +339,7 @@ def _environment() -> dict[str, str]:
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
     """The exit status; None if the process had to be killed. It ends itself unless its code blocks even that."""
     try:
-        return process.wait(STARTING + SECONDS)
+        return process.wait(STARTING + 2 * PATIENCE * SECONDS)
     except subprocess.TimeoutExpired:
         return None
 

@@ -47,7 +47,9 @@ def has_no_gradient(ratio, advantage, clip_coef):
     return np.bool_(np.sign(advantage) * (ratio - 1) > clip_coef)
 """,
 }
-_HEAD = "def clipped_objective(logp, logp_old, A, eps):\n    r, A = (logp - logp_old.detach()).exp(), A.detach()[:, None]\n"
+_HEAD = (
+    "def clipped_objective(logp, logp_old, A, eps):\n    r, A = (logp - logp_old.detach()).exp(), A.detach()[:, None]\n"
+)
 WRONG = {
     "loss": (_HEAD + "    return -torch.minimum(r * A, r.clamp(1 - eps, 1 + eps) * A)", "minus the objective"),
     "not clipped": (_HEAD + "    return r * A", "not clipped at all"),

@@ -86,7 +86,10 @@ WRONG = {
         "NaN times 0",
     ),
     "no gradient": (_HEAD + "    return right(x, mask, reduction, denominator).item()", "gradient is lost"),
-    "means added": ("def whole_batch(parts): return sum(reduce(x, m, 'token-mean') for x, m in parts)", "means are added"),
+    "means added": (
+        "def whole_batch(parts): return sum(reduce(x, m, 'token-mean') for x, m in parts)",
+        "means are added",
+    ),
     "means averaged": (
         "def whole_batch(parts): return sum(reduce(x, m, 'token-mean') for x, m in parts) / len(parts)",
         "means are averaged",

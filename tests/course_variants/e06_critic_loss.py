@@ -43,15 +43,24 @@ WRONG = {
     "mixed up": ("def critic_loss(v, R): return (R * F.softplus(v) + (1 - R) * F.softplus(-v)).mean()", "mixed up"),
     "only successes": ("def critic_loss(v, R): return (R * F.softplus(-v)).mean()", "Only successes"),
     "detached": ("def critic_loss(v, R): return (F.softplus(v.detach()) - R * v.detach()).mean()", "gradient is lost"),
-    "rounded": ("def critic_loss(v, R): return torch.where(R > 0.5, F.softplus(-v), F.softplus(v)).mean()", "success rate"),
+    "rounded": (
+        "def critic_loss(v, R): return torch.where(R > 0.5, F.softplus(-v), F.softplus(v)).mean()",
+        "success rate",
+    ),
     "rounded probability": (
         "def critic_loss(v, R):\n    V = v.sigmoid()\n    return -(R * V.log() + (1 - R) * (1 - V).log()).mean()",
         "infinite at large logits",
     ),
     "gradient's sign": ("def cross_entropy_gradient(v, R): return (R - v.sigmoid()) / len(R)", "R - V"),
     "gradient of the sum": ("def cross_entropy_gradient(v, R): return v.sigmoid() - R", "not divided by B"),
-    "gradient of the logit": ("def cross_entropy_gradient(v, R): return (v - R) / len(R)", "as if it were a probability"),
-    "no slope": ("def squared_error_gradient(v, R): return (v.sigmoid() - R) / len(R)", "gradient of the cross-entropy"),
+    "gradient of the logit": (
+        "def cross_entropy_gradient(v, R): return (v - R) / len(R)",
+        "as if it were a probability",
+    ),
+    "no slope": (
+        "def squared_error_gradient(v, R): return (v.sigmoid() - R) / len(R)",
+        "gradient of the cross-entropy",
+    ),
     "twice": (
         "def squared_error_gradient(v, R):\n    V = v.sigmoid()\n    return 2 * (V - R) * V * (1 - V) / len(R)",
         "not halved",

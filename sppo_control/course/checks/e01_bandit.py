@@ -94,13 +94,12 @@ def variance(student: ModuleType) -> None:
             ),
             "The baseline is left out of the variance.": lambda t, r, b: _variance(t, r, 0.0),
             "The mean is subtracted without its square.": lambda *x: _moment(*x, 2) - _moment(*x, 1),
-            "Both choices count the same, but the policy takes them with its probabilities.": lambda *x: _moment(
-                *x, 2, (0.5, 0.5)
-            )
-            - _moment(*x, 1, (0.5, 0.5)) ** 2,
-            "This is the variance of the reward, without the score.": lambda t, r, b: _pi(t)[0]
-            * _pi(t)[1]
-            * (r[1] - r[0]) ** 2,
+            "Both choices count the same, but the policy takes them with its probabilities.": lambda *x: (
+                _moment(*x, 2, (0.5, 0.5)) - _moment(*x, 1, (0.5, 0.5)) ** 2
+            ),
+            "This is the variance of the reward, without the score.": lambda t, r, b: (
+                _pi(t)[0] * _pi(t)[1] * (r[1] - r[0]) ** 2
+            ),
         },
     )
 
@@ -119,12 +118,12 @@ def best(student: ModuleType) -> None:
             "This is the expected reward. It is a good baseline, but rewards with a large score must count more: "
             "E[r s^2] / E[s^2].": lambda t, r: _pi(t)[0] * r[0] + _pi(t)[1] * r[1],
             "This is the plain mean of both rewards, whatever the policy is.": lambda t, r: (r[0] + r[1]) / 2,
-            "This is E[r s^2]; divide by E[s^2].": lambda t, r: _pi(t)[0] * _pi(t)[1] ** 2 * r[0]
-            + _pi(t)[1] * _pi(t)[0] ** 2 * r[1],
+            "This is E[r s^2]; divide by E[s^2].": lambda t, r: (
+                _pi(t)[0] * _pi(t)[1] ** 2 * r[0] + _pi(t)[1] * _pi(t)[0] ** 2 * r[1]
+            ),
             "The squared scores are not weighted by the probabilities.": lambda t, r: (
-                _pi(t)[1] ** 2 * r[0] + _pi(t)[0] ** 2 * r[1]
-            )
-            / (_pi(t)[1] ** 2 + _pi(t)[0] ** 2),
+                (_pi(t)[1] ** 2 * r[0] + _pi(t)[0] ** 2 * r[1]) / (_pi(t)[1] ** 2 + _pi(t)[0] ** 2)
+            ),
             "This is the larger reward.": lambda t, r: max(r),
         },
     )

@@ -89,7 +89,11 @@ def gradients(student: ModuleType) -> None:
     found = torch.autograd.grad(L.sum(), [logp, old, A], allow_unused=True)
     for name, g in zip(("logp_old", "the advantage"), found[1:], strict=True):
         if g is not None and g.abs().sum() > 0:
-            what = "The old log-probability gets a gradient" if name == "logp_old" else "L has a gradient for the advantage"
+            what = (
+                "The old log-probability gets a gradient"
+                if name == "logp_old"
+                else "L has a gradient for the advantage"
+            )
             tail = "it is a constant" if name == "logp_old" else "which trains the critic"
             raise Mistake(f"{what}, {tail}. With ratios [0.905, 2.718] and A = 1, the gradient of {name} is {show(g)}.")
     right = torch.tensor([[float(torch.exp(torch.tensor(-0.1, dtype=torch.float64))), 0.0]], dtype=torch.float64)

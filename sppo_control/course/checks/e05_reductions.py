@@ -135,14 +135,15 @@ def micro(student: ModuleType) -> None:
             "update_micro_batch_means_added": lambda parts: means(parts).sum(),
             "update_micro_batch_means_averaged": lambda parts: means(parts).mean(),
             "update_last_micro_batch_only": lambda parts: _right(*parts[-1], "token-mean"),
-            "The sums are not divided by the number of real steps.": lambda parts: right(parts)
-            * sum(int(m.sum()) for _, m in parts),
-            "The sum is divided by the number of episodes, not of real steps.": lambda parts: right(parts)
-            * sum(int(m.sum()) for _, m in parts)
-            / sum(len(m) for _, m in parts),
-            "The sum is divided by all steps, padding included.": lambda parts: right(parts)
-            * sum(int(m.sum()) for _, m in parts)
-            / sum(m.numel() for _, m in parts),
+            "The sums are not divided by the number of real steps.": lambda parts: (
+                right(parts) * sum(int(m.sum()) for _, m in parts)
+            ),
+            "The sum is divided by the number of episodes, not of real steps.": lambda parts: (
+                right(parts) * sum(int(m.sum()) for _, m in parts) / sum(len(m) for _, m in parts)
+            ),
+            "The sum is divided by all steps, padding included.": lambda parts: (
+                right(parts) * sum(int(m.sum()) for _, m in parts) / sum(m.numel() for _, m in parts)
+            ),
         },
     )
 

@@ -18,7 +18,10 @@ VALUES: list[Case] = [
     ({"value_logit": [1.0, -2.0, 0.5], "outcome": [1.0, 1.0, 0.0]}, {}),
 ]
 FRACTIONS: list[Case] = [({"value_logit": [1.0, -2.0], "outcome": [0.5, 0.25]}, {}), *VALUES]
-LARGE: list[Case] = [({"value_logit": [1000.0], "outcome": [0.0]}, {}), ({"value_logit": [-1000.0], "outcome": [1.0]}, {})]
+LARGE: list[Case] = [
+    ({"value_logit": [1000.0], "outcome": [0.0]}, {}),
+    ({"value_logit": [-1000.0], "outcome": [1.0]}, {}),
+]
 
 
 def _loss(student: ModuleType, cases: Sequence[Case], gradients: Sequence[str] = ("value_logit",)) -> None:
@@ -31,12 +34,16 @@ def _loss(student: ModuleType, cases: Sequence[Case], gradients: Sequence[str] =
         if cases is not LARGE
         else [f for f in faults("bernoulli_value_loss") if f != "cross_entropy_of_a_rounded_probability"],
         more={
-            "This is minus the cross-entropy: the likelihood is minimised.": lambda x, o: {"loss": -_bce(x, x["outcome"])},
-            "R and 1 - R are mixed up: successes are trained to V = 0.": lambda x, o: {"loss": _bce(x, 1 - x["outcome"])},
+            "This is minus the cross-entropy: the likelihood is minimised.": lambda x, o: {
+                "loss": -_bce(x, x["outcome"])
+            },
+            "R and 1 - R are mixed up: successes are trained to V = 0.": lambda x, o: {
+                "loss": _bce(x, 1 - x["outcome"])
+            },
             "Only successes count; the term (1 - R) log(1 - V) is missing.": lambda x, o: {
                 "loss": (-x["outcome"] * x["value_logit"].sigmoid().log()).mean()
             },
-            "The outcome is rounded or used as a yes-or-no question, but it can be a success rate, such as 0.5.": lambda x, o: {
+            "The outcome is used as yes or no, but it can be a success rate, such as 0.5.": lambda x, o: {
                 "loss": _bce(x, (x["outcome"] > 0.5).double())
             },
         },
