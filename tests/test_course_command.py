@@ -141,7 +141,7 @@ def test_changes_for_the_whole_program_are_said_and_taken_back(line):
     seen = []
 
     def run(module):
-        seen.append((random.random(), np.random.random(), torch.rand(()))  # noqa: NPY002)
+        seen.append((random.random(), np.random.random(), torch.rand(())))  # noqa: NPY002
         exec(line)
 
     before = torch.get_rng_state(), random.getstate(), torch.get_default_dtype(), torch.is_grad_enabled()
