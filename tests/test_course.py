@@ -47,6 +47,11 @@ def test_there_are_enough_exercises_and_each_has_all_its_parts():
         assert len(VARIANTS[exercise.stem].WRONG) >= 5
 
 
+def test_the_page_has_the_table_of_the_docstrings():
+    text = (ROOT / "docs" / "course.md").read_text()
+    assert catalog.page() in text, 'python -c "from sppo_control.course import catalog; print(catalog.page())"'
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_template_is_the_solution_with_its_bodies_cut(stem):
     template = source(stem, "")

@@ -48,7 +48,7 @@ class Args:
     """with start: copy the solutions too"""
 
     def __post_init__(self) -> None:
-        if self.command in ("start", "hint", "reset") and self.name == "-":
+        if self.command in ("start", "hint", "reset") and self.name in ("-", ""):
             what = "a folder, such as my_course" if self.command == "start" else "an exercise, such as e02"
             raise ValueError(f"{self.command} needs {what}")
         if self.command in ("list", "progress") and self.name != "-":

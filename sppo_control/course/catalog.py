@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..markdown import markdown_table
 from . import grading
 from .grading import ROOT, Outcome
 
@@ -67,6 +68,14 @@ def read(path: Path) -> Exercise:
 def exercises() -> list[Exercise]:
     """All exercises of the course, in its order."""
     return [read(path) for path in sorted(shipped().glob("e[0-9][0-9]_*.py"))]
+
+
+def page() -> str:
+    """The exercises as a table in Markdown, and a line with their sum."""
+    found = exercises()
+    rows = [(f"`{e.stem}`", e.title, f"{e.difficulty}/5", str(e.minutes), e.teaches) for e in found]
+    table = markdown_table(("exercise", "title", "difficulty", "minutes", "it teaches"), rows)
+    return f"{table}\n\n{len(found)} exercises, about {round(sum(e.minutes for e in found) / 60)} hours."
 
 
 def find(name: str) -> Exercise:

@@ -237,29 +237,29 @@ def require_exercise(stem: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------- in a process of its own
-def work(path: Path, events: Path) -> None:
+def work(path: Path, events: Path, seconds: float | None = None) -> None:
     """What the process does: load, check, and write events, one JSON per line. It ends itself when the time is over."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # Windows has no limits
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     out = events.open("a", encoding="utf-8")
-    lock, current = threading.Lock(), {"begins": "the file is imported"}
+    lock = threading.Lock()
 
     def say(event: dict[str, Any]) -> None:
         with lock:
-            current.update(event)
             out.write(json.dumps(event) + "\n")
             out.flush()
 
     checks = checks_of(path.stem)
-    seconds = float(getattr(checks, "SECONDS", SECONDS))
+    say({"ready": len(checks.CHECKS)})
+    limit = float(getattr(checks, "SECONDS", SECONDS)) if seconds is None else seconds
     student = threading.get_ident()
 
     def watch() -> None:
         begin, used = time.monotonic(), time.process_time()
         # Time of this process, because the machine may be busy with something else; and waiting is not endless either.
-        while time.process_time() - used < seconds and time.monotonic() - begin < PATIENCE * seconds:
+        while time.process_time() - used < limit and time.monotonic() - begin < PATIENCE * limit:
             time.sleep(0.1)
         frame = sys._current_frames().get(student)
         line = None
@@ -268,7 +268,7 @@ def work(path: Path, events: Path) -> None:
                 line = frame.f_lineno
                 break
             frame = frame.f_back
-        say({"late": seconds, "line": line})
+        say({"late": limit, "line": line})
         os._exit(3)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -286,12 +286,12 @@ def work(path: Path, events: Path) -> None:
     os._exit(0)  # threads and exit handlers of the student's code do not matter any more
 
 
-def outcome_of(path: Path, python: str = sys.executable) -> Outcome:
+def outcome_of(path: Path, seconds: float | None = None) -> Outcome:
     """Grade an exercise's file in a process of its own.
 
     Args:
         path: the student's file; its name says which exercise it is.
-        python: the interpreter.
+        seconds: of computing that are allowed; None is what the exercise says.
 
     Returns:
         What was found.
@@ -306,8 +306,9 @@ def outcome_of(path: Path, python: str = sys.executable) -> Outcome:
         events.touch()
         start = time.perf_counter()
         with printed.open("wb") as out:
+            words = [str(path), str(events), *([] if seconds is None else [str(seconds)])]
             process = subprocess.Popen(
-                [python, "-m", f"{__package__}.worker", str(path), str(events)],
+                [sys.executable, "-m", f"{__package__}.worker", *words],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=path.parent,
                 env=_environment(), start_new_session=sys.platform != "win32",
             )  # fmt: skip
@@ -316,7 +317,9 @@ def outcome_of(path: Path, python: str = sys.executable) -> Outcome:
             finally:
                 _kill(process)
         said = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        text = printed.read_bytes()[-4 * PRINTED :].decode("utf-8", errors="replace").strip()
+        with printed.open("rb") as file:
+            file.seek(max(0, printed.stat().st_size - 4 * PRINTED))
+            text = file.read().decode("utf-8", errors="replace").strip()
     found = _read(said, code, path, text)
     found.printed = text[-PRINTED:]
     found.seconds = found.seconds or time.perf_counter() - start
@@ -345,7 +348,9 @@ def _wait(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and all that it started."""
+    """End the process, if it still runs, and all that it started."""
+    if process.poll() is not None:
+        return
     if sys.platform != "win32":
         import signal
 
@@ -360,16 +365,18 @@ def _read(said: list[dict[str, Any]], code: int | None, path: Path, printed: str
     for event in said:
         if "end" in event:
             return Outcome(**event["end"])
+    ready = next((event for event in said if "ready" in event), None)
     begun = [event["begins"] for event in said if "begins" in event]
     where = begun[-1] if begun else "the file can be imported"
-    found = Outcome(passed=begun[:-1], total=len(begun), failed=where)
+    found = Outcome(passed=begun[:-1], total=ready["ready"] if ready and begun else 0, failed=where)
     late = next((event for event in said if "late" in event), None)
     if late is not None or code is None:
         line = f" Line {late['line']} of {path.name} was running." if late and late.get("line") else ""
         limit = f"{late['late']:g} s" if late else "the time allowed"
         found.message = f"Your code does not end within {limit}.{line} Is there a loop without an end?"
-    elif "events" not in printed and not begun and code == 1 and "Traceback" in printed:
-        found.message = f"The grader failed, which is a defect of the course: {printed.splitlines()[-1]}"
+    elif ready is None:
+        said_last = printed.splitlines()[-1] if printed else f"exit status {code}"
+        found.message = f"The grader cannot start, which is not your fault: {said_last}"
     else:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
         found.message = f"Your code ended the whole process ({how}). Is there os._exit, a crash, or too little memory?"

@@ -6,4 +6,4 @@ from pathlib import Path
 from .grading import work
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))
+    work(Path(sys.argv[1]), Path(sys.argv[2]), *map(float, sys.argv[3:]))

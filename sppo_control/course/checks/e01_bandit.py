@@ -57,12 +57,12 @@ def mean(student: ModuleType) -> None:
     against(
         student.estimate_mean,
         CASES,
-        lambda *x: _moment(*x, 1),
+        lambda t, r, b: _moment(t, r, b, 1),
         "the mean",
         {
-            "The two choices are added up without their probabilities.": lambda *x: _moment(*x, 1, (1.0, 1.0)),
+            "The two choices are added up without their probabilities.": lambda t, r, b: _moment(t, r, b, 1, (1.0, 1.0)),
             "Both choices count the same, but the policy takes them with its probabilities.":
-            lambda *x: _moment(*x, 1, (0.5, 0.5)),
+            lambda t, r, b: _moment(t, r, b, 1, (0.5, 0.5)),
             "This is the expected reward minus the baseline; the score is left out.":
             lambda t, r, b: _pi(t)[0] * r[0] + _pi(t)[1] * r[1] - b,
             "The baseline is added, not subtracted.": lambda t, r, b: _moment(t, r, -b, 1),
@@ -88,14 +88,14 @@ def variance(student: ModuleType) -> None:
         _variance,
         "the variance",
         {
-            "The square of the mean is not subtracted, so this is E[g^2].": lambda *x: _moment(*x, 2),
-            "This is the standard deviation, the square root of the variance.": lambda *x: math.sqrt(
-                max(_variance(*x), 0)
+            "The square of the mean is not subtracted, so this is E[g^2].": lambda t, r, b: _moment(t, r, b, 2),
+            "This is the standard deviation, the square root of the variance.": lambda t, r, b: math.sqrt(
+                max(_variance(t, r, b), 0)
             ),
             "The baseline is left out of the variance.": lambda t, r, b: _variance(t, r, 0.0),
-            "The mean is subtracted without its square.": lambda *x: _moment(*x, 2) - _moment(*x, 1),
-            "Both choices count the same, but the policy takes them with its probabilities.": lambda *x: (
-                _moment(*x, 2, (0.5, 0.5)) - _moment(*x, 1, (0.5, 0.5)) ** 2
+            "The mean is subtracted without its square.": lambda t, r, b: _moment(t, r, b, 2) - _moment(t, r, b, 1),
+            "Both choices count the same, but the policy takes them with its probabilities.": lambda t, r, b: (
+                _moment(t, r, b, 2, (0.5, 0.5)) - _moment(t, r, b, 1, (0.5, 0.5)) ** 2
             ),
             "This is the variance of the reward, without the score.": lambda t, r, b: (
                 _pi(t)[0] * _pi(t)[1] * (r[1] - r[0]) ** 2

@@ -53,7 +53,7 @@ WRONG: dict[str, Any] = {
     ),
     "mean_over_padding": lambda x, mask, r, d=None: _right(x, mask, "fixed" if r == "token-mean" else r, d),
     "token_mean_and_fixed_swapped": lambda x, mask, r, d=None: _right(
-        x, mask, {"fixed": "token-mean", "token-mean": "fixed"}.get(r, r), d
+        x, mask, {"fixed": "token-mean", "token-mean": "fixed"}.get(r, "sequence-mean"), d
     ),
     "sum_for_mean": lambda x, mask, r, d=None: _right(x, mask, r, 1.0),
     "sequence_sums_for_sequence_means": _only_sequence(lambda x, mask: x.sum(1), False),
@@ -134,7 +134,7 @@ def micro(student: ModuleType) -> None:
         {
             "update_micro_batch_means_added": lambda parts: means(parts).sum(),
             "update_micro_batch_means_averaged": lambda parts: means(parts).mean(),
-            "update_last_micro_batch_only": lambda parts: _right(*parts[-1], "token-mean"),
+            "update_last_micro_batch_only": lambda parts: _right(parts[-1][0], parts[-1][1], "token-mean"),
             "The sums are not divided by the number of real steps.": lambda parts: (
                 right(parts) * sum(int(m.sum()) for _, m in parts)
             ),
