@@ -1,14 +1,16 @@
 """The bug hunts: drawn curves, and how far the bug's curve is from the mended one, over seeds."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from test_course import EXERCISES, STEMS
 
 from sppo_control.course import Mistake, curves, grading
 
-HUNTS = [stem for stem in STEMS if hasattr(grading.checks_of(stem), "curve")]
+HUNTS = [stem for stem in STEMS if not grading.unwritten((EXERCISES / f"{stem}.py").read_text())]
 STORED = {  # curves of a right program in the checks: name, and index in what train returns
     "e11_corridor": [("RIGHT", 0, 2)],
     "e12_quiz": [("TRAINING", 0, 1), ("EVALUATION", 1, 1)],
@@ -99,3 +101,86 @@ def test_axes_have_their_limits():
     assert lines[2].startswith("0.25 |")
     assert lines[1 + curves.HEIGHT].startswith("   0 |")
     assert len(lines) == curves.HEIGHT + 3
+
+
+# ------------------------------------------------------------------------------------------------- the other helpers
+def test_another_setting_is_refused_and_the_templates_is_not():
+    student = SimpleNamespace(BATCH=64, RATE=0.1)
+    curves.settings(student, BATCH=64, RATE=0.1)
+    with pytest.raises(Mistake, match=r"RATE is 0\.1, and was 0\.2"):
+        curves.settings(student, BATCH=64, RATE=0.2)
+
+
+def test_a_curve_above_or_below_the_policys_figure_is_not_true():
+    curves.same_as_policy(0.9, 0.85, 0.1, "success")
+    for said in (0.7, 1.0):
+        with pytest.raises(Mistake, match=f"success is {said:.2f} at the end, but .* it is 0.85"):
+            curves.same_as_policy(said, 0.85, 0.1, "success")
+
+
+@pytest.mark.parametrize(
+    ("found", "words"), [(None, "NoneType"), ([1, 2], "list"), ((1,), "a tuple of 1"), ((1, 2, 3), "a tuple of 3")]
+)
+def test_what_is_no_pair_is_refused(found, words):
+    assert curves.returned((1, 2), ("curve", "logits"), "train") == (1, 2)
+    with pytest.raises(Mistake, match=f"train returns {words}, where a tuple of 2 is right: curve, logits"):
+        curves.returned(found, ("curve", "logits"), "train")
+
+
+def test_a_curve_of_another_length_or_with_nan_is_refused():
+    assert curves.series([1, 0.5], 2, "the list") == [1.0, 0.5]
+    with pytest.raises(Mistake, match=r"the list has shape \(3,\), right is \(2,\)"):
+        curves.series([1.0, 0.5, 0.25], 2, "the list")
+    with pytest.raises(Mistake, match="not finite"):
+        curves.series([1.0, float("nan")], 2, "the list")
+
+
+def test_names_are_put_back_even_after_an_error():
+    student = SimpleNamespace(f=1)
+
+    def use():
+        with curves.replaced(student, f=2):
+            assert student.f == 2
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use()
+    assert student.f == 1
+
+
+def test_probabilities_are_a_softmax_and_must_be_finite():
+    found = curves.probabilities(torch.tensor([[0.0, np.log(3)], [5.0, 5.0]]), (2, 2), "the logits")
+    np.testing.assert_allclose(found, [[0.25, 0.75], [0.5, 0.5]], atol=1e-7)
+    with pytest.raises(Mistake, match="the logits has a number that is not finite"):
+        curves.probabilities(torch.tensor([[0.0, torch.inf]]), (1, 2), "the logits")
+
+
+# --------------------------------------------------- exact figures of a policy, which do not need the student's code
+def policy(rows, columns, column):
+    return torch.tensor([[50.0 if j == column(i) else 0.0 for j in range(columns)] for i in range(rows)])
+
+
+@pytest.mark.parametrize("stem", ["e11_corridor", "e12_quiz", "e13_orchard"])
+def test_the_exact_figure_is_the_mean_of_many_episodes(stem):
+    module, rng = grading.load(EXERCISES / "solutions" / f"{stem}.py"), np.random.default_rng(0)
+    rows = {"e11_corridor": 8, "e12_quiz": 12, "e13_orchard": 11}[stem]
+    logits = torch.from_numpy(rng.normal(0, 1, (rows, 2))).float()
+    exact = reached(stem, (None, logits))
+    if stem == "e11_corridor":
+        many = np.mean([float(module.rollout(logits, rng)["outcome"].mean()) for _ in range(40)])
+        assert abs(many - exact) < 4 * (exact * (1 - exact) / (40 * 64)) ** 0.5
+    elif stem == "e12_quiz":
+        assert abs(module.evaluate(logits, rng, 4000) - exact) < 4 * (exact * (1 - exact) / 4000) ** 0.5
+    else:
+        assert abs(module.evaluate(logits, rng, 4000) - exact) < 0.02 * exact
+
+
+def test_exact_figures_of_the_best_policies():
+    assert grading.checks_of("e11_corridor").success(policy(8, 2, lambda cell: 1)) == pytest.approx(1)
+    assert grading.checks_of("e12_quiz").exact(policy(12, 2, lambda k: k == 11)) == pytest.approx(0.92)
+    assert grading.checks_of("e13_orchard").exact(policy(11, 2, lambda k: k == 10)) == pytest.approx(1 / 11)
+    darts = grading.checks_of("e15_darts").exact
+    assert darts(torch.tensor([1.0, 0.5]), torch.tensor(-5.0)) == pytest.approx(1)
+    assert darts(torch.tensor([1.0, 0.5]), torch.tensor(np.log(0.3))) == pytest.approx(0.6827, abs=1e-4)
+    assert darts(torch.tensor([np.nan, 0.5]), torch.tensor(0.0)) == 0
+    assert grading.checks_of("e16_judge").best(policy(12, 8, lambda i: (3 * i + 1) % 8)) == pytest.approx(1)
