@@ -104,7 +104,7 @@ PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the l
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),
     "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
-    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95),
+    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95), "course": (9.25, 5.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
     "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
@@ -113,6 +113,7 @@ ROOMS = {  # title: colour, corner, width, height
     "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
     "conformance kit": ("#eef2d8", (6.3, 5.5), 1.85, 0.9),
     "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
+    "course": ("#f4efe4", (8.35, 5.5), 1.85, 0.9),
     "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.12),
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
@@ -170,7 +171,7 @@ def draw_rooms(plt: Any) -> Any:
             name
             if "/" in name
             else f"{name}/"
-            if name in ("llm", "study", "conformance", "sppo_envs")
+            if name in ("llm", "study", "conformance", "course", "sppo_envs")
             else f"{name}.py"
         )
         box = FancyBboxPatch(

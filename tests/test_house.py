@@ -52,6 +52,7 @@ ALLOWED = {
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
     "conformance": {"cli", "core", "errors", "extras", "markdown", "outputs"},
+    "course": {"cli", "conformance", "errors", "markdown"},
     "pretrained": set(),
     "__init__": set(),
 }
