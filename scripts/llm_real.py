@@ -15,10 +15,14 @@ Each step's result is kept. After a stop the same command goes on where it was. 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 import arithmetic_data
 import evaluate_llm
@@ -26,7 +30,7 @@ import fetch_smollm2
 import grpo_llm
 import ppo_llm
 import sppo_llm
-from sppo_control import checkpoints, cli, limits
+from sppo_control import checkpoints, cli, limits, runs
 from sppo_control.llm.arithmetic import MAX_RESPONSE
 from sppo_control.llm.setup import check_device
 from sppo_control.outputs import Folder
@@ -61,6 +65,8 @@ class Args:
     """of SPPO: critic updates per batch"""
     micro_batch_size: int = 64
     """responses in memory at once"""
+    save_every: int = 25
+    """updates between checkpoints"""
     seed: int = 1
     """of prompts, responses and shuffling"""
     device: str = "auto"
@@ -73,6 +79,27 @@ class Args:
         check_device(self.device)
 
 
+@contextlib.contextmanager
+def logging_cpu_seconds() -> Iterator[None]:
+    """Add `charts/cpu_seconds`, the processor time of each update, to a run's curves. Other work on the machine lengthens
+    the time on the clock, and this hardly. On a GPU it is not the time of the computation."""
+    start, end_update, began = runs.Run.start, runs.Run.end_update, 0.0
+
+    def timed_start(self: runs.Run, **parts: Any) -> None:
+        nonlocal began
+        start(self, **parts)
+        began = time.process_time()
+
+    def timed_end(self: runs.Run, episodes: Any, metrics: Any, baseline: Any = None) -> None:
+        nonlocal began
+        now = time.process_time()
+        end_update(self, episodes, {**metrics, "charts/cpu_seconds": now - began}, baseline)
+        began = time.process_time()  # without the checkpoint
+
+    with mock.patch.object(runs.Run, "start", timed_start), mock.patch.object(runs.Run, "end_update", timed_end):
+        yield
+
+
 def train(args: Args, dataset: Path, critic: Path) -> Path:
     """The run's folder, after the training; a run that was stopped goes on, one that has ended is kept."""
     script = SCRIPTS[args.algorithm]
@@ -80,7 +107,9 @@ def train(args: Args, dataset: Path, critic: Path) -> Path:
     for folder in sorted(runs_dir.glob("*"), reverse=True):
         if (folder / "config.json").is_file():
             if "after" not in checkpoints.read_summary(folder):
-                script.train(cli.parse_args(script.Args, None, ["--resume", str(folder), "--reward", JUDGE["reward"]]))
+                resumed = cli.parse_args(script.Args, None, ["--resume", str(folder), "--reward", JUDGE["reward"]])
+                with logging_cpu_seconds():
+                    script.train(resumed)
             return folder
     own: dict[str, Any] = {} if args.algorithm == "grpo" else {"critic_learning_rate": args.critic_learning_rate}
     if args.algorithm == "sppo":
@@ -88,10 +117,11 @@ def train(args: Args, dataset: Path, critic: Path) -> Path:
     made = cli.make_args(
         script.Args, model=str(args.model), dataset=str(dataset), total_episodes=args.total_episodes,
         batch_size=args.batch_size, learning_rate=args.learning_rate, micro_batch_size=args.micro_batch_size,
-        seed=args.seed, device=args.device, bf16=args.bf16, eval_prompts=128, save_every=25, runs_dir=str(runs_dir),
-        **JUDGE, **own,
+        seed=args.seed, device=args.device, bf16=args.bf16, eval_prompts=128, save_every=args.save_every,
+        runs_dir=str(runs_dir), **JUDGE, **own,
     )  # fmt: skip
-    return script.train(made).folder
+    with logging_cpu_seconds():
+        return script.train(made).folder
 
 
 def evaluate(args: Args, model: Path, held_out: Path, out: Path) -> dict[str, Any]:
