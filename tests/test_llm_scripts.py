@@ -42,6 +42,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 import grpo_llm
 import ppo_llm
 import pretrain_llm
+import rloo_llm
 import sppo_llm
 from sppo_control import cli, core, limits
 from sppo_control.llm import PromptCritic, addition, prompts, responses, setup
@@ -49,7 +50,7 @@ from sppo_control.llm.setup import ADDER
 from sppo_control.llm.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm}
+SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm, "rloo_llm": rloo_llm}
 WITH_CRITIC = ["sppo_llm", "ppo_llm"]
 SMALL = {"batch_size": 16, "num_minibatches": 2, "total_episodes": 64, "eval_prompts": 16, "save_every": 2,
          "device": "cpu", "seed": 9}  # fmt: skip
@@ -924,7 +925,7 @@ def test_help_needs_no_extra_and_a_run_names_it_in_one_line(script, tmp_path):
 def test_the_language_model_scripts_load_nothing_of_the_control_half():
     """As a process sees it; tests/test_house.py has the rule for each import."""
     code = (
-        "import sys, grpo_llm, ppo_llm, sppo_llm, evaluate_llm, pretrain_llm, sppo_control.llm.verl_plugin\n"
+        "import sys, grpo_llm, ppo_llm, rloo_llm, sppo_llm, evaluate_llm, pretrain_llm, sppo_control.llm.verl_plugin\n"
         "from sppo_control.llm import SPPOTrainer\n"
         "print(*sys.modules)"
     )
@@ -944,6 +945,7 @@ def test_all_scripts_share_arguments():
         "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
+        "rloo_llm": {"group_size", "norm_adv"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
     for name, ours in fields.items():
@@ -996,6 +998,11 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
             "grpo_llm",
             "--group-size 1",
             "--group-size must be at least 2, because a response is compared with others",
+        ),
+        (
+            "rloo_llm",
+            "--batch-size 1 --group-size 1",
+            "--batch-size must be at least 2, because a response is compared",
         ),
         ("grpo_llm", "--group-size 3", "--group-size must divide --batch-size, got 3 for 16"),
         (
