@@ -8,7 +8,7 @@ of right ones is the prompt's success, which V(s_p) of the same checkpoint shoul
 - the mean of V, of success, and of |V - success|.
 
     python scripts/arithmetic_data.py --mixed --out runs/mixed
-    python scripts/difficulty_llm.py runs/llm_real/sppo/<run> --problems runs/mixed/held_out.jsonl \\
+    python scripts/difficulty_llm.py --run runs/llm_real/sppo/<run> --problems runs/mixed/held_out.jsonl \\
         --out runs/difficulty --figure runs/difficulty.png
 
 Before the training V is 1/2 for all prompts, because the critic's head is 0; so it has no correlation. --probe says what
@@ -28,7 +28,6 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import tyro
 
 import evaluate_llm
 from sppo_control import checkpoints, cli, errors, extras, limits, runs
@@ -44,7 +43,7 @@ BENCHMARK = "problems"
 
 @dataclass
 class Args:
-    run: tyro.conf.Positional[Path]
+    run: Path
     """folder of a run of sppo_llm.py"""
     problems: Path = Path("runs/mixed/held_out.jsonl")
     """file with the columns prompt and answer; a row must not be in the run's training data"""
