@@ -6,7 +6,8 @@
     python scripts/compare_llm.py docs/llm_real.json                # the tables of docs/llm.md again, from its file
 
 Seconds are processor seconds of the updates, generation included, without evaluations and checkpoints (a run's
-`charts/cpu_seconds`). Other work on the machine lengthens them hardly. A run that has not ended is left out with a note.
+`charts/cpu_seconds`). Other work on the machine lengthens them hardly. docs/llm_real_cuda.json has seconds on the clock. A
+run that has not ended is left out with a note.
 
 A threshold is reached when the mean outcome of the last --window updates reaches it. "Equal seconds" are those of the
 shortest run of all. "To GRPO's peak" asks what the paper asks with its 5.9: when does a run reach the highest such mean of
@@ -145,6 +146,21 @@ def as_json(run: Trained) -> dict[str, Any]:
             "after": run.after, **curves, "settings": run.settings}  # fmt: skip
 
 
+def from_json(row: dict[str, Any]) -> Trained:
+    """What `as_json` wrote, or a run of docs/llm_real_cuda.json. There the evaluation is that of a training script, and
+    `seconds` are those of the whole run, whose updates take equally long."""
+    success = np.array(row["success"], float)
+    seconds = np.array(
+        row["cpu_seconds"] if "cpu_seconds" in row else [row["seconds"] / len(success)] * len(success), float
+    )
+    before, after = (
+        {"successes": round(x["rate"] * x["episodes"]), "problems": x["episodes"]} if "rate" in x else x
+        for x in (row["before"], row["after"])
+    )
+    settings = row.get("settings", {})
+    return Trained(row["algorithm"], row["seed"], row["responses"], success, seconds, before, after, settings)
+
+
 def read_file(file: Path) -> list[Trained]:
     """The runs of a file that this script wrote.
 
@@ -153,13 +169,9 @@ def read_file(file: Path) -> list[Trained]:
     """
     rows = checkpoints.read_json(file).get("runs")
     try:
-        found = [
-            Trained(row["algorithm"], row["seed"], row["responses"], np.array(row["success"], float),
-                    np.array(row["cpu_seconds"], float), row["before"], row["after"], row["settings"])
-            for row in rows or ()
-        ]  # fmt: skip
+        found = [from_json(row) for row in rows or ()]
         for run in found:
-            numbers = (run.responses, *run.before.values(), *run.after.values())
+            numbers = (run.responses, *(x[key] for x in (run.before, run.after) for key in ("successes", "problems")))
             if not all(map(is_number, numbers)) or not 0 < len(run.success) == len(run.cpu_seconds):
                 raise ValueError("a run without numbers")
     except (TypeError, KeyError, ValueError, AttributeError) as error:

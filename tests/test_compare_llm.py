@@ -1,6 +1,7 @@
 """The comparison of runs of a language model: numbers that can be worked out by hand, and foreign files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 import compare_llm
 from compare_llm import Trained, several
 from sppo_control import errors, runs
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def trained(algorithm, success, seconds, seed=1, dataset="data", after=90):
@@ -122,6 +125,19 @@ def test_folders_become_a_file_that_gives_the_same_tables(tmp_path, capsys):
     assert figure.stat().st_size > 10_000
     compare_llm.main(compare_llm.Args((out,), window=2))
     assert capsys.readouterr().out == told.out
+
+
+def test_the_runs_on_a_gpu_are_read_too():
+    """Their table in docs/llm.md was made by other code."""
+    found = compare_llm.read([ROOT / "docs" / "llm_real_cuda.json"])
+    rows = cells(compare_llm.table_of_runs(found, 4))
+    assert [row["seed"] for row in rows] == ["1", "2", "3"] * 2
+    page = (ROOT / "docs" / "llm.md").read_text()
+    for row in rows:
+        at = [row[f"to {x}: responses; seconds"].partition(";")[0] for x in (0.6, 0.8)]
+        name = row["algorithm"][:4]
+        line = f"| {name} | {row['seed']} | {row['held out before']} | {row['after']} | {row['mean over training']} |"
+        assert f"{line} {at[0]} | {at[1]} |" in page
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
