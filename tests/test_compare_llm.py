@@ -128,7 +128,7 @@ def test_folders_become_a_file_that_gives_the_same_tables(tmp_path, capsys):
 
 
 def test_the_runs_on_a_gpu_are_read_too():
-    """Their table in docs/llm.md was made by other code."""
+    """Their first table in docs/llm.md was made by other code, the second by this script."""
     found = compare_llm.read([ROOT / "docs" / "llm_real_cuda.json"])
     rows = cells(compare_llm.table_of_runs(found, 4))
     assert [row["seed"] for row in rows] == ["1", "2", "3"] * 2
@@ -138,6 +138,7 @@ def test_the_runs_on_a_gpu_are_read_too():
         name = row["algorithm"][:4]
         line = f"| {name} | {row['seed']} | {row['held out before']} | {row['after']} | {row['mean over training']} |"
         assert f"{line} {at[0]} | {at[1]} |" in page
+    assert compare_llm.table_of_peaks(found, 4) in page
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path):
