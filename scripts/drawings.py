@@ -118,7 +118,7 @@ ROOMS = {  # title: colour, corner, width, height
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
 SCRIPTS = {
-    "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm"),
+    "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm", "rloo_llm"),
     "scripts/report.py, ...": ("report", "benchmark", "plot"),
     "scripts/*_cartpole.py": ("sppo_cartpole", "ppo_cartpole", "grpo_cartpole", "rloo_cartpole", "remax_cartpole"),
     "scripts/pretrain.py, ...": ("pretrain", "evaluate", "contexts"),
