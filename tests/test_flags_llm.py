@@ -292,6 +292,25 @@ def test_reinforce_plus_plus(tmp_path):
     assert seen.metrics["critic/v0_mean"] == pytest.approx(float(R.mean()))
 
 
+def test_spo_compares_a_response_with_the_prompts_earlier_ones(tmp_path):
+    """--baseline tracked: the prior for a prompt that is new, and its counts when it comes again."""
+    seen = watch("rloo", tmp_path, group_size=1, baseline="tracked")
+    tracker, R, rows = seen.run.parts["tracker"], seen.batch.outcome, list(seen.asked.rows)
+    prior = seen.run.summary["before"]["rate"]
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, _) in zip(parts, seen.surrogates, strict=True):
+        torch.testing.assert_close(x.advantage, R[part] - prior, rtol=1e-4, atol=1e-5)
+    assert len(tracker.alpha) == len(additions())
+    for i in range(len(tracker.alpha)):
+        here = [float(r) for r, row in zip(R, rows, strict=True) if row == i]
+        rho = 0.96 if here else 1.0  # the policy had not moved before this batch
+        assert float(tracker.alpha[i]) == pytest.approx(rho * 8 * prior + sum(here), abs=1e-4)
+        assert float(tracker.beta[i]) == pytest.approx(rho * 8 * (1 - prior) + len(here) - sum(here), abs=1e-4)
+    assert tracker.kl.unique().tolist() == pytest.approx([seen.metrics["losses/approx_kl"]], rel=1e-4)
+    with pytest.raises(ValueError, match="--group-size 1"):
+        rloo_llm.Args(baseline="tracked")
+
+
 def test_grpo_without_the_deviation_and_with_one_ratio_per_response(tmp_path):
     """--no-normalize-std and --ratio sequence, on each micro-batch."""
     seen = watch("grpo", tmp_path, normalize_std=False, ratio="sequence")

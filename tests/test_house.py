@@ -21,6 +21,7 @@ TRUNK = {
     "cli",
     "runs",
     "streams",
+    "tracker",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -34,6 +35,7 @@ ALLOWED = {
     "limits": set(),
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
+    "tracker": {"checkpoints"},
     "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half

@@ -947,7 +947,7 @@ def test_all_scripts_share_arguments():
         "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
-        "rloo_llm": {"group_size", "norm_adv"},
+        "rloo_llm": {"baseline", "group_size", "norm_adv"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
     for name, ours in fields.items():
