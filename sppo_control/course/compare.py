@@ -19,7 +19,7 @@ Case = tuple[dict[str, Any], dict[str, Any]]
 """Arrays as nested lists, and options."""
 NAMES = {"returns": "the return", "advantage": "the advantage", "loss": "the loss"}
 NAN = "A number is NaN: a division 0 / 0, the logarithm of 0, or NaN times 0."
-UNKNOWN = "The numbers differ, and not by a usual mistake."
+UNKNOWN = "This is not right, and it is none of the usual mistakes."
 TOLERANCE = 1e-5
 """Relative and absolute. It admits float32, and epsilons of 1e-6 and below."""
 
@@ -111,11 +111,27 @@ def expect(found: Any, right: Any, what: str, given: Any = "", mistakes: Mapping
     mine = numbers(found, tuple(right.shape), what)
     if same(mine, right):
         return mine
+    mask = given.get("mask") if isinstance(given, Mapping) else None
+    raise Mistake(f"{_what_is_wrong([(mine, right, mask)])}{tail}{show(mine)}, right is {show(right)}.")
+
+
+def _what_is_wrong(answers: Sequence[tuple[Tensor, Tensor, Any]]) -> str:
+    """A sentence about answers that no known mistake gives: mine, right, and the mask if there is one."""
+    mine, right = (torch.cat([answer[i].detach().flatten() for answer in answers]) for i in (0, 1))
     if mine.isnan().any() and not right.isnan().any():
-        raise Mistake(f"{NAN}{tail}{show(mine)}, right is {show(right)}.")
+        return NAN
     if same(mine, -right):
-        raise Mistake(f"The sign is turned.{tail}{show(mine)}, right is {show(right)}.")
-    raise Mistake(f"{UNKNOWN}{tail}{show(mine)}, right is {show(right)}.")
+        return "The sign is turned."
+    largest = right.abs().argmax()
+    factor = mine[largest] / right[largest]
+    if right[largest] and mine.isfinite().all() and factor and same(mine, factor * right):
+        return f"It is {show(factor)} times what is right."
+    masks = [torch.as_tensor(mask) for _, _, mask in answers if mask is not None]
+    if len(masks) == len(answers) and all(m.shape == a[0].shape for m, a in zip(masks, answers, strict=True)):
+        real = torch.cat([mask.flatten() > 0 for mask in masks])
+        if same(mine[real], right[real]):
+            return "The real steps are right, but padding does not have 0."
+    return UNKNOWN
 
 
 def against(
@@ -152,6 +168,12 @@ def against(
                 if all(_agrees(x, y, what) for x, y in zip(found, answers, strict=True)):
                     named = {sentence(name): wrong(*case.values())}
                     break
+        if not named and len(cases) > 1:  # what holds in one case only may be chance
+            with contextlib.suppress(Mistake):
+                rights = [torch.as_tensor(right(*c.values()), dtype=torch.float64).detach() for c in cases]
+                mines = [numbers(y, tuple(z.shape), what) for y, z in zip(found, rights, strict=True)]
+                words = _what_is_wrong([(m, z, c.get("mask")) for m, z, c in zip(mines, rights, cases, strict=True)])
+                named = {words: numbers(x, tuple(correct.shape), what)}
         expect(x, correct, what, case, named)
 
 
@@ -283,10 +305,9 @@ def against_kit(
         except (RuntimeError, KeyError):  # this mistake does not go with these inputs
             continue
     (arrays, options), key, value, correct = bad
-    if not words and value.isnan().any() and not correct.isnan().any():
-        words = NAN
-    if not words and same(value, -correct):
-        words = "The sign is turned."
+    if not words:
+        several = [(mine[key], reference(case)[key], case[0].get("mask")) for case, mine in answers if key in mine]
+        words = _what_is_wrong(several)
     what = NAMES.get(key, key)
     raise Mistake(
         f"{words or UNKNOWN} With {show(arrays | options)}, {what} is {show(value)}, right is {show(correct)}."

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import traceback
@@ -34,6 +35,7 @@ PRINTED = 2000
 """Characters of what the student's code printed that are shown."""
 LARGEST_FILE = 64 * 1024**2
 """Bytes that the student's code may print or write into one file."""
+INDENT: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    ", "break_long_words": False}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -395,7 +397,8 @@ def report(path: Path, found: Outcome) -> str:
     state = "not finished" if found.todo else "not solved"
     count = f" ({len(found.passed)} of {found.total} checks hold)" if found.total else ""
     lines += [f"    {'to do' if found.todo else 'FAILS':7} {found.failed}", ""]
-    lines += [f"    {line}" for line in found.message.splitlines()]
+    for line in found.message.splitlines():  # lines of code, which begin with spaces, are not wrapped
+        lines += [f"    {line}"] if line.startswith(" ") else textwrap.wrap(line, 100, **INDENT)
     number = path.stem.partition("_")[0]
     lines += ["", f"    A hint: python -m sppo_control.course hint {number}"]
     return "\n".join([f"{path.stem}: {state}{count}", *lines])

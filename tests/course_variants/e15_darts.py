@@ -48,7 +48,7 @@ WRONG = {
         "The smaller ratio is taken before",
     ),
     "the mean first": (
-        changed(STEM, "policy_loss", (LOSS, "torch.max(loss.mean(), loss_clipped.mean())")), "numbers differ"
+        changed(STEM, "policy_loss", (LOSS, "torch.max(loss.mean(), loss_clipped.mean())")), "none of the usual mistakes"
     ),
     "the sign": (changed(STEM, "policy_loss", (LOSS, "-torch.max(loss, loss_clipped).mean()")), "The sign of the loss"),
     "sum": (changed(STEM, "policy_loss", (".mean()", ".sum()")), "it is a sum"),
