@@ -319,7 +319,7 @@ def draw(found: Sequence[Trained], window: int, file: Path) -> None:
             runs_of = "1 seed" if len(mine) == 1 else f"mean of {len(mine)} seeds"
             axes.plot(x, y, color=f"C{i}", linewidth=2, label=f"{NAMES.get(name, name)} ({runs_of})")
     panels[0].set(xlabel="responses", ylabel=f"success, mean of {window} updates", ylim=(0, 1))
-    panels[1].set(xlabel="processor seconds of one thread")
+    panels[1].set(xlabel="seconds")
     for axes in panels:
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False, fontsize=8)
