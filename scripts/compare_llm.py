@@ -124,6 +124,8 @@ def read_folder(folder: Path) -> list[Trained]:
                 raise errors.UserError(f"{run} has {curve}; was it trained by llm_real.py?")
         before, after = (held_out(file) for file in evaluations)
         success, seconds = (curve.points[:, 1] for curve in curves.values() if isinstance(curve, plot.Curve))
+        if len(success) != len(seconds):
+            raise errors.UserError(f"{run}: {len(success)} updates have a success rate and {len(seconds)} have seconds")
         kept = ("learning_rate", "critic_learning_rate", "critic_steps", "batch_size", "group_size", "bf16", "dataset")
         settings = {key: args[key] for key in kept if key in args}
         settings["dataset"] = Path(settings["dataset"]).parent.name
