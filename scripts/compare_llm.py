@@ -124,6 +124,8 @@ def read_folder(folder: Path) -> list[Trained]:
                 raise errors.UserError(f"{run} has {curve}; was it trained by llm_real.py?")
         before, after = (held_out(file) for file in evaluations)
         success, seconds = (curve.points[:, 1] for curve in curves.values() if isinstance(curve, plot.Curve))
+        if len(success) != len(seconds):
+            raise errors.UserError(f"{run}: {len(success)} updates have a success rate and {len(seconds)} have seconds")
         kept = ("learning_rate", "critic_learning_rate", "critic_steps", "batch_size", "group_size", "bf16", "dataset")
         settings = {key: args[key] for key in kept if key in args}
         settings["dataset"] = Path(settings["dataset"]).parent.name
@@ -319,7 +321,7 @@ def draw(found: Sequence[Trained], window: int, file: Path) -> None:
             runs_of = "1 seed" if len(mine) == 1 else f"mean of {len(mine)} seeds"
             axes.plot(x, y, color=f"C{i}", linewidth=2, label=f"{NAMES.get(name, name)} ({runs_of})")
     panels[0].set(xlabel="responses", ylabel=f"success, mean of {window} updates", ylim=(0, 1))
-    panels[1].set(xlabel="processor seconds of one thread")
+    panels[1].set(xlabel="seconds")
     for axes in panels:
         axes.grid(alpha=0.3)
     panels[0].legend(frameon=False, fontsize=8)

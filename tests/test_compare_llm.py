@@ -86,7 +86,7 @@ def test_several_seeds(values, text):
 
 
 # ---------------------------------------------------------------------------------------------------- from disk and back
-def results_folder(folder, name="sppo", ended=True, tags=("success_rate", "cpu_seconds")):
+def results_folder(folder, name="sppo", ended=True, tags=("success_rate", "cpu_seconds"), untimed=0):
     """What llm_real.py leaves: a run of two updates, and the evaluations."""
     run = folder / name / "held__sppo_llm__3__now"
     run.mkdir(parents=True)
@@ -96,7 +96,7 @@ def results_folder(folder, name="sppo", ended=True, tags=("success_rate", "cpu_s
     writer = runs.Writer(run, 1)
     for step, success, seconds in ((10, 0.25, 7.0), (20, 0.75, 8.0)):
         for tag, value in zip(("success_rate", "cpu_seconds"), (success, seconds), strict=True):
-            if tag in tags:
+            if tag in tags and (tag != "cpu_seconds" or step != untimed):
                 writer.add_scalar(f"charts/{tag}", value, step)
     writer.close()
     for which, right in (("before", 4), *([(f"after_{name}", 30)] if ended else [])):
@@ -160,3 +160,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path):
         file = tmp_path / f"{what}.json"
         file.write_text(json.dumps({"runs": [compare_llm.as_json(SLOW), compare_llm.as_json(other)]}))
         refused(file, message=f"the runs differ in {what}")
+    results_folder(tmp_path / "d", untimed=20)
+    refused(tmp_path / "d", message="2 updates have a success rate and 1 have seconds")
