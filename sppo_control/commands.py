@@ -101,7 +101,7 @@ def script_to_train(words: list[str]) -> tuple[str, list[str]]:
     if algorithm is not None:
         script, flags = ALGORITHMS[algorithm]
         return script, [*flags, *rest]
-    given = dict(zip(rest, [*rest[1:], ""], strict=True)) | dict(word.split("=", 1) for word in rest if "=" in word)
+    given = dict(zip(rest, [*rest[1:], ""], strict=False)) | dict(word.split("=", 1) for word in rest if "=" in word)
     if "--resume" not in given:
         return "sppo_cartpole", rest
     path = Path(given["--resume"])

@@ -52,7 +52,9 @@ class Tracker:
             own |= {"space_id": space}
         try:
             self._run: Any = self._module.init(project=project, name=folder.name, config=dict(config), **own)
-            if service == "wandb":  # steps of a resumed run begin at the checkpoint, and wandb's own step never goes back
+            if (
+                service == "wandb"
+            ):  # steps of a resumed run begin at the checkpoint, and wandb's own step never goes back
                 self._run.define_metric(AXIS)
                 self._run.define_metric("*", step_metric=AXIS)
         except Exception as error:  # of a service: a missing account, no network, a directory
