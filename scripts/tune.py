@@ -3,9 +3,9 @@
     python scripts/tune.py --env-id sppo/SparsePendulum-v0 --algorithm sppo --trials 30
     python scripts/tune.py --trials 60 --total-timesteps 400000 --seeds 301 302 303
 
-A trial draws a value for every hyper-parameter of `space` and trains with it on every seed of --seeds. Its score is the mean
-success over the seeds after training. Training has --rungs parts. After each part the trial reports its success, and the
-pruner may stop it: by default if it is below the median of the earlier trials at the same part.
+A trial draws a value for every hyper-parameter of `space` and trains with it on every seed of --seeds. Its score is the
+mean success over the seeds after training. Training has --rungs parts. After each part the trial reports its success, and
+the pruner may stop it: by default if it is below the median of the earlier trials at the same part.
 
 The same command continues where it was stopped, because the trials are in a file of SQLite, --storage. A trial that was
 killed is drawn again with the same values, and its runs continue from their checkpoints.
@@ -193,7 +193,12 @@ def refuse_impossible(args: Args) -> int:
     import importlib
 
     script, words = words_of(args, {})
-    found = cli.parse_args(importlib.import_module(script).Args, None, words)
+    try:
+        found = cli.parse_args(importlib.import_module(script).Args, None, words)
+    except errors.UserError as error:
+        if not args.settings:
+            raise
+        raise errors.UserError(f"--settings {' '.join(args.settings)}: {error}") from error
     sppo_envs.make_task(found.env_id, 1, found.success_return, found.horizon, found.engine).close()
     if getattr(found, "anneal_lr", False):
         raise ValueError(
@@ -231,8 +236,8 @@ def open_study(args: Args) -> Any:
     if began is not None and began != same:
         changed = ", ".join(f"--{key} {began.get(key)}" for key in same if began.get(key) != same[key])
         raise errors.UserError(
-            f"the study {args.name!r} of {args.storage} was made with {changed}; its trials cannot be compared with others. "
-            "Name another --study"
+            f"the study {args.name!r} of {args.storage} was made with {changed}; its trials cannot be compared with "
+            "others. Name another --study"
         )
     study.set_user_attr("made with", same)
     again = set(study.user_attrs.get("drawn again", []))
@@ -287,7 +292,7 @@ def report(study: Any, args: Args) -> None:
         rest = shlex.join(words[len(flags) :])
         budget = f" --total-timesteps {args.total_timesteps}" if args.total_timesteps else ""
         print(
-            f"The best score of {len(trials)} is too high: it was chosen. Train on other seeds, and report those:\n"
+            f"The best score of {len(trials)} is optimistic, because it was chosen. Report runs on other seeds:\n"
             f"  sppo train --algorithm {args.algorithm} {rest}{budget} --seed 401"
         )
 

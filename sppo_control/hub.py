@@ -252,11 +252,13 @@ def download(name: str) -> Path:
         name: user/name.
 
     Raises:
-        ValueError: it is no name of a repository.
         MissingExtra: huggingface_hub is not installed.
-        UserError: there is no such repository, no network, or no policy of this package in it.
+        UserError: it is no name of a repository, there is no such repository, no network, or no policy of this package in it.
     """
-    check_repository(name)
+    try:
+        check_repository(name)
+    except ValueError as error:
+        raise UserError(f"{PREFIX}{name[:80]}: {error}") from error
     extras.require("hub", "huggingface_hub", wanted_by=f"{PREFIX}{name}")
     import huggingface_hub
 

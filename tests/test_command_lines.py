@@ -36,6 +36,7 @@ BOTH = [
     ("--resume", "absent/folder"),
     ("--resume", "a" * 5000),
     ("--no-such-flag", "1"),
+    *[("--track", x) for x in ("", "mlflow", "True")],
 ]
 CONTROL_ONLY = [
     *[("--horizon", x) for x in ("100000000", "0", "-5", str(2**31), str(2**63), "1e3", "nan")],
@@ -46,6 +47,7 @@ CONTROL_ONLY = [
     *[("--success-return", x) for x in ("nan", "inf", "1e31", "")],
     *[("--ent-coef", x) for x in ("nan", "inf", "-1", "1e9")],
     ("--env-id", ""), ("--env-id=", None), ("--start", ""), ("--engine", "warp"),
+    ("--capture-video", "often"),
 ]  # fmt: skip
 OWN = {
     sppo_cartpole: [

@@ -1,5 +1,6 @@
 """--track: what reaches Trackio and Weights & Biases, and that a run is the same with and without them."""
 
+import importlib
 import importlib.machinery
 import json
 import math
@@ -163,6 +164,14 @@ def test_the_commit_is_this_clones_and_not_that_of_a_repository_around_it(monkey
     assert runs.versions()["git_commit"] is None
     assert said
     monkeypatch.setattr(runs.subprocess, "run", real)
+
+
+@pytest.mark.parametrize("name", ["sppo", "ppo", "grpo"])
+def test_the_language_model_scripts_take_it_too(name):
+    """They hand their arguments to the same `Run`."""
+    args = importlib.import_module(f"{name}_llm").Args(track="wandb")
+    assert args.track == "wandb"
+    assert importlib.import_module(f"{name}_llm").Args().track is None
 
 
 def test_the_trackers_name_may_change_when_a_run_is_resumed():
