@@ -225,7 +225,7 @@ def open_study(args: Args) -> Any:
     except Exception as error:  # of SQLite: a file that is no data base
         reason = " ".join(str(error).split())[:200]
         raise errors.UserError(f"--storage {args.storage} cannot be used ({reason}); name another file") from error
-    same = {
+    same: dict[str, Any] = {
         "env-id": args.env_id,
         "algorithm": args.algorithm,
         "seeds": list(args.seeds),

@@ -253,7 +253,7 @@ def download(name: str) -> Path:
 
     Raises:
         MissingExtra: huggingface_hub is not installed.
-        UserError: it is no name of a repository, there is no such repository, no network, or no policy of this package in it.
+        UserError: it is no name of a repository; there is no such repository, no network, or no policy in it.
     """
     try:
         check_repository(name)

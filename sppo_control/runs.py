@@ -502,7 +502,7 @@ class Run:
         if hasattr(self, "writer"):
             with contextlib.suppress(OSError, ValueError):  # an error in here would hide the one that ended the run
                 self.writer.close()
-        if getattr(self, "tracker", None) is not None:
+        if self.tracker is not None:
             self.tracker.finish()
 
     def _on_signal(self, number: int, frame: object) -> None:
@@ -546,8 +546,10 @@ def versions() -> dict[str, Any]:
     clone = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(clone), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        top, commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-        commit = commit if Path(top).resolve() == clone else None  # a repository of the user, in which it is installed
+        top, head = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        commit = (
+            head if Path(top).resolve() == clone else None
+        )  # else a repository of the user, in which it is installed
     except (OSError, ValueError, subprocess.SubprocessError):
         commit = None  # installed without its repository, or no git
     return {

@@ -140,6 +140,7 @@ def test_the_wheel_has_every_script_of_a_command():
 @pytest.mark.slow
 def test_a_wheel_trains_evaluates_shares_and_checks_in_an_empty_folder(tmp_path):
     """Nothing of the clone is on the path, and the editable installation of the tests is hidden by the wheel."""
+    pytest.importorskip("hatchling")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     build = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(tmp_path / "wheel"), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
