@@ -547,9 +547,8 @@ def versions() -> dict[str, Any]:
     git = ["git", "-C", str(clone), "rev-parse", "--show-toplevel", "HEAD"]
     try:
         top, head = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-        commit = (
-            head if Path(top).resolve() == clone else None
-        )  # else a repository of the user, in which it is installed
+        # Installed in a virtual environment, it may be inside a repository of the user, whose commit says nothing.
+        commit = head if Path(top).resolve() == clone else None
     except (OSError, ValueError, subprocess.SubprocessError):
         commit = None  # installed without its repository, or no git
     return {

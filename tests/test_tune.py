@@ -56,7 +56,7 @@ def test_a_score_is_the_mean_over_the_seeds_at_the_end(trained, tmp_path, capsys
 
 
 def test_bad_trials_are_stopped_after_a_part(trained, tmp_path):
-    args = make(tmp_path, trials=8, startup_trials=2)
+    args = make(tmp_path, trials=6, startup_trials=2)
     tune.main(args)
     pruned = [trial for trial in trials_of(args) if trial.state.name == "PRUNED"]
     assert pruned
