@@ -138,6 +138,7 @@ def test_the_wheel_has_every_script_of_a_command():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_wheel_trains_evaluates_shares_and_checks_in_an_empty_folder(tmp_path):
     """Nothing of the clone is on the path, and the editable installation of the tests is hidden by the wheel."""
     pytest.importorskip("hatchling")
@@ -180,7 +181,7 @@ def test_a_wheel_trains_evaluates_shares_and_checks_in_an_empty_folder(tmp_path)
     done = sppo("check", "mine", "--examples", "2")
     assert done.returncode == 1, done.stderr
     assert "sequence_advantage" in done.stdout
-    for command in ("pretrain", "bench", "tune", "report", "plot"):
+    for command in ("pretrain", "tune"):
         done = sppo(command, "--help")
         assert done.returncode == 0, done.stderr
         assert "usage:" in done.stdout
