@@ -47,7 +47,6 @@ CONTROL_ONLY = [
     *[("--success-return", x) for x in ("nan", "inf", "1e31", "")],
     *[("--ent-coef", x) for x in ("nan", "inf", "-1", "1e9")],
     ("--env-id", ""), ("--env-id=", None), ("--start", ""), ("--engine", "warp"),
-    ("--capture-video", "often"),
 ]  # fmt: skip
 OWN = {
     sppo_cartpole: [
