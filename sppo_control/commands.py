@@ -27,6 +27,7 @@ ALGORITHMS = {
     "sppo-llm": ("sppo_llm", ()),
     "ppo-llm": ("ppo_llm", ()),
     "grpo-llm": ("grpo_llm", ()),
+    "rloo-llm": ("rloo_llm", ()),
 }
 """Value of `sppo train --algorithm` -> the script without .py, and its flags. docs/results.md says how they differ."""
 SCRIPTS = {

@@ -22,6 +22,7 @@ TRUNK = {
     "runs",
     "streams",
     "tracking",
+    "tracker",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -37,6 +38,7 @@ ALLOWED = {
     "limits": set(),
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
+    "tracker": {"checkpoints"},
     "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking"},
     # the control half
@@ -57,6 +59,7 @@ ALLOWED = {
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
     "conformance": {"cli", "core", "errors", "extras", "markdown", "outputs"},
+    "course": {"cli", "conformance", "errors", "markdown"},
     "pretrained": set(),
     "__init__": set(),
 }

@@ -166,7 +166,7 @@ def test_the_commit_is_this_clones_and_not_that_of_a_repository_around_it(monkey
     monkeypatch.setattr(runs.subprocess, "run", real)
 
 
-@pytest.mark.parametrize("name", ["sppo", "ppo", "grpo"])
+@pytest.mark.parametrize("name", ["sppo", "ppo", "grpo", "rloo"])
 def test_the_language_model_scripts_take_it_too(name):
     """They hand their arguments to the same `Run`."""
     args = importlib.import_module(f"{name}_llm").Args(track="wandb")
