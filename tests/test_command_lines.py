@@ -37,6 +37,7 @@ BOTH = [
     ("--resume", "absent/folder"),
     ("--resume", "a" * 5000),
     ("--no-such-flag", "1"),
+    *[("--track", x) for x in ("", "mlflow", "True")],
 ]
 CONTROL_ONLY = [
     *[("--horizon", x) for x in ("100000000", "0", "-5", str(2**31), str(2**63), "1e3", "nan")],

@@ -15,7 +15,7 @@ import ppo_cartpole
 import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
-from sppo_control import core, runs
+from sppo_control import core, runs, videos
 from sppo_control.networks import Critic
 from sppo_control.policies import CategoricalPolicy
 from sppo_control.rollout import rollout
@@ -227,6 +227,47 @@ def test_from_scratch_and_hidden(name, tmp_path):
     run = script.train(script.Args(**args, from_scratch=True, hidden=(5, 3), runs_dir=str(tmp_path)))
     start = load_file(run.checkpoints()[0] / "policy.safetensors")
     assert [len(start[f"layers.{i}.weight"]) for i in range(3)] == [5, 3, 2]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_capture_video_films_the_trained_policy_after_each_checkpoint(name, tmp_path, monkeypatch):
+    """What a film is, and that it changes no number, is tested in test_hub.py."""
+    filmed, asked = [], []
+
+    def camera(args, policy):
+        asked.append(args.capture_video)
+        return lambda folder, update: filmed.append((folder, update, policy)) or 0.0
+
+    script = SCRIPTS[name]
+    monkeypatch.setattr(videos, "camera", camera)
+    args = {**COMMON, **OWN[name], "horizon": 2, "update_epochs": 1}
+    run = script.train(script.Args(**args, capture_video=True, runs_dir=str(tmp_path)))
+    assert asked == [True]
+    assert [(folder, update) for folder, update, _ in filmed] == [(run.folder, 0), (run.folder, 1)]
+    assert all(policy is run.parts["policy"] for *_, policy in filmed)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_track_names_the_service_that_gets_the_curves(name, tmp_path, monkeypatch):
+    """What reaches the service is tested in test_tracking.py."""
+    began, logged = [], []
+
+    class Tracker:
+        def __init__(self, service, folder, config):
+            began.append((service, config["env_id"]))
+
+        def log(self, scalars, step):
+            logged.append((scalars["charts/success_rate"], step))
+
+        def finish(self, summary=None):
+            pass
+
+    script = SCRIPTS[name]
+    monkeypatch.setattr(runs, "Tracker", Tracker)
+    args = {**COMMON, **OWN[name], "horizon": 2, "update_epochs": 1}
+    run = script.train(script.Args(**args, track="trackio", runs_dir=str(tmp_path)))
+    assert began == [("trackio", ID)]
+    assert [step for _, step in logged] == [run.steps]
 
 
 # ------------------------------------------------------------------------------------------------------- baselines

@@ -21,6 +21,7 @@ TRUNK = {
     "cli",
     "runs",
     "streams",
+    "tracking",
     "tracker",
 }
 """Shared by both halves."""
@@ -31,13 +32,15 @@ ALLOWED = {
     "markdown": set(),
     "outcomes": {"core"},
     "checkpoints": {"errors"},
-    "events": set(),
+    "events": {"tracking"},
+    "tracking": {"errors", "extras"},
+    "commands": set(),
     "limits": set(),
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
     "tracker": {"checkpoints"},
     "cli": {"checkpoints", "errors", "limits", "outputs"},
-    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking"},
     # the control half
     "compiled": {"core", "extras", "kernels"},
     "kernels": {"sppo_envs"},
@@ -46,6 +49,8 @@ ALLOWED = {
     "policies": {"checkpoints", "compiled", "errors", "networks", "spaces"},
     "rollout": {"checkpoints", "compiled", "outcomes", "policies", "spaces"},
     "starts": {"checkpoints", "policies", "sppo_envs"},
+    "videos": {"errors", "extras", "policies", "rollout", "spaces", "sppo_envs", "streams"},
+    "hub": {"checkpoints", "errors", "extras", "limits", "outcomes"},
     "arguments": {"compiled", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
