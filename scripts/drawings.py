@@ -98,7 +98,7 @@ def imports(path: Path) -> set[str]:
 
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
-    "markdown": (0.95, 4.25),
+    "markdown": (0.95, 4.25), "watch": (5.05, 6.2),
     "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "outputs": (3.0, 5.4), "limits": (3.0, 4.5), "cli": (5.05, 5.4),
     "runs": (5.05, 7.0),
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),

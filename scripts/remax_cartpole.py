@@ -77,6 +77,8 @@ class Args:
     """folder in which the run's folder is made"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+    watch: bool = False
+    """draw success and the newest episodes above the progress bar while training; it needs a terminal"""
     check: bool = False
     """check the task and exit"""
 

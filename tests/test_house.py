@@ -21,6 +21,7 @@ TRUNK = {
     "cli",
     "runs",
     "streams",
+    "watch",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -35,7 +36,8 @@ ALLOWED = {
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
     "cli": {"checkpoints", "errors", "limits", "outputs"},
-    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
+    "watch": set(),
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "watch"},
     # the control half
     "compiled": {"core", "extras", "kernels"},
     "kernels": {"sppo_envs"},
