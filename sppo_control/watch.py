@@ -232,7 +232,8 @@ class View:
         span = np.where(self._high > self._low, self._high - self._low, 1.0)
         layers = {won: np.zeros((4 * lines, 2 * columns), np.bool_) for won in (False, True)}
         for path, outcome in zip(paths, episodes.outcome.tolist(), strict=False):
-            layers[outcome > 0.5] |= line_dots(*((path - self._low) / span).T, lines, columns)
+            x, y = ((path - self._low) / span).T
+            layers[outcome > 0.5] |= line_dots(x, y, lines, columns)
         return [Layer(layers[False], RED), Layer(layers[True], GREEN)]
 
     # -- the terminal
