@@ -32,8 +32,9 @@ MOST_PICTURES = 40
 """Per episode."""
 MOST_BYTES = 400_000
 """Of a file."""
-QUALITY = ((200, 32), (200, 16), (160, 16), (120, 16), (100, 12))
-"""Width of one side in pixels, number of colours; the first that makes the file small enough is taken."""
+QUALITY = ((200, 32, 1), (200, 16, 1), (200, 16, 2), (160, 16, 2), (160, 16, 3), (120, 12, 4))
+"""Width of one side in pixels, number of colours, and of how many pictures one is kept; the first that makes the file small
+enough is taken."""
 TICK, STAY = 80, 1200
 """Milliseconds that a picture is shown, and the last one of an episode."""
 INK = {None: "#24292f", True: "#1a7f37", False: "#b42318"}
@@ -108,8 +109,11 @@ def panel(picture: Any, width: int, title: str, text: str, ended: bool | None) -
     return whole
 
 
-def frames(pairs: Sequence[tuple[Side, Side]], titles: tuple[str, str], width: int) -> tuple[list[Any], list[int]]:
-    """The pictures of the whole animation, and for how many milliseconds each is shown.
+def frames(
+    pairs: Sequence[tuple[Side, Side]], titles: tuple[str, str], width: int, thin: int = 1
+) -> tuple[list[Any], list[int]]:
+    """The pictures of the whole animation, every `thin`-th and each episode's last, and for how many milliseconds each is
+    shown.
 
     The side whose episode ends first keeps its last picture until the other one ends.
     """
@@ -118,20 +122,21 @@ def frames(pairs: Sequence[tuple[Side, Side]], titles: tuple[str, str], width: i
     pictures, times = [], []
     for number, pair in enumerate(pairs, start=1):
         count = max(len(side.pictures) for side in pair)
-        for i in range(count):
+        kept = sorted({*range(0, count, thin), count - 1})
+        for i in kept:
             panels = []
             for side, title in zip(pair, titles, strict=True):
                 j = min(i, len(side.pictures) - 1)
                 over = j == len(side.pictures) - 1
                 what = ("success" if side.success else "failure") if over else f"step {side.steps[j]}"
-                text = f"episode {number}: {what}" + (f" at step {side.steps[j]}" if over else "")
+                text = f"episode {number}: {what}"
                 panels.append(panel(side.pictures[j], width, title, text, side.success if over else None))
             gap = 8
             both = Image.new("RGB", (2 * panels[0].width + gap, panels[0].height), "white")
             both.paste(panels[0], (0, 0))
             both.paste(panels[1], (panels[0].width + gap, 0))
             pictures.append(both)
-            times.append(STAY if i == count - 1 else TICK)
+            times.append(STAY if i == count - 1 else thin * TICK)
     return pictures, times
 
 
@@ -174,8 +179,8 @@ def draw(run: Path, args: Args) -> Path:
         skip = math.ceil(max(lengths) / MOST_PICTURES)
         before, after = ([record(env, policy, looked, number, skip) for number in numbers] for policy in policies)
     titles = f"before: success {summary['before']['rate']:.2f}", f"after: success {summary['after']['rate']:.2f}"
-    for width, colours in QUALITY:
-        data = encode(*frames(list(zip(before, after, strict=True)), titles, width), colours)
+    for width, colours, thin in QUALITY:
+        data = encode(*frames(list(zip(before, after, strict=True)), titles, width, thin), colours)
         if len(data) <= MOST_BYTES:
             break
     path = args.out / f"{task['env_id'].split('/')[-1].split(':')[-1]}.gif"

@@ -55,8 +55,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     names, threads = {"__name__": "tour"}, torch.get_num_threads()
     try:
-        for cell in CELLS:
-            exec(compile(cell, "docs/tour.md", "exec"), names)
+        for i, cell in enumerate(CELLS):
+            exec(compile(cell, f"<cell {i} of docs/tour.md>", "exec"), names)
         yield names
     finally:
         import matplotlib.pyplot
