@@ -2,10 +2,10 @@
 
 import os
 import re
+import resource
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +80,12 @@ def test_its_cells_run_and_the_bandit_learns(quick):
     assert len(plt.get_fignums()) == 3
 
 
+def seconds():
+    """Of processor time, of all processes that have ended; others may be busy on this machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 @pytest.mark.slow
 def test_the_whole_tour_learns_in_less_than_three_minutes():
     """In a fresh process, cell by cell, as the site runs it."""
@@ -95,10 +101,10 @@ for part in ("bandit", "cartpole", "language"):
     print(part, success[:5].mean(), success[-10:].mean(), value[-10:].mean())
 """
     env = {k: v for k, v in os.environ.items() if k != "SPPO_TOUR_QUICK"} | {"HF_HUB_OFFLINE": "1"}
-    began = time.process_time(), time.monotonic()
+    began = seconds()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - began[1] < 180
+    assert seconds() - began < 180, "of one core, on any number of them"
     rates = {words[0]: [float(x) for x in words[1:]] for words in map(str.split, done.stdout.splitlines()[-3:])}
     for part, gain in (("bandit", 0.1), ("cartpole", 0.25), ("language", 0.25)):
         first, last, value = rates[part]
