@@ -45,12 +45,13 @@ def quick(monkeypatch):
     """The names that the cells leave behind, after a few updates of each part, without a network."""
     for name in ("matplotlib", "transformers", "tokenizers"):
         pytest.importorskip(name, reason=f"{name} is not installed: extras study and llm")
-    import matplotlib
+    import matplotlib.pyplot
 
     def refuse(*args, **kwargs):
         raise OSError("the tour asks the network")
 
     matplotlib.use("Agg")
+    matplotlib.pyplot.close("all")  # of other tests
     monkeypatch.setenv("SPPO_TOUR_QUICK", "1")
     monkeypatch.setattr(socket.socket, "connect", refuse)
     names, threads = {"__name__": "tour"}, torch.get_num_threads()
@@ -59,8 +60,6 @@ def quick(monkeypatch):
             exec(compile(cell, f"<cell {i} of docs/tour.md>", "exec"), names)
         yield names
     finally:
-        import matplotlib.pyplot
-
         matplotlib.pyplot.close("all")
         torch.set_num_threads(threads)
 
