@@ -109,6 +109,8 @@ class Args:
     """write a video of two episodes after each checkpoint, into the folder videos of the run"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+    watch: bool = False
+    """draw success and the newest episodes above the progress bar while training; it needs a terminal"""
     check: bool = False
     """check the task and exit"""
 

@@ -54,6 +54,7 @@ RESUMABLE_CHANGES = {
     "eval_episodes",
     "track",
     "capture_video",
+    "watch",
 }
 """Arguments that may differ when a run is resumed, because none of them changes what an update computes."""
 MODULES = ("env_id", "reward")

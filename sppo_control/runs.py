@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoints, streams
+from . import checkpoints, streams, watch
 from .checkpoints import (
     COUNTERS,
     LAYOUT,
@@ -65,6 +65,15 @@ from .tracking import Tracker
 
 FIRST = "Success/rate"
 """A second name of charts/success_rate. TensorBoard sorts tags, capitals first, so its pages open with this one."""
+FIRST_PAGE = {
+    "training": {
+        "success": ["Multiline", ["charts/success_rate$"]],
+        "V(s_0) and success": ["Multiline", ["critic/v0_mean$", "charts/success_rate$"]],
+        "KL to the policy that acted": ["Multiline", ["losses/approx_kl$"]],
+        "clip fraction": ["Multiline", ["losses/clipfrac$"]],
+    }
+}
+"""TensorBoard's page Custom Scalars: title of a chart -> its tags, as regular expressions that begin with the tag."""
 
 
 class Batch(Protocol):
@@ -184,6 +193,8 @@ class Run:
         self.seconds = 0.0
         """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
         self.parts: Mapping[str, Part] = {}
+        self.view: watch.View | None = None
+        """What --watch draws; None without it, and where it cannot be drawn."""
         self._stop_signal: int | None = None
         self._clock = time.perf_counter()
         self._equal, self._said = (0, math.nan), False  # how many outcomes have been equal to which; see `_watch`
@@ -288,12 +299,18 @@ class Run:
                 rows = "".join(f"|{k}|{v}|\n" for k, v in arguments.items())
                 self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
                 self.writer.begin_session(arguments)
+                self.writer.add_custom_scalars(FIRST_PAGE)
         if checkpoint is None:
             self.save()
+        wanted, why = getattr(self.args, "watch", False), watch.can_show(sys.stderr)
+        if wanted and why is not None:
+            print(f"note: --watch draws nothing: {why}", file=sys.stderr)
         self.bar = tqdm(
             total=self.budget, initial=self.progress, unit=self.unit, unit_scale=True, dynamic_ncols=True,
             desc=self.script.stem, mininterval=0.2,
         )  # fmt: skip
+        if wanted and why is None:
+            self.view = watch.View(self.bar, self.budget)
         self._clock = time.perf_counter()
 
     def _wait_for_a_later_name(self) -> None:
@@ -358,6 +375,8 @@ class Run:
         self._watch(episodes.outcome)
         self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
         self.bar.update(self.progress - before)
+        if self.view is not None and self._stop_signal is None:  # the message of Ctrl-C is not drawn over
+            self.view.add(self.progress, float(np.mean(self._recent)), episodes, metrics)
         if self._stop_signal is not None:
             self._leave()
         if self.update % self.args.save_every == 0 or self.progress >= self.budget:
@@ -374,6 +393,8 @@ class Run:
         if why is not None and self._equal[0] >= max(1024, 20 * len(outcome)) and not self._said:
             self._said = True
             self.bar.write(f"note: {why}", file=sys.stderr)
+            if self.view is not None:
+                self.view.forget()
 
     def _leave(self) -> NoReturn:
         self.save()
@@ -497,6 +518,8 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        if self.view is not None:
+            self.view.close()
         if hasattr(self, "bar"):
             self.bar.close()
         if hasattr(self, "writer"):

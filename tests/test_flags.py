@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from terminal import pictures, terminal_for_errors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import grpo_cartpole
@@ -268,6 +270,43 @@ def test_track_names_the_service_that_gets_the_curves(name, tmp_path, monkeypatc
     run = script.train(script.Args(**args, track="trackio", runs_dir=str(tmp_path)))
     assert began == [("trackio", ID)]
     assert [step for _, step in logged] == [run.steps]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_watched_run_is_drawn_and_is_the_same_run(name, tmp_path, monkeypatch):
+    """--watch: on a terminal, and where there is none; with what the last update logged below the picture."""
+    script, seen = SCRIPTS[name], []
+    values = {**COMMON, **OWN[name], "total_timesteps": 6_500, "kernels": "torch", "save_every": 1}
+    real = runs.Run.end_update
+
+    def end_update(self, episodes, metrics, *args, **kwargs):
+        seen.append((episodes.outcome.sum(), dict(metrics)))
+        return real(self, episodes, metrics, *args, **kwargs)
+
+    monkeypatch.setattr(runs.Run, "end_update", end_update)
+    plain = script.train(script.Args(**values, runs_dir=str(tmp_path / "plain")))
+    blind = script.train(script.Args(**values, watch=True, runs_dir=str(tmp_path / "blind")))
+    with terminal_for_errors(monkeypatch) as screen:
+        watched = script.train(script.Args(**values, watch=True, runs_dir=str(tmp_path / "watched")))
+    assert plain.view is None
+    assert blind.view is None
+    lines = screen.screen()
+    (title,) = pictures(lines)
+    (_, last), updates = seen[-1], len(seen) // 3
+    assert updates >= 2
+    assert [[won for won, _ in seen[i * updates : (i + 1) * updates]] for i in (1, 2)] == [
+        [won for won, _ in seen[:updates]]
+    ] * 2
+    numbers = f"V(s_0) {last['critic/v0_mean']:.2f}   KL {last['losses/approx_kl']:.4f}   clipped"
+    assert f"{numbers} {last['losses/clipfrac']:.3f}" in lines[title + 11]
+    assert re.search(r"success (\S+)  ", lines[title + 11])[1] in lines[title + 12]
+    assert lines[title + 12].startswith(f"{name}_cartpole:")
+    for run in (blind, watched):
+        assert [c.name for c in run.checkpoints()] == [c.name for c in plain.checkpoints()]
+        for one, other in zip(run.checkpoints(), plain.checkpoints(), strict=True):
+            for file in other.glob("*.safetensors"):
+                assert (one / file.name).read_bytes() == file.read_bytes()
+        assert run.summary["after"] == plain.summary["after"]
 
 
 # ------------------------------------------------------------------------------------------------------- baselines

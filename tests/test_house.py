@@ -23,6 +23,7 @@ TRUNK = {
     "streams",
     "tracking",
     "tracker",
+    "watch",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -39,8 +40,9 @@ ALLOWED = {
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
     "tracker": {"checkpoints"},
+    "watch": set(),
     "cli": {"checkpoints", "errors", "limits", "outputs"},
-    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking"},
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking", "watch"},
     # the control half
     "compiled": {"core", "extras", "kernels"},
     "kernels": {"sppo_envs"},

@@ -23,6 +23,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
+import first_page
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -102,7 +103,7 @@ def curves(folder):
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     found = {}
     for tag in events.Tags()["tensors"]:
-        if tag.startswith("_hparams_"):  # for the tab of hyperparameters
+        if tag.startswith(("_hparams_", "custom_scalars__")):  # for the pages of hyperparameters and of chosen curves
             continue
         values = [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
         found[tag] = [(step, value.decode() if isinstance(value, bytes) else value) for step, value in values]
@@ -285,6 +286,7 @@ def test_every_emitted_tag_is_documented_and_the_reverse(whole):
     absent = {f"measures/{why}" for why in ("unparsed", "answer_unparsed", "timed_out", "crashed")}  # of --reward math
     absent |= {"charts/skipped"} | (set() if whole.script in WITH_CRITIC else {"losses/value_loss", "charts/warmup"})
     assert emitted == documented - absent
+    assert first_page.charts(whole.folder, emitted) == first_page.SIDE_BY_SIDE
 
 
 # ------------------------------------------------------------------------------------------------------- resuming

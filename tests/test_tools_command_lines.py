@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import animations
 import arithmetic_data
 import benchmark
 import compare
@@ -42,6 +43,7 @@ from sppo_control.study import rates
 ROOT = Path(__file__).resolve().parents[1]
 POLE = "sppo/PrecisionCartPole-v0"
 WORK = {
+    animations: ["train", "draw"],
     arithmetic_data: [],
     benchmark: ["results_of"],
     compare: [],
@@ -109,6 +111,11 @@ RUNS = ("absent", "folder", "file", "run_of_list", "run_of_text", "run_without_a
 TABLES = ("absent", "text", "empty", "csv", "other", "types", "folder", "twice", "arguments")
 JSONS = ("absent", "text", "empty", "list", "rows", "runs", "deep", "nan")
 CASES = {
+    animations: [
+        *counts("--episodes", "--total-timesteps"), *counts("--seed", least=0), *folders("--out", "--runs-dir"),
+        *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
+        *[("--runs", x) for x in ("", "absent", "folder", "file")], ("--nope", "1"),
+    ],
     arithmetic_data: [
         *counts("--held-out"), ("--held-out", "5000"), *counts("--seed", least=0), *folders("--out"), ("--nope", "1"),
     ],
