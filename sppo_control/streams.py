@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAINING = {"rollout": 0, "shuffle": 1, "evaluate": 2}
+TRAINING = {"rollout": 0, "shuffle": 1, "evaluate": 2, "prompts": 3}
 """Streams of a training update: the third number."""
 PURPOSES = {"evaluate.py": 1, "video": 2}
 """Everything else: the fourth number.
