@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, float]] = {
     "0.1 to 0.95, retry 0": {**FILTER, "retry_skipped_prompts": 0.0},
 }
 """name -> arguments of sppo_llm.py"""
-EVERY, TARGET, HELD_OUT = 1024, 0.9, 512
+EVERY, TARGET, HELD_OUT = 1024, 0.9, 256
 KINDS = ("open", "hopeless", "solved")
 
 
@@ -79,17 +79,17 @@ def mixture(n: int = 4096, seed: int = 0) -> list[dict[str, str]]:
     """n prompts of each kind, all different, with the columns prompt, answer and kind."""
     rng, found = np.random.default_rng(seed), []
     for kind in KINDS:
-        pairs: dict[tuple[int, int], None] = {}
+        pairs: dict[tuple[int, ...], None] = {}
         while len(pairs) < n:
             if kind == "open":
-                pair = addition.problems(1, rng)[0]
+                pair: tuple[int, ...] = addition.problems(1, rng)[0]
             elif kind == "hopeless":
                 pair = (int(rng.integers(10**5, 10**7)), int(rng.integers(10**5, 10**7)))
             else:
                 digits = [sorted(rng.integers(0, 10, size=2).tolist()) for _ in range(int(rng.integers(2, 5)))]
                 pair = tuple(int("".join(map(str, row))) for row in zip(*[(a, b - a) for a, b in digits], strict=True))
             pairs[pair] = None
-        found += [{**row, "kind": kind} for row in addition.rows(list(pairs))]
+        found += [{**row, "kind": kind} for row in addition.rows([(a, b) for a, b in pairs])]
     return found
 
 
@@ -144,7 +144,7 @@ def one_run(name: str, seed: int, total_episodes: int) -> dict[str, Any]:
         sppo_llm.train(
             sppo_llm.Args(
                 dataset=str(dataset), seed=seed, runs_dir=folder, total_episodes=total_episodes, eval_prompts=1,
-                save_every=10**6, device="cpu", **VARIANTS[name],  # type: ignore[arg-type]
+                save_every=10**6, device="cpu", critic_layers=1, critic_steps=2, **VARIANTS[name],  # type: ignore[arg-type]
             )
         )  # fmt: skip
     return {"variant": name, "seed": seed, "curve": curve, "kinds": np.array(kinds).reshape(-1, 8, 3).sum(1).tolist()}
@@ -224,8 +224,8 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 def main(args: Args) -> None:
     if args.worker is not None:
-        name, _, seed = args.worker.rpartition(":")
-        print(json.dumps(one_run(name, int(seed), args.total_episodes)))
+        name, _, number = args.worker.rpartition(":")
+        print(json.dumps(one_run(name, int(number), args.total_episodes)))
         return
     if args.figure is not None:
         extras.require("plots", "matplotlib", wanted_by="--figure")
@@ -238,7 +238,9 @@ def main(args: Args) -> None:
         if done.returncode:
             sys.exit(f"{name}, seed {seed} failed:\n{done.stderr}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        checkpoints.write_json(args.out, {"command": "python scripts/critic_filter.py", "rows": rows, **runs.versions()})
+        checkpoints.write_json(
+            args.out, {"command": "python scripts/critic_filter.py", "rows": rows, **runs.versions()}
+        )
     print_table(rows)
     if args.figure is not None:
         draw(rows, args.figure)

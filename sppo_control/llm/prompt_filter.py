@@ -4,8 +4,9 @@ A = R - V(s_p) is near 0 where V is near 0 or 1 and right. Such a response costs
 little. The critic reads prompts alone, so V is known before anything is generated.
 
 Skipping changes what is trained. Without it the policy climbs the mean success over the dataset's prompts. With it each
-prompt has a weight: 1 while low <= V(s_p) <= high, and `retry` outside. A prompt that the critic wrongly calls hopeless would
-never be tried again, so nothing would correct the critic; this is why `retry` is above 0 by default. See docs/critic.md.
+prompt has a weight: 1 while low <= V(s_p) <= high, and `retry` outside. A prompt that the critic wrongly calls hopeless
+would never be tried again, so nothing would correct the critic; this is why `retry` is above 0 by default. See
+docs/critic.md.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class PromptFilter:
         """A batch without the prompts that are not worth a response.
 
         The prompts of `offered` come first, so a filter that skips nothing changes nothing. Each that is skipped is
-        replaced by the next of `others`. Where `others` ends before the batch is full, skipped ones fill it, in their order.
+        replaced by the next of `others`. Where `others` ends before the batch is full, skipped ones fill it in their order.
 
         Args:
             offered: the B prompts of the batch as it would be, at least one.
