@@ -1,10 +1,10 @@
 """Measure what skipping hopeless and solved prompts is worth: SPPO on a mixture of additions, with and without the filter.
 
-A third of the training prompts is of each kind:
+The training prompts are of three kinds:
 
-- open: the additions of sppo_llm.py, of one to four digits;
-- hopeless: numbers of six or seven digits, whose working does not fit into the 24 tokens of a response;
-- solved: numbers without a carry, which the policy adds nearly always right after a few updates.
+- open, half of them: the additions of sppo_llm.py, of one to four digits;
+- hopeless, a quarter: numbers of six or seven digits, whose working does not fit into the 24 tokens of a response;
+- solved, a quarter: numbers without a carry, which the policy adds nearly always right after a few updates.
 
 What is measured is the success on held-out additions of the first kind, every 1,024 responses. Evaluation takes no part in
 the seconds, which are CPU time of one thread. A run ends when the mean of two evaluations in a row is 0.9.
@@ -35,27 +35,28 @@ from sppo_control.llm import addition
 from sppo_control.llm.prompts import Prompts, load_prompts, make_reward
 from sppo_control.llm.responses import evaluate
 from sppo_control.llm.tokenizers import prompt_ids
+from sppo_control.markdown import markdown_table
 from sppo_control.outputs import File
 
 ROOT = Path(__file__).resolve().parents[1]
-FILTER = {"skip_prompts_below": 0.1, "skip_prompts_above": 0.95}
+FILTER = {"skip_prompts_below": 0.1, "skip_prompts_above": 0.9}
 VARIANTS: dict[str, dict[str, float]] = {
     "every prompt": {},
-    "0.1 to 0.95, retry 0.05": FILTER,
-    "0.1 to 0.95, retry 0": {**FILTER, "retry_skipped_prompts": 0.0},
+    "0.1 to 0.9, retry 0.05": FILTER,
+    "0.1 to 0.9, retry 0": {**FILTER, "retry_skipped_prompts": 0.0},
 }
 """name -> arguments of sppo_llm.py"""
-EVERY, TARGET, HELD_OUT = 1024, 0.9, 256
+EVERY, TARGETS, HELD_OUT = 1024, (0.8, 0.9), 256
 KINDS = ("open", "hopeless", "solved")
 
 
 @dataclass
 class Args:
     seeds: tuple[int, ...] = (11, 12, 13, 14, 15)
-    """of the runs; the bounds were chosen on 101 and 102"""
+    """of the runs"""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """which of them"""
-    total_episodes: int = 40_960
+    total_episodes: int = 24_576
     """responses after which a run ends, whatever it has reached"""
     out: Annotated[Path, File(".json")] = ROOT / "docs" / "critic_filter.json"
     """curves; runs that are in it are not done again"""
@@ -75,12 +76,12 @@ class Args:
                 raise ValueError(f"--worker {self.worker!r} is not a variant, a colon and a seed; leave it out")
 
 
-def mixture(n: int = 4096, seed: int = 0) -> list[dict[str, str]]:
-    """n prompts of each kind, all different, with the columns prompt, answer and kind."""
+def mixture(n: int = 2048, seed: int = 0) -> list[dict[str, str]]:
+    """2 n open prompts and n of the other kinds, all different, with the columns prompt, answer and kind."""
     rng, found = np.random.default_rng(seed), []
     for kind in KINDS:
         pairs: dict[tuple[int, ...], None] = {}
-        while len(pairs) < n:
+        while len(pairs) < (2 * n if kind == "open" else n):
             if kind == "open":
                 pair: tuple[int, ...] = addition.problems(1, rng)[0]
             elif kind == "hopeless":
@@ -133,7 +134,7 @@ def one_run(name: str, seed: int, total_episodes: int) -> dict[str, Any]:
                 rate = evaluate(model, tokenizer, prompts, reward, self.episodes, addition.MAX_RESPONSE + 1).rate
                 curve.append((self.episodes, now - clock["began"], rate))
                 clock["began"] += time.process_time() - now
-                if reached(curve) is not None:
+                if reached(curve, TARGETS[-1]) is not None:
                     raise Reached
 
     torch.set_num_threads(1)
@@ -150,10 +151,10 @@ def one_run(name: str, seed: int, total_episodes: int) -> dict[str, Any]:
     return {"variant": name, "seed": seed, "curve": curve, "kinds": np.array(kinds).reshape(-1, 8, 3).sum(1).tolist()}
 
 
-def reached(curve: Sequence[Sequence[float]]) -> tuple[float, float] | None:
+def reached(curve: Sequence[Sequence[float]], target: float) -> tuple[float, float] | None:
     """Responses and seconds when the mean of two evaluations in a row first was the target."""
     for i in range(1, len(curve)):
-        if (curve[i - 1][2] + curve[i][2]) / 2 >= TARGET:
+        if (curve[i - 1][2] + curve[i][2]) / 2 >= target:
             return curve[i][0], curve[i][1]
     return None
 
@@ -178,24 +179,26 @@ def read(out: Path) -> list[dict[str, Any]]:
     return list(rows)
 
 
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Responses and seconds to the target, and who got the responses, as Markdown."""
-    print(f"\n| | responses to {TARGET} | seconds | s per 1,000 responses | open | hopeless | solved |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Responses and seconds to the targets, and who got the responses, as Markdown."""
+    head = ["", *(f"{what} to {target}" for target in TARGETS for what in ("responses", "seconds"))]
+    lines = []
     for name in VARIANTS:
-        mine = [row for row in rows if row["variant"] == name]
-        if not mine:
+        if not (mine := [row for row in rows if row["variant"] == name]):
             continue
-        found, cells = [reached(row["curve"]) for row in mine], []
-        for index in (0, 1):
-            known = sorted(x[index] for x in found if x is not None)
-            middle = (len(mine) - 1) // 2  # a run that never reached it counts as the latest
-            median = f"{known[middle]:,.0f}" if len(known) > middle else "-"
-            ends = f" ({known[0]:,.0f} to {known[-1]:,.0f})" if known else ""
-            cells.append(f"{median}{ends}" + (f", {len(known)} of {len(mine)}" if len(known) < len(mine) else ""))
-        cost = float(np.median([1000 * row["curve"][-1][1] / row["curve"][-1][0] for row in mine]))
+        cells = [name]
+        for target in TARGETS:
+            found = [reached(row["curve"], target) for row in mine]
+            for index in (0, 1):
+                known = sorted(x[index] for x in found if x is not None)
+                middle = (len(mine) - 1) // 2  # a run that never reached it counts as the latest
+                median = f"{known[middle]:,.0f}" if len(known) > middle else "-"
+                ends = f" ({known[0]:,.0f} to {known[-1]:,.0f})" if known else ""
+                cells.append(f"{median}{ends}" + (f", {len(known)} of {len(mine)}" if len(known) < len(mine) else ""))
         share = np.mean([np.sum(row["kinds"], axis=0) / np.sum(row["kinds"]) for row in mine], axis=0)
-        print(f"| {name} | {cells[0]} | {cells[1]} | {cost:.1f} | {' | '.join(f'{x:.2f}' for x in share)} |")
+        cost = float(np.median([1000 * row["curve"][-1][1] / row["curve"][-1][0] for row in mine]))
+        lines.append([*cells, f"{cost:.1f}", *(f"{x:.2f}" for x in share)])
+    return markdown_table([*head, "s per 1,000 responses", *KINDS], lines)
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -213,7 +216,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
                 axes.plot(
                     curve[:, index], curve[:, 2], color=color, alpha=0.7, linewidth=1.1, label=None if i else name
                 )
-        axes.axhline(TARGET, color="0.7", linewidth=0.8, linestyle=":")
+        axes.axhline(TARGETS[-1], color="0.7", linewidth=0.8, linestyle=":")
         axes.set(xlabel=words)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set(ylabel="success, held-out open additions")
@@ -241,7 +244,7 @@ def main(args: Args) -> None:
         checkpoints.write_json(
             args.out, {"command": "python scripts/critic_filter.py", "rows": rows, **runs.versions()}
         )
-    print_table(rows)
+    print(f"\n{table(rows)}")
     if args.figure is not None:
         draw(rows, args.figure)
     print(f"\nwritten to {args.out}")

@@ -161,7 +161,7 @@ def train(args: Args) -> runs.Run:
     micro = args.micro_batch_size or args.minibatch_size
     # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
     autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
-    value = values_of(critic, prompts.ids, args.micro_batch_size)
+    value = values_of(critic, prompts, args.micro_batch_size)
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:

@@ -280,6 +280,7 @@ def test_every_emitted_tag_is_documented_and_the_reverse(whole):
     emitted = {tag for tag in curves(whole.folder) if not tag.endswith("text_summary")} | {"charts/SPS"}
     assert re.search("do not log `charts/skipped`", " ".join(section.split()))
     absent = {f"measures/{why}" for why in ("unparsed", "answer_unparsed", "timed_out", "crashed")}  # of --reward math
+    absent |= {"prompts/v0_offered", "prompts/retried", "prompts/filled"}  # of --skip-prompts-below and -above
     absent |= {"charts/skipped"} | (set() if whole.script in WITH_CRITIC else {"losses/value_loss", "charts/warmup"})
     assert emitted == documented - absent
 

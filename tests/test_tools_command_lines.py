@@ -15,6 +15,8 @@ import benchmark
 import compare
 import contexts
 import credit
+import critic_card
+import critic_filter
 import drawings
 import evaluate_llm
 import fetch_smollm2
@@ -42,6 +44,8 @@ WORK = {
     compare: [],
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
+    critic_card: ["evaluate", "make_card"],
+    critic_filter: ["one_run", "draw", "table"],
     drawings: [],
     evaluate_llm: ["respond"],
     fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
@@ -130,6 +134,15 @@ CASES = {
         *files("--out", ".png"), *folders("--figures"), *files("--results", ".json", parent_made=True),
         ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
         ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
+    ],
+    critic_card: [
+        *counts("--k", "--batch-size"), *counts("--seed", least=0), *folders("--out"),
+        *[("--run", x) for x in (*RUNS, "")], *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+    ],
+    critic_filter: [
+        *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
+        ("--variants", "none"), ("--variants", ""), ("--worker", "x"), ("--worker", ""),
+        *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep", "nan")],
     ],
     drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
     evaluate_llm: [
@@ -224,6 +237,7 @@ BASE = {
     plot: {"run_of_text": []},
     probe: {"--what": ["tail"], "--runs": ["folder"], "--out": ["new.json"]},
     compare: {"--results": ["good.parquet"]},
+    critic_card: {"--run": ["run_of_other_types"]},
     report: {"--results": ["good.parquet"]},
     report_rates: {"--what": ["choose"], "--tuning": ["good.parquet"], "--starts": ["shipped"]},
 }

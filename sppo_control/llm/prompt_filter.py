@@ -15,13 +15,15 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sppo_control.llm.critic import PromptCritic
+if TYPE_CHECKING:
+    from sppo_control.llm.critic import PromptCritic
+    from sppo_control.llm.prompts import Prompts
 
 T = TypeVar("T")
 
@@ -183,15 +185,15 @@ class PromptFilter:
         )
 
 
-def values_of(critic: PromptCritic, ids: Sequence[list[int]], batch_size: int | None) -> Callable[[list[int]], Tensor]:
+def values_of(critic: PromptCritic, prompts: Prompts, batch_size: int | None) -> Callable[[list[int]], Tensor]:
     """The function that `PromptFilter` calls, for rows of a dataset.
 
     Args:
         critic: says V.
-        ids: tokens of all prompts.
+        prompts: the dataset.
         batch_size: prompts in memory at once; None is all that are asked for.
     """
-    return lambda rows: critic.predict([ids[row] for row in rows], batch_size or len(rows))
+    return lambda rows: critic.predict([prompts.ids[row] for row in rows], batch_size or len(rows))
 
 
 def others(n: int, offered: Sequence[int], rng: np.random.Generator) -> Iterator[int]:

@@ -123,7 +123,7 @@ def make_filter(args: Any, critic: PromptCritic, prompts: Prompts) -> PromptFilt
     made = PromptFilter(args.skip_prompts_below, args.skip_prompts_above, args.retry_skipped_prompts)
     if made.active and args.resume is None and not args.critic_warmup_batches:
         words = " and ".join(f"{flag(name)} {x}" for name in SKIPPING if (x := getattr(args, name)) is not None)
-        made.require(range(len(prompts)), values_of(critic, prompts.ids, args.micro_batch_size), args.batch_size, words)
+        made.require(range(len(prompts)), values_of(critic, prompts, args.micro_batch_size), args.batch_size, words)
     return made
 
 
