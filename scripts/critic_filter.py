@@ -9,7 +9,7 @@ The training prompts are of three kinds:
 What is measured is the success on held-out additions of the first kind, every 1,024 responses. Evaluation takes no part in
 the seconds, which are CPU time of one thread. A run ends when the mean of two evaluations in a row is 0.9.
 
-    python scripts/critic_filter.py                # half an hour; writes docs/critic_filter.json and the figure beside it
+    python scripts/critic_filter.py                # ten minutes; writes docs/critic_filter.json and the figure beside it
 """
 
 from __future__ import annotations
@@ -39,11 +39,9 @@ from sppo_control.markdown import markdown_table
 from sppo_control.outputs import File
 
 ROOT = Path(__file__).resolve().parents[1]
-FILTER = {"skip_prompts_below": 0.1, "skip_prompts_above": 0.9}
 VARIANTS: dict[str, dict[str, float]] = {
     "every prompt": {},
-    "0.1 to 0.9, retry 0.05": FILTER,
-    "0.1 to 0.9, retry 0": {**FILTER, "retry_skipped_prompts": 0.0},
+    "0.1 to 0.9, retry 0.05": {"skip_prompts_below": 0.1, "skip_prompts_above": 0.9},
 }
 """name -> arguments of sppo_llm.py"""
 EVERY, TARGETS, HELD_OUT = 1024, (0.8, 0.9), 256
@@ -56,12 +54,14 @@ class Args:
     """of the runs"""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """which of them"""
-    total_episodes: int = 24_576
+    total_episodes: int = 20_480
     """responses after which a run ends, whatever it has reached"""
     out: Annotated[Path, File(".json")] = ROOT / "docs" / "critic_filter.json"
     """curves; runs that are in it are not done again"""
     figure: Annotated[Path | None, File(".png")] = ROOT / "docs" / "figures" / "critic_filter.png"
     """the picture of it"""
+    dataset: Annotated[Path | None, File(".jsonl")] = None
+    """write the mixture into this file, and do nothing else"""
     worker: str | None = None
     """used by this script itself: variant and seed of one run"""
 
@@ -92,6 +92,11 @@ def mixture(n: int = 2048, seed: int = 0) -> list[dict[str, str]]:
             pairs[pair] = None
         found += [{**row, "kind": kind} for row in addition.rows([(a, b) for a, b in pairs])]
     return found
+
+
+def write(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """The prompts as a dataset for sppo_llm.py."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def held_out(train: Sequence[dict[str, str]], tokenizer: Any) -> Prompts:
@@ -141,7 +146,7 @@ def one_run(name: str, seed: int, total_episodes: int) -> dict[str, Any]:
     runs.Run = Watched  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Reached):
         dataset = Path(folder, "mixture.jsonl")
-        dataset.write_text("".join(json.dumps(row) + "\n" for row in train))
+        write(train, dataset)
         sppo_llm.train(
             sppo_llm.Args(
                 dataset=str(dataset), seed=seed, runs_dir=folder, total_episodes=total_episodes, eval_prompts=1,
@@ -210,7 +215,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), dpi=140, layout="constrained", sharey=True)
     for index, (axes, words) in enumerate(zip(panels, ("responses", "CPU seconds"), strict=True)):
-        for name, color in zip(VARIANTS, ("0.45", "#d1495b", "#2e6f95"), strict=True):
+        for name, color in zip(VARIANTS, ("0.45", "#d1495b"), strict=True):
             for i, row in enumerate(row for row in rows if row["variant"] == name):
                 curve = np.array(row["curve"])
                 axes.plot(
@@ -229,6 +234,9 @@ def main(args: Args) -> None:
     if args.worker is not None:
         name, _, number = args.worker.rpartition(":")
         print(json.dumps(one_run(name, int(number), args.total_episodes)))
+        return
+    if args.dataset is not None:
+        write(mixture(), args.dataset)
         return
     if args.figure is not None:
         extras.require("plots", "matplotlib", wanted_by="--figure")

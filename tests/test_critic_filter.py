@@ -1,4 +1,4 @@
-"""The measurement of the filter: what its prompts are, when a run has reached its target, and that the page has its table."""
+"""The measurement of the filter: its prompts, when a run has reached its target, and that the page has its table."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,12 @@ def test_the_three_kinds_are_what_they_are_called():
     assert any("1" in addition.demonstration(*map(int, row["prompt"][:-1].split("+")), rng)[3::4] for row in rows[:200])
 
 
+def test_the_mixture_can_be_written(tmp_path):
+    critic_filter.main(critic_filter.Args(dataset=tmp_path / "mixture.jsonl"))
+    rows = [json.loads(line) for line in (tmp_path / "mixture.jsonl").read_text().splitlines()]
+    assert rows == critic_filter.mixture()
+
+
 def test_held_out_prompts_are_not_in_the_mixture():
     train = critic_filter.mixture(500)
     held_out = critic_filter.held_out(train, addition.tokenizer())
@@ -64,7 +70,9 @@ def test_the_table_counts_a_run_that_never_arrived_as_the_latest():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [{"variant": "x"}, {"seed": "1"}, {"curve": []}, {"curve": [[1, 2]]}, {"kinds": [["x"]]}])
+@pytest.mark.parametrize(
+    "change", [{"variant": "x"}, {"seed": "1"}, {"curve": []}, {"curve": [[1, 2]]}, {"kinds": [["x"]]}]
+)
 def test_a_file_of_another_script_is_refused(change, tmp_path):
     row = {"variant": "every prompt", "seed": 1, "curve": CURVE, "kinds": [[1, 2, 3]]}
     path = tmp_path / "x.json"

@@ -799,7 +799,7 @@ def test_a_critic_may_be_smaller_than_the_policy(script, kind, small_critic, tmp
     assert len(last.predict(["1+2="])) == 1, "it is saved with the policy's tokenizer"
 
 
-@pytest.mark.parametrize("whole", ["ppo_llm"], indirect=True)
+@pytest.mark.parametrize("whole", ["sppo_llm"], indirect=True)
 def test_another_run_starts_from_a_checkpoints_folders(whole, tmp_path):
     last = checkpoints(whole.folder)[-1]
     model = {"model": str(last / "policy"), "critic": str(last / "critic"), "max_response_length": 24}

@@ -45,7 +45,7 @@ WORK = {
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
     critic_card: ["evaluate", "make_card"],
-    critic_filter: ["one_run", "draw", "table"],
+    critic_filter: ["one_run", "draw", "table", "write"],
     drawings: [],
     evaluate_llm: ["respond"],
     fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
@@ -141,6 +141,7 @@ CASES = {
     ],
     critic_filter: [
         *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
+        *[("--dataset", x) for x in ("", ".", "folder", "file/x.jsonl", "x.jsonl.zip", "absent/x.jsonl", "x.json")],
         ("--variants", "none"), ("--variants", ""), ("--worker", "x"), ("--worker", ""),
         *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep", "nan")],
     ],
