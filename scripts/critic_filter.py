@@ -54,7 +54,7 @@ class Args:
     """of the runs"""
     variants: tuple[str, ...] = tuple(VARIANTS)
     """which of them"""
-    total_episodes: int = 20_480
+    total_episodes: int = 16_384
     """responses after which a run ends, whatever it has reached"""
     out: Annotated[Path, File(".json")] = ROOT / "docs" / "critic_filter.json"
     """curves; runs that are in it are not done again"""

@@ -40,7 +40,7 @@ def critic():
 
 # ---------------------------------------------------------------------------------------------------------- numbers
 V = torch.tensor([0.05, 0.25, 0.25, 0.5, 0.8, 1.0])
-R = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 0, 1]])
+R = torch.tensor([[0, 0, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]])
 
 
 def test_the_numbers_are_those_of_plain_loops():
@@ -54,8 +54,8 @@ def test_the_numbers_are_those_of_plain_loops():
     losses = [v for v, r in pairs if not r]
     auc = sum((w > x) + 0.5 * (w == x) for w in wins for x in losses) / len(wins) / len(losses)
     assert found.auc == pytest.approx(auc)
-    # Ranks by hand: V has a tie at 2.5; the rates 0, 1/3, 1/3, 2/3, 1, 2/3 have the ranks 1, 2.5, 2.5, 4.5, 6, 4.5.
-    a, b = np.array([1, 2.5, 2.5, 4, 5, 6]), np.array([1, 2.5, 2.5, 4.5, 6, 4.5])
+    # Ranks by hand: V has a tie at 2.5; the rates 0, 1/3, 1/3, 2/3, 1, 1 have the ranks 1, 2.5, 2.5, 4, 5.5, 5.5.
+    a, b = np.array([1, 2.5, 2.5, 4, 5, 6]), np.array([1, 2.5, 2.5, 4, 5.5, 5.5])
     a, b = a - a.mean(), b - b.mean()
     assert found.spearman == pytest.approx(float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())))
     by_bin = {}

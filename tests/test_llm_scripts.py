@@ -880,7 +880,7 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
         "model", "dataset", "critic", "critic_layers", "max_prompt_length", "critic_batch_size", "micro_batch_size",
-        "resume", "stop", "critic_gae_lambda",
+        "resume", "stop", "critic_gae_lambda", "skip_prompts_below", "skip_prompts_above",
     }, "elsewhere a number is shown"  # fmt: skip
 
 

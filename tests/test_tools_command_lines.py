@@ -16,6 +16,7 @@ import compare
 import contexts
 import credit
 import critic_card
+import critic_control
 import critic_filter
 import drawings
 import evaluate_llm
@@ -45,6 +46,7 @@ WORK = {
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
     critic_card: ["evaluate", "make_card"],
+    critic_control: ["groups", "table", "draw"],
     critic_filter: ["one_run", "draw", "table", "write"],
     drawings: [],
     evaluate_llm: ["respond"],
@@ -138,6 +140,10 @@ CASES = {
     critic_card: [
         *counts("--k", "--batch-size"), *counts("--seed", least=0), *folders("--out"),
         *[("--run", x) for x in (*RUNS, "")], *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+    ],
+    critic_control: [
+        *files("--out", ".png"), *[("--results", f"{name}.json") for name in JSONS],
+        *[("--results", x) for x in ("", "file", "table.csv")],
     ],
     critic_filter: [
         *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
