@@ -227,6 +227,7 @@ def test_only_prompts_between_the_bounds_are_drawn_and_the_others_are_counted(un
         assert log["prompts/retried"][update][1] == log["prompts/filled"][update][1] == 0
 
 
+@pytest.mark.slow
 def test_one_bound_alone(tmp_path):
     for name, long in (("skip_prompts_below", False), ("skip_prompts_above", True)):
         x = {"skip_prompts_below": 0.05, "skip_prompts_above": 0.95}[name]
@@ -245,6 +246,7 @@ def test_without_bounds_and_with_bounds_that_skip_nothing_the_run_is_the_same(un
     assert not [tag for tag in curves(unfiltered[0].folder) if tag.startswith("prompts/")]
 
 
+@pytest.mark.slow
 def test_retried_prompts_are_drawn_and_counted(tmp_path):
     run, seen = train(
         tmp_path,
@@ -258,6 +260,7 @@ def test_retried_prompts_are_drawn_and_counted(tmp_path):
     assert curves(run.folder)["prompts/retried"][0][1] == outside > 0
 
 
+@pytest.mark.slow
 def test_a_warm_up_skips_nothing(unfiltered, tmp_path):
     run, seen = train(tmp_path, by_length, skip_prompts_below=0.05, critic_warmup_batches=2, retry_skipped_prompts=0.0)
     assert seen[:2] == unfiltered[1][:2]
@@ -348,6 +351,7 @@ def test_the_trainer_draws_prompts_between_the_bounds(tmp_path, monkeypatch):
     assert log[0]["prompts/retried"] == log[0]["prompts/filled"] == 0
 
 
+@pytest.mark.slow
 def test_the_trainer_resumes_with_the_same_prompts(tmp_path):
     settings = {
         "skip_prompts_below": 0.35, "skip_prompts_above": 0.8, "retry_skipped_prompts": 0.3, "max_steps": 4,

@@ -158,7 +158,7 @@ class PromptCritic(nn.Module):
             )
         return value
 
-    def _tokens(self, prompt: Prompt, index: int) -> list[int]:
+    def _tokens(self, prompt: Prompt, index: int = 0) -> list[int]:
         """The ids of one prompt, by the one function that makes them."""
         whole = (int, np.integer)
         if isinstance(prompt, Tensor | np.ndarray):
