@@ -384,3 +384,23 @@ def test_critic_layers(tmp_path):
     with torch.no_grad():
         v0 = torch.sigmoid(seen.critic(*seen.batch.prompts))
     assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), abs=1e-5)
+
+
+def test_prompts_with_v_outside_the_bounds_get_no_response(watched, tmp_path):
+    """--skip-prompts-below, --skip-prompts-above and --retry-skipped-prompts, by V of the critic at the start."""
+    plain = watched("sppo")
+    v0 = plain.critic.predict(additions().ids).numpy()
+    low, high = (float(np.quantile(v0, q)) for q in (0.2, 0.8))
+    inside = {row for row in range(48) if low <= v0[row] <= high}
+    before = list(plain.asked.rows)
+    kept = [row for row in before if row in inside]
+    assert 0 < len(kept) < B
+    none = watch("sppo", tmp_path, skip_prompts_below=low, skip_prompts_above=high, retry_skipped_prompts=0.0)
+    rows = list(none.asked.rows)
+    assert rows[: len(kept)] == kept
+    assert set(rows) <= inside
+    assert len(set(rows)) == B
+    assert none.metrics["prompts/below"] + none.metrics["prompts/above"] >= B - len(kept)
+    everything = watch("sppo", tmp_path, skip_prompts_below=low, skip_prompts_above=high, retry_skipped_prompts=1.0)
+    assert list(everything.asked.rows) == before
+    assert everything.metrics["prompts/retried"] == B - len(kept)

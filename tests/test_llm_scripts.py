@@ -284,6 +284,7 @@ def test_every_emitted_tag_is_documented_and_the_reverse(whole):
     emitted = {tag for tag in curves(whole.folder) if not tag.endswith("text_summary")} | {"charts/SPS"}
     assert re.search("do not log `charts/skipped`", " ".join(section.split()))
     absent = {f"measures/{why}" for why in ("unparsed", "answer_unparsed", "timed_out", "crashed")}  # of --reward math
+    absent |= {"prompts/v0_offered", "prompts/retried", "prompts/filled"}  # of --skip-prompts-below and -above
     absent |= {"charts/skipped"} | (set() if whole.script in WITH_CRITIC else {"losses/value_loss", "charts/warmup"})
     assert emitted == documented - absent
     assert first_page.charts(whole.folder, emitted) == first_page.SIDE_BY_SIDE
@@ -803,7 +804,7 @@ def test_a_critic_may_be_smaller_than_the_policy(script, kind, small_critic, tmp
     assert len(last.predict(["1+2="])) == 1, "it is saved with the policy's tokenizer"
 
 
-@pytest.mark.parametrize("whole", ["ppo_llm"], indirect=True)
+@pytest.mark.parametrize("whole", ["sppo_llm"], indirect=True)
 def test_another_run_starts_from_a_checkpoints_folders(whole, tmp_path):
     last = checkpoints(whole.folder)[-1]
     model = {"model": str(last / "policy"), "critic": str(last / "critic"), "max_response_length": 24}
@@ -884,7 +885,7 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
         "model", "dataset", "critic", "critic_layers", "max_prompt_length", "critic_batch_size", "micro_batch_size",
-        "resume", "stop", "track", "critic_gae_lambda",
+        "resume", "stop", "track", "critic_gae_lambda", "skip_prompts_below", "skip_prompts_above",
     }, "elsewhere a number is shown"  # fmt: skip
 
 

@@ -17,6 +17,9 @@ import compare
 import compare_llm
 import contexts
 import credit
+import critic_card
+import critic_control
+import critic_filter
 import difficulty_llm
 import drawings
 import enjoy
@@ -50,6 +53,9 @@ WORK = {
     compare_llm: ["table_of_runs", "draw"],
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
+    critic_card: ["evaluate", "make_card"],
+    critic_control: ["groups", "table", "draw"],
+    critic_filter: ["one_run", "draw", "table", "write"],
     difficulty_llm: ["measure"],
     drawings: [],
     enjoy: ["watch", "window"],
@@ -151,6 +157,20 @@ CASES = {
         *files("--out", ".png"), *folders("--figures"), *files("--results", ".json", parent_made=True),
         ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
         ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
+    ],
+    critic_card: [
+        *counts("--k", "--batch-size"), *counts("--seed", least=0), *folders("--out"),
+        *[("--run", x) for x in (*RUNS, "")], *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+    ],
+    critic_control: [
+        *files("--out", ".png"), *[("--results", f"{name}.json") for name in JSONS],
+        *[("--results", x) for x in ("", "file", "table.csv")],
+    ],
+    critic_filter: [
+        *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
+        *[("--dataset", x) for x in ("", ".", "folder", "file/x.jsonl", "x.jsonl.zip", "absent/x.jsonl", "x.json")],
+        ("--variants", "none"), ("--variants", ""), ("--worker", "x"), ("--worker", ""),
+        *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep", "nan")],
     ],
     difficulty_llm: [
         *counts("--prompts", "--samples", "--batch-size"), *counts("--seed", "--updates", least=0),
@@ -275,6 +295,7 @@ BASE = {
     compare: {"--results": ["good.parquet"]},
     enjoy: {"--run": [POLE]},
     share: {"--run": ["folder"], "--to-folder": ["new"]},
+    critic_card: {"--run": ["run_of_other_types"]},
     compare_llm: {"file": []},
     difficulty_llm: {"--run": ["good_run"]},
     report: {"--results": ["good.parquet"]},

@@ -37,9 +37,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections import defaultdict
+import shutil
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -66,6 +68,8 @@ from trl import GRPOConfig, GRPOTrainer
 from sppo_control import core
 from sppo_control.llm.context import check_context, check_ids, positions
 from sppo_control.llm.critic import PromptCritic, critic_batches, load_critic, train_critic
+from sppo_control.llm.critic_card import CriticCard, base_license, calibration, remove_card
+from sppo_control.llm.prompt_filter import RETRY, Chosen, PromptFilter
 from sppo_control.llm.prompts import report_answers
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
 from sppo_control.llm.tokenizers import is_generic, load_tokenizer, prompt_ids
@@ -108,6 +112,9 @@ class SPPOConfig(GRPOConfig):
         "Window recipe: contexts per critic update, of all processes; None is the whole newest batch, nothing is drawn.",
     )
     critic_warmup_batches: int = _argument(0, "Generation batches for the critic alone, before the first update.")
+    skip_prompts_below: float | None = _argument(None, "No response where V(s_p) is smaller: hopeless prompts.")
+    skip_prompts_above: float | None = _argument(None, "No response where V(s_p) is larger: solved prompts.")
+    retry_skipped_prompts: float = _argument(RETRY, "Probability that such a prompt is kept after all.")
     max_prompt_length: int | None = _argument(None, "Longest training prompt in tokens; None is no limit.")
     long_prompts: Literal["drop", "error"] = _argument(
         "drop", "drop counts longer prompts and leaves them out; error refuses them."
@@ -138,6 +145,7 @@ class SPPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least {least}, got {number}")
         if not self.critic_learning_rate > 0:
             raise ValueError(f"critic_learning_rate must be above 0, got {self.critic_learning_rate}")
+        self._check_skipping()
         given = self.num_generations, self.loss_type or LOSS_TYPES[self.reduction]
         self.num_generations, self.loss_type = _DividesAll(2), LOSS_TYPES[self.reduction]
         super().__post_init__()
@@ -153,6 +161,22 @@ class SPPOConfig(GRPOConfig):
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted!r} for SPPO, got {value!r}: {why}; leave it out")
         self._check_critic()
+
+    def _check_skipping(self) -> None:
+        """Refuse bounds on V between which no prompt can be."""
+        low, high = self.skip_prompts_below, self.skip_prompts_above
+        for name in ("skip_prompts_below", "skip_prompts_above", "retry_skipped_prompts"):
+            if (x := getattr(self, name)) is not None and not 0 <= x <= 1:
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {x}")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"skip_prompts_below must be below skip_prompts_above, got {low} and {high}: no prompt would be left"
+            )
+        if low is None and high is None and self.retry_skipped_prompts != RETRY:
+            raise ValueError(
+                f"retry_skipped_prompts={self.retry_skipped_prompts} means nothing where no prompt is skipped; leave it "
+                "out, or give skip_prompts_below or skip_prompts_above"
+            )
 
     def _check_critic(self) -> None:
         """Refuse what does not fit the critic's recipe."""
@@ -267,6 +291,13 @@ class SPPOTrainer(GRPOTrainer):
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_learning_rate)
         self._warmup_left = args.critic_warmup_batches
         self._outcome = torch.empty(0)
+        self._skip = PromptFilter(args.skip_prompts_below, args.skip_prompts_above, args.retry_skipped_prompts)
+        self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED)  # V before the critic's update, and R
+        if self._skip.active and self.environment_factories is not None:
+            raise ValueError(
+                "skip_prompts_below and skip_prompts_above need prompts that are known before the rollout, and here they "
+                "are the environment's; leave both out"
+            )
 
     # ------------------------------------------------------------------------------------------------------- checks
     def _check_data(self) -> None:
@@ -438,6 +469,8 @@ class SPPOTrainer(GRPOTrainer):
             return self._roll_out(inputs, "eval")[0]
         if self._warmup_left:
             self._warm_up()
+        if self._skip.active:
+            inputs = self._without_skipped(inputs)
         output, outcome = self._roll_out(inputs, "train")
         if self.args.critic_recipe == "window":
             self._log_critic(self._train_critic(output, outcome))
@@ -457,6 +490,43 @@ class SPPOTrainer(GRPOTrainer):
             self._log_critic(self._train_critic(output, output["outcome"]))
         return inputs
 
+    def _without_skipped(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The generation batch without prompts that the critic calls hopeless or solved; others take their places.
+
+        Each process replaces its own rows, by rows of its own share of the dataset. So a prompt may be in a batch twice.
+        """
+        accelerator, data, size = self.accelerator, self.train_dataset, self.args.per_device_train_batch_size
+        # What follows 2 is never 0, so these are no numbers that `_order` or the critic's batches draw.
+        rng = np.random.default_rng([self.args.seed, self._critic_updates(), accelerator.process_index, 2])
+        mine = np.random.default_rng([self.args.seed, self._critic_updates(), 0, 3]).permutation(len(data))
+        others = (data[row] for row in mine[accelerator.process_index :: accelerator.num_processes].tolist())
+
+        def value(rows: list[dict[str, Any]]) -> Tensor:
+            ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+            # Every process makes as many forward passes: a sharded critic needs it.
+            passes = -(-len(inputs) // size)
+            parts = [ids[start : start + size] or ids[:1] for start in range(0, passes * size, size)]
+            with self._autocast():
+                return torch.cat([self.critic.predict(part, size) for part in parts])[: len(ids)]
+
+        def anyone(flag: bool) -> bool:
+            return bool(accelerator.gather(torch.tensor([int(flag)], device=accelerator.device)).any())
+
+        chosen: Chosen = self._skip.choose(inputs, others, value, rng, anyone)
+        numbers = list(chosen.scalars().items())
+        found = torch.tensor([[x for _, x in numbers]], device=accelerator.device)
+        found = accelerator.gather(found)  # (processes, 5)
+        if found[:, -1].sum() and not self._critic_updates():
+            raise ValueError(
+                f"skip_prompts_below={self._skip.low} and skip_prompts_above={self._skip.high} leave too few of the "
+                f"{len(data)} prompts for a generation batch (a new critic says 0.5 of every prompt); widen the bounds, "
+                "start from a trained critic, or give critic_warmup_batches"
+            )
+        for i, (name, _) in enumerate(numbers):
+            total = found[:, i].mean() if name == "prompts/v0_offered" else found[:, i].sum()
+            self._metrics["train"][name].append(total.item())
+        return chosen.kept
+
     def _log_critic(self, losses: Tensor) -> None:
         self._metrics["train"]["critic/loss"].append(losses[0].item())
         self._metrics["train"]["critic/last_loss"].append(losses[-1].item())
@@ -471,6 +541,8 @@ class SPPOTrainer(GRPOTrainer):
         logit = self.accelerator.gather(logit)  # (B,) of all processes, like the outcomes
         outcome = self._outcome.to(logit.dtype)
         advantage = core.sequence_advantage(outcome, logit)
+        if mode == "train":
+            self._judged.extend(zip(logit.float().sigmoid().tolist(), outcome.tolist(), strict=True))
         start = self.accelerator.process_index * len(ids)
         output["advantages"] = advantage[start : start + len(ids)]
 
@@ -542,14 +614,45 @@ class SPPOTrainer(GRPOTrainer):
 
     # -------------------------------------------------------------------------------------------------- checkpoints
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as GRPOTrainer does, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`."""
+        """Save as GRPOTrainer does, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`.
+
+        Outside of checkpoints the critic gets a card, whose numbers are of the newest responses of the training.
+        """
         folder = os.path.join(output_dir or self.args.output_dir, "critic")
         weights = self.critic.state_dict()
         if self._critic_sharded:  # whole on rank 0, empty elsewhere
             weights = get_model_state_dict(self.critic, options=_WHOLE)
         if self.args.should_save and weights:
-            self.critic.save_pretrained(folder, weights)
+            final = output_dir is None or not _internal_call
+            self.critic.save_pretrained(folder, weights, self.critic_card() if final else None)
         super().save_model(output_dir, _internal_call)
+
+    def critic_card(self) -> CriticCard:
+        """The critic's card. Each V in it is of a critic that had not yet seen the outcome it is compared with."""
+        name = str(self.model.config._name_or_path) or type(self.model).__name__
+        base = str(self.critic.backbone.config._name_or_path) or name
+        judged = torch.tensor(list(self._judged), dtype=torch.float64)
+        skipping = ""
+        if self._skip.active:
+            skipping = (
+                f" Prompts with V below {self._skip.low} or above {self._skip.high} were skipped: few are among them."
+            )
+        return CriticCard(
+            data=f"the newest {len(judged):,} responses of the training since it was last started, at most {JUDGED:,}. A "
+            f"prompt counts as often as it came. V is that of the critic before it was trained on the response.{skipping}",
+            policy=name, base_model=base, calibration=calibration(judged[:, 0], judged[:, 1]) if len(judged) else None,
+            trained_on=f"{len(self.train_dataset):,} prompts, {self.state.global_step:,} optimiser steps of the policy",
+            sampling=f"temperature {self.args.temperature:g}, at most {self.args.max_completion_length:,} tokens",
+            license=base_license(base),
+        )  # fmt: skip
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """transformers copies the policy's files to what it uploads while training. The critic goes with them."""
+        critic = os.path.join(checkpoint_folder, "critic")
+        if self.is_world_process_zero() and os.path.isdir(critic):
+            remove_card(Path(self.args.output_dir, "critic"))  # of an earlier critic
+            shutil.copytree(critic, os.path.join(self.args.output_dir, "critic"), dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -593,6 +696,9 @@ class SPPOTrainer(GRPOTrainer):
 
 SequenceLevelPPOTrainer, SequenceLevelPPOConfig = SPPOTrainer, SPPOConfig
 """The same classes. "SPPO" also names Self-Play Preference Optimization, which is another method."""
+
+JUDGED = 4096
+"""Responses that the critic's card is made of, at most."""
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
