@@ -172,7 +172,7 @@ def merged_backbone(policy: Any) -> nn.Module:
     virtual = any(getattr(config, "is_prompt_learning", False) for config in policy.peft_config.values())
     for name, module in list(backbone.named_modules()):
         if isinstance(module, BaseTunerLayer) and hasattr(module, "lora_A"):
-            module.merge(safe_merge=True)  # type: ignore[operator]
+            module.merge(safe_merge=True)
             parent, _, child = name.rpartition(".")
             setattr(backbone.get_submodule(parent), child, module.get_base_layer())
     left = {type(module).__name__ for module in backbone.modules() if type(module).__module__.startswith("peft.")}

@@ -1,4 +1,4 @@
-"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation per prompt and a critic in place of the group.
+"""SPPO in TRL 1.14 and 1.16: a subclass of GRPOTrainer, with one generation per prompt and a critic in place of the group.
 
 Compared with a script that uses GRPOTrainer, the two names change, and three lines say how the critic learns:
 
@@ -247,6 +247,7 @@ class SPPOTrainer(GRPOTrainer):
     args: Any
     model: Any
     train_dataset: Any
+    processing_class: Any
     _logs: Any
 
     def __init__(
