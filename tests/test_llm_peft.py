@@ -193,6 +193,11 @@ def test_lora_critic_has_cores_gradient_and_only_its_adapter_and_head_change(tmp
         assert_same(gradient, {n: p.grad for n, p in then.named_parameters() if p.requires_grad}, rtol=1e-4, atol=1e-6)
 
 
+def test_the_adapter_of_a_critic_has_no_dropout():
+    made = adapted_critic(lora_dropout=0.5)
+    assert not any(module.training for module in made.modules())
+
+
 def test_critic_peft_config_wraps_a_copy_of_the_policy(tmp_path):
     """A bfloat16 policy: the frozen copy stays bfloat16, adapter and head are float32, and V starts at 1/2."""
     adapter = LoraConfig(r=2, target_modules="all-linear", use_rslora=True)
