@@ -141,9 +141,12 @@ def models(tiny_models, update):
 
 
 def assert_same_weights(found, model, start, lr):
-    """The changes agree to a thousandth of the rate; and there are changes."""
+    """The changes agree to a thousandth of the rate in the mean, and to a fiftieth in each weight: Adam divides by the
+    gradient's size, so where that is nearly 0, its rounding counts. And there are changes."""
     for name, p in model.state_dict().items():
-        torch.testing.assert_close(found[name], p, rtol=0, atol=2e-3 * lr, msg=lambda m, n=name: f"{n}: {m}")
+        difference = (found[name] - p).abs()
+        assert difference.max() < 0.02 * lr, name
+        assert difference.mean() < 1e-3 * lr, name
         assert (found[name] - start[name]).abs().max() > 0.5 * lr, name
 
 
