@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sppo_control import checkpoints, core
 from sppo_control.errors import UserError
+from sppo_control.llm import adapters
 from sppo_control.llm.context import check_context, check_ids
 from sppo_control.llm.critic_card import CriticCard, remove_card
 from sppo_control.llm.tokenizers import load_tokenizer, prompt_ids
@@ -54,12 +55,15 @@ class PromptCritic(nn.Module):
 
     Args:
         backbone: a Hugging Face model without a language-model head, whose output has `last_hidden_state`. Its last prompt
-            position must see the whole prompt, as in every decoder. It is not copied.
+            position must see the whole prompt, as in every decoder. It is not copied. It may be wrapped by PEFT with one
+            LoRA adapter (`adapters.add_adapter` does so).
         tokenizer: the backbone's tokenizer, for `predict`. It must also be the policy's (`check_same_tokenizer`).
     """
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
         super().__init__()
+        if adapters.is_adapted(backbone):
+            adapters.check_backbone(backbone)
         self.backbone = backbone
         self.backbone.config.use_cache = False  # the keys and values of a prompt are never used again
         parameter = next(backbone.parameters())
@@ -200,9 +204,17 @@ class PromptCritic(nn.Module):
             tokenizer: None loads the one beside the weights, if there is one.
             kwargs: for `AutoModel.from_pretrained`. `revision` and where to look are used for the tokenizer too. `dtype` is
                 float32 unless given, because the critic is trained and bfloat16 weights lose small updates.
+
+        Raises:
+            TypeError: a model with an adapter of PEFT.
         """
         from transformers import AutoModel, PreTrainedModel
 
+        if adapters.is_adapted(model_or_path):
+            raise TypeError(
+                "a model with an adapter cannot be copied into a critic; merge it first (model.merge_and_unload()), or "
+                "wrap a model without language-model head and pass it to PromptCritic(...)"
+            )
         if isinstance(model_or_path, PreTrainedModel):
             backbone: PreTrainedModel = copy.deepcopy(model_or_path.base_model)  # type: ignore[assignment]
             backbone.requires_grad_(True)
@@ -223,7 +235,8 @@ class PromptCritic(nn.Module):
         """Write the critic into a folder, which is made if needed.
 
         It writes the backbone as `AutoModel` saves it (safetensors and JSON), the head (`head.safetensors`), the tokenizer,
-        the card, and last `prompt_critic.json`. Files with other names stay. The card of an earlier critic does not.
+        the card, the adapter if there is one (`adapters.ADAPTER`), and last `prompt_critic.json`. Files with other names
+        stay. The card of an earlier critic does not.
 
         Args:
             folder: where to write.
@@ -234,21 +247,26 @@ class PromptCritic(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+        backbone: Any = self.backbone
+        about: dict[str, Any] = {"format": 1, "tokenizer": self.tokenizer is not None}
         for name, x in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = x.detach().cpu().contiguous()
         (folder / _MARKER).unlink(missing_ok=True)  # from here to the end the folder does not contain a whole critic
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
-            self.backbone.save_pretrained(temporary, state_dict=parts["backbone"])
+            if adapters.is_adapted(backbone):  # format 2, because who does not know it would read another V
+                about |= {"format": 2, "adapter": adapters.adapter_fields(backbone.peft_config["default"])}
+                parts["backbone"], adapter = adapters.split_weights(parts["backbone"])
+                backbone = backbone.get_base_model()
+                save_file(adapter, Path(temporary, adapters.ADAPTER))
+            backbone.save_pretrained(temporary, state_dict=parts["backbone"])
             save_file(parts["head"], Path(temporary, "head.safetensors"))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
             if card is not None:
                 card.write(temporary)
             remove_card(folder)
-            Path(temporary, _MARKER).write_text(
-                json.dumps({"format": 1, "tokenizer": self.tokenizer is not None}) + "\n"
-            )
+            Path(temporary, _MARKER).write_text(json.dumps(about) + "\n")
             files = sorted(Path(temporary).iterdir(), key=lambda path: path.name == _MARKER)
             for path in files:
                 os.replace(path, folder / path.name)
@@ -263,7 +281,8 @@ class PromptCritic(nn.Module):
 
         Raises:
             FileNotFoundError: no critic in the folder, or one whose writing was interrupted.
-            ValueError: weights are missing.
+            MissingExtra: it has an adapter, and PEFT is not installed.
+            ValueError: weights are missing, or a newer version of this project wrote it.
         """
         from transformers import AutoModel
 
@@ -273,14 +292,21 @@ class PromptCritic(nn.Module):
                 f"no critic in {folder}: {_MARKER} is missing (save_pretrained writes it last); for a critic that starts "
                 "from a language model use PromptCritic.from_backbone"
             )
+        about = json.loads((folder / _MARKER).read_text())
+        if about.get("format") not in (1, 2):
+            raise ValueError(
+                f"{folder / _MARKER} has format {about.get('format')}, and this version reads 1 and 2; upgrade it"
+            )
         settings = {"dtype": "auto", **kwargs, "trust_remote_code": False, "use_safetensors": True}
         backbone, info = AutoModel.from_pretrained(folder, output_loading_info=True, **settings)
         if info["missing_keys"]:  # transformers would fill them with random numbers
             raise ValueError(f"{folder} lacks weights of the backbone: {', '.join(sorted(info['missing_keys'])[:5])}")
         tokenizer = None
-        if json.loads((folder / _MARKER).read_text())["tokenizer"]:
+        if about["tokenizer"]:
             tokenizer = load_tokenizer(folder)
-        critic = cls(backbone, tokenizer)
+        critic = cls(backbone, tokenizer).eval()
+        if "adapter" in about:
+            adapters.load_adapter(critic, about["adapter"], load_file(folder / adapters.ADAPTER))
         critic.head.load_state_dict(load_file(folder / "head.safetensors"))
         return critic.eval()
 

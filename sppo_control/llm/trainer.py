@@ -1,4 +1,4 @@
-"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation per prompt and a critic in place of the group.
+"""SPPO in TRL 1.14 and 1.16: a subclass of GRPOTrainer, with one generation per prompt and a critic in place of the group.
 
 Compared with a script that uses GRPOTrainer, the two names change, and three lines say how the critic learns:
 
@@ -61,11 +61,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from sppo_control import core
+from sppo_control.llm import adapters, trl_names
 from sppo_control.llm.context import check_context, check_ids, positions
 from sppo_control.llm.critic import PromptCritic, critic_batches, load_critic, train_critic
 from sppo_control.llm.critic_card import CriticCard, base_license, calibration, remove_card
@@ -75,6 +76,7 @@ from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
 from sppo_control.llm.tokenizers import is_generic, load_tokenizer, prompt_ids
 
 logger = logging.get_logger(__name__)
+trl_names.check(GRPOTrainer)
 
 LOSS_TYPES: dict[str, str] = {"token-mean": "dapo", "sequence-mean": "grpo", "fixed": "dr_grpo"}
 """core's reduction -> TRL's loss_type; the module's docstring has the divisors."""
@@ -240,17 +242,23 @@ class SPPOTrainer(GRPOTrainer):
         model, reward_funcs, args and all others: as in GRPOTrainer; args is an SPPOConfig. R is the weighted sum of the
             reward functions, and must be 0 or 1.
         critic: PromptCritic, its folder, or the folder or Hub id of a language model with the policy's tokenizer. None
-            copies the policy into float32.
+            copies the policy into float32; of a policy with a LoRA adapter, the copy has the adapter added to its weights.
+        critic_peft_config: a `peft.LoraConfig`; then only an adapter and the head of the critic are trained. With
+            critic=None the frozen copy keeps the policy's dtype.
 
     Attributes:
         critic: the PromptCritic. With FSDP and DeepSpeed it is sharded, and all processes must call its methods together.
         num_long_prompts: training prompts longer than max_prompt_length, which are left out.
 
     Raises:
-        TypeError: args is not an SPPOConfig; critic has another type; the training dataset is streamed.
+        TypeError: args is not an SPPOConfig; critic or critic_peft_config has another type; the training dataset is
+            streamed.
+        ImportError: TRL lacks a name that this class needs (`trl_names`).
+        MissingExtra: PEFT is needed and not installed.
         ValueError: prompt and response are longer than the model's or the critic's context; a token, or the padding token,
             has no embedding; no answer can be read by `MathReward`; another tokenizer;
-            no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; a multimodal model.
+            no critic for a policy that cannot be copied; an adapter that cannot be trained or saved (`adapters`);
+            DeepSpeed ZeRO-3; a multimodal model.
             The dataset lacks a column, is smaller than a generation batch, or has long prompts although
             long_prompts="error". While training: rewards that are not 0 or 1.
     """
@@ -263,6 +271,7 @@ class SPPOTrainer(GRPOTrainer):
     args: Any
     model: Any
     train_dataset: Any
+    processing_class: Any
     _logs: Any
 
     def __init__(
@@ -272,6 +281,7 @@ class SPPOTrainer(GRPOTrainer):
         args: SPPOConfig | None = None,
         *rest: Any,
         critic: PromptCritic | str | os.PathLike[str] | None = None,
+        critic_peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -282,13 +292,15 @@ class SPPOTrainer(GRPOTrainer):
         if len(rest) < 3 and kwargs.get("processing_class") is None:  # GRPOTrainer has it third in `rest`
             kwargs["processing_class"] = _saved_tokenizer(model, args)
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self._check_text()
         self._check_data()
         self._critic_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._critic_bf16 = bool(args.bf16) or self.model.dtype == torch.bfloat16
-        self.critic = self._make_critic(critic)
+        self.critic = self._make_critic(critic, critic_peft_config)
         check_context(self.critic.backbone.config, "the critic", self._longest, 0, "", "max_prompt_length")
         self._critic = self._distribute(self.critic)  # what is called in training
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_learning_rate)
+        trained = [x for x in self.critic.parameters() if x.requires_grad]  # all, or an adapter and the head
+        self.critic_optimizer = torch.optim.Adam(trained, lr=args.critic_learning_rate)
         self._warmup_left = args.critic_warmup_batches
         self._outcome = torch.empty(0)
         self._skip = PromptFilter(args.skip_prompts_below, args.skip_prompts_above, args.retry_skipped_prompts)
@@ -300,6 +312,10 @@ class SPPOTrainer(GRPOTrainer):
             )
 
     # ------------------------------------------------------------------------------------------------------- checks
+    def _check_text(self) -> None:
+        if isinstance(self.processing_class, ProcessorMixin):
+            raise ValueError("the critic reads text alone; give a tokenizer as processing_class, not a processor")
+
     def _check_data(self) -> None:
         data, limit, size = self.train_dataset, self.args.max_prompt_length, self.args.generation_batch_size
         if isinstance(data, IterableDataset):
@@ -343,7 +359,7 @@ class SPPOTrainer(GRPOTrainer):
         """Refuse what the policy cannot read, before anything is generated."""
         name = str(self.model.config._name_or_path or type(self.model).__name__)
         check_ids(self.model, ids, name)
-        check_ids(self.model, [[self._tokenizer.pad_token_id]], f"{name}, which needs one for the padding token,")
+        check_ids(self.model, [[self.processing_class.pad_token_id]], f"{name}, which needs one for the padding token,")
         self._longest = max(map(len, ids), default=0)
         response = self.args.max_completion_length
         if positions(self.model.config) is not None:
@@ -369,27 +385,44 @@ class SPPOTrainer(GRPOTrainer):
                 if both:
                     logger.warning(f"{both} of {len(data)} prompts of {name} are in train_dataset too")
 
-    def _make_critic(self, critic: PromptCritic | str | os.PathLike[str] | None) -> PromptCritic:
+    def _make_critic(
+        self, critic: PromptCritic | str | os.PathLike[str] | None, peft_config: Any = None
+    ) -> PromptCritic:
         plugin = self.accelerator.state.deepspeed_plugin
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError(
                 "DeepSpeed ZeRO-3 cuts every model into pieces while it is loaded, the critic too; "
                 "use FSDP (fsdp_version: 2) to shard the policy, or ZeRO stage 1 or 2"
             )
-        if self._is_vlm:
-            raise ValueError("the critic reads text alone; give a tokenizer as processing_class, not a processor")
         if critic is None:
-            policy = self.model
-            if not isinstance(policy, PreTrainedModel) or getattr(policy, "is_quantized", False):
-                raise ValueError(
-                    "without critic= the critic is a copy of the policy, which an adapter (PEFT) or a quantised model does "
-                    f"not allow; pass critic='<path or Hub id>' with the tokenizer of {policy.config._name_or_path!r}"
-                )
-            critic = PromptCritic.from_backbone(policy, self._tokenizer)
-            critic.backbone.float()  # small steps are lost in bfloat16 weights
+            critic = self._copy_policy()
+            if peft_config is None:
+                critic.backbone.float()  # small steps are lost in bfloat16 weights
+            else:
+                critic.backbone.to(self.model.dtype)
         elif not isinstance(critic, PromptCritic | str | os.PathLike):
             raise TypeError(f"critic must be a PromptCritic, a path or a Hub id, got {type(critic).__name__}")
-        return load_critic(critic, self._tokenizer)
+        critic = load_critic(critic, self.processing_class)
+        if peft_config is not None:
+            adapters.add_adapter(critic, peft_config)
+        if adapters.is_adapted(critic.backbone) and not any(x.requires_grad for x in critic.backbone.parameters()):
+            raise ValueError(
+                "no weight of the critic's adapter is trainable: PeftModel.from_pretrained needs is_trainable=True"
+            )
+        return critic
+
+    def _copy_policy(self) -> PromptCritic:
+        policy = self.model
+        adapted = adapters.is_adapted(policy)
+        base = policy.get_base_model() if adapted else policy
+        if not isinstance(base, PreTrainedModel) or getattr(base, "is_quantized", False):
+            raise ValueError(
+                "without critic= the critic is a copy of the policy, which a quantised model does not allow; "
+                f"pass critic='<path or Hub id>' with the tokenizer of {base.config._name_or_path!r}"
+            )
+        if adapted:
+            return PromptCritic(adapters.merged_backbone(policy), self.processing_class).eval()  # type: ignore[arg-type]
+        return PromptCritic.from_backbone(policy, self.processing_class)
 
     def _distribute(self, critic: PromptCritic) -> nn.Module:
         device, world = self.accelerator.device, self.accelerator.num_processes
@@ -414,11 +447,11 @@ class SPPOTrainer(GRPOTrainer):
     # --------------------------------------------------------------------------------------------------------- data
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The ids that `critic.predict` makes. With tools, environments or another chat template they are TRL's."""
-        if self._is_vlm or self.environment_factories is not None or self.tools or self.chat_template is not None:
+        if self.environment_factories is not None or self.tools or self.chat_template is not None:
             return super()._tokenize_prompts(prompts)
         if self.chat_template_kwargs:
             return super()._tokenize_prompts(prompts)
-        return [prompt_ids(prompt, self._tokenizer) for prompt in prompts], None, {}
+        return [prompt_ids(prompt, self.processing_class) for prompt in prompts], None, {}
 
     def _order(self, epoch: int, stream: int = 0) -> list[int]:
         """The prompts' order in an epoch, the same on every process and after every resume."""
@@ -680,6 +713,11 @@ class SPPOTrainer(GRPOTrainer):
         read = self.args.process_index == 0 or not self._critic_sharded
         weights = PromptCritic.from_pretrained(os.path.join(checkpoint, "critic")).state_dict() if read else {}
         state = torch.load(paths[0], map_location="cpu", weights_only=True) if read else {}
+        if read and (other := weights.keys() ^ set(self.critic.state_dict())):
+            raise ValueError(
+                f"cannot resume: the critic of {checkpoint} has other weights than this run's, such as {min(other)}; "
+                "give the same critic and the same critic_peft_config as before"
+            )
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self._critic_sharded)
         set_model_state_dict(self.critic, weights, options=options)
         set_optimizer_state_dict(self.critic, self.critic_optimizer, state, options=options)
