@@ -25,6 +25,7 @@ extensions = [
     "docstrings",  # docs/_ext: docstrings are Markdown
     "mathml",  # docs/_ext: formulas without a script or a font from elsewhere
     "optional",  # docs/_ext: pictures and pages that may be absent
+    "links",  # docs/_ext: at the end, every link inside the site is tried, and nothing may come from elsewhere
 ]
 exclude_patterns = ["_build", "snippets", "_ext"]
 source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
@@ -44,6 +45,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"FloatArray|IntArray|BoolArray|Looks"),  # names for arrays of NumPy and for a dictionary
     ("py:.*", r"(.*\.)?_\w+"),  # private classes are no part of the API
     ("py:.*", r".*\.ArgsT"),  # a type variable
+    ("py:.*", r"(dict|tuple)\[str"),  # a piece of the type of a constant, which Sphinx cuts at the comma
 ]
 
 # Markdown
@@ -64,6 +66,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
+viewcode_follow_imported_members = False  # names are documented where they are written
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # one entry may explain several arguments, "reward, value, mask: ..."

@@ -60,7 +60,7 @@ def update(policy, critic, optimizer, critic_optimizer):
         critic_optimizer.step()
 
 
-def main(seed=1, updates=60):
+def main(seed=1, updates=40):
     torch.manual_seed(seed)
     policy, critic = Policy(), nn.Embedding(DIGITS, 1)  # the critic: one logit per digit
     optimizers = torch.optim.Adam(policy.parameters(), lr=0.01), torch.optim.Adam(critic.parameters(), lr=0.1)
