@@ -66,7 +66,6 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_preserve_defaults = True
-viewcode_follow_imported_members = False  # names are documented where they are written
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # one entry may explain several arguments, "reward, value, mask: ..."

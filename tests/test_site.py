@@ -45,7 +45,8 @@ def test_every_page_is_in_the_menu():
         text = (DOCS / f"{page}.md").read_text()
         for block in re.findall(r"^```\{toctree\}\n(.*?)^```", text, flags=re.M | re.S):
             for entry in (line for line in block.splitlines() if line and not line.startswith(":")):
-                path = (Path(page).parent / entry).as_posix()
+                name = re.sub(r"^.* <(.*)>$", r"\1", entry)
+                path = (Path(page).parent / name).as_posix()
                 matches = {p for p in PAGES if Path(p).match(path) and p.count("/") == path.count("/")}
                 assert matches or "*" in entry, f"{page}.md lists {entry}, and there is no such page"
                 listed.setdefault(page, set()).update(matches - {page})

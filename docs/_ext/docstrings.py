@@ -23,7 +23,7 @@ def inline(text: str) -> str:
         else:
             pieces[i] = re.sub(r"([\\*|])", r"\\\1", piece)
             pieces[i] = re.sub(r"(?<=\w)_(?!\w)", r"\\_", pieces[i])  # a_<t would be a link
-    return "".join(pieces)
+    return re.sub(r"^(\s*|.*: )([A-Za-z])\.(?=\s|$)", r"\1\2\\.", "".join(pieces))  # "B." would begin a list
 
 
 def table(rows: list[str], indent: str) -> list[str]:
@@ -93,6 +93,12 @@ def _after_napoleon(app: Any, what: str, name: str, obj: Any, options: Any, line
         lines[:] = app.plain_docstrings.pop(name)
 
 
+def _without_builtins(app: Any) -> list[Any]:
+    # viewcode counts properties as things of the module builtins, and would list it without having a page of it
+    getattr(app.env, "_viewcode_modules", {}).pop("builtins", None)
+    return []
+
+
 class Exports(SphinxDirective):
     """A list of the names that a package offers, each a link to the module in which it is written."""
 
@@ -113,5 +119,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.plain_docstrings = {}
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
+    app.connect("html-collect-pages", _without_builtins, priority=1)
     app.add_directive("exports", Exports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

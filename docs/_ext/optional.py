@@ -1,10 +1,12 @@
 """Directives for what may be absent in a checkout: an animation, a file beside the docs."""
 
 import ast
+import difflib
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
 FIELDS = ("Difficulty", "Minutes", "Teaches")
@@ -40,6 +42,27 @@ class Animation(SphinxDirective):
         return [paragraph]
 
 
+class Difference(SphinxDirective):
+    """What the second script changes in the first, from a line that both have; names of files without their folders."""
+
+    required_arguments = 2
+    option_spec: ClassVar = {"start-at": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        texts = []
+        for argument in self.arguments:
+            path = self.env.srcdir.joinpath(argument).resolve()
+            self.env.note_dependency(str(path))
+            lines = path.read_text(encoding="utf-8").splitlines()
+            first = next((i for i, line in enumerate(lines) if line.startswith(self.options.get("start-at", ""))), None)
+            if first is None:
+                raise self.error(f"{path.name} has no line that begins with {self.options['start-at']}")
+            texts.append(lines[first:])
+        names = [argument.rpartition("/")[2] for argument in self.arguments]
+        block = "\n".join(difflib.unified_diff(*texts, *names, n=2, lineterm=""))
+        return [nodes.literal_block(block, block, language="diff")]
+
+
 class IncludeIfThere(SphinxDirective):
     """The text of a file, relative to the docs, read as Markdown; the directive's content where there is no such file."""
 
@@ -72,7 +95,16 @@ class Exercises(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(table if rows else self.content))
 
 
+def _keep_short_code_together(app: Any, doctree: nodes.document, docname: str) -> None:
+    # a browser may break --success-return after each hyphen
+    for node in doctree.findall(nodes.literal):
+        if len(node.astext()) <= 34:
+            node["classes"].append("short")
+
+
 def setup(app: Any) -> dict[str, bool]:
+    app.connect("doctree-resolved", _keep_short_code_together)
+    app.add_directive("difference", Difference)
     # The tour and the course are listed by patterns. Sphinx gives this warning no type, so its settings cannot leave it out.
     logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: getattr(r, "subtype", "") != "empty_glob")
     app.add_directive("animation", Animation)
