@@ -1,6 +1,7 @@
 """Write the sums of sppo_control/llm/arithmetic.py into files, for a real pretrained language model.
 
 python scripts/arithmetic_data.py            # runs/arithmetic/train.jsonl and held_out.jsonl
+python scripts/arithmetic_data.py --mixed    # some sums much harder than others
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ class Args:
     """folder for train.jsonl and held_out.jsonl"""
     held_out: int = 512
     """sums in held_out.jsonl; the others are in train.jsonl"""
+    mixed: bool = False
+    """numbers of one to three digits in place of two"""
     seed: int = 0
     """of the parts and the solved examples"""
 
@@ -31,7 +34,7 @@ class Args:
 
 def main(args: Args) -> None:
     try:
-        parts = arithmetic.make_rows(args.held_out, args.seed)
+        parts = arithmetic.make_rows(args.held_out, args.seed, args.mixed)
     except ValueError as error:
         raise UserError(f"--held-out: {error}") from error
     args.out.mkdir(parents=True, exist_ok=True)

@@ -98,13 +98,13 @@ def imports(path: Path) -> set[str]:
 
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
-    "markdown": (0.95, 4.25),
+    "markdown": (0.95, 4.25), "tracker": (5.05, 6.3),
     "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "outputs": (3.0, 5.4), "limits": (3.0, 4.5), "cli": (5.05, 5.4),
     "runs": (5.05, 7.0),
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),
     "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
-    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95),
+    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95), "course": (9.25, 5.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
     "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
@@ -113,11 +113,12 @@ ROOMS = {  # title: colour, corner, width, height
     "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
     "conformance kit": ("#eef2d8", (6.3, 5.5), 1.85, 0.9),
     "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
+    "course": ("#f4efe4", (8.35, 5.5), 1.85, 0.9),
     "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.12),
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
 SCRIPTS = {
-    "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm"),
+    "scripts/*_llm.py": ("sppo_llm", "ppo_llm", "grpo_llm", "rloo_llm"),
     "scripts/report.py, ...": ("report", "benchmark", "plot"),
     "scripts/*_cartpole.py": ("sppo_cartpole", "ppo_cartpole", "grpo_cartpole", "rloo_cartpole", "remax_cartpole"),
     "scripts/pretrain.py, ...": ("pretrain", "evaluate", "contexts"),
@@ -170,7 +171,7 @@ def draw_rooms(plt: Any) -> Any:
             name
             if "/" in name
             else f"{name}/"
-            if name in ("llm", "study", "conformance", "sppo_envs")
+            if name in ("llm", "study", "conformance", "course", "sppo_envs")
             else f"{name}.py"
         )
         box = FancyBboxPatch(

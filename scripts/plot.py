@@ -2,7 +2,7 @@
 
     pip install -c constraints.txt -e '.[plots]'
     python scripts/plot.py runs/*PrecisionCartPole* --out curve.png
-    python scripts/plot.py runs/addition* --out addition.png            # runs of sppo_llm.py, ppo_llm.py, grpo_llm.py
+    python scripts/plot.py runs/addition* --out addition.png            # runs of sppo_llm.py and the others
 
 Runs of one script on one task are equal if they differ only in their seeds. The legend names all other arguments in which
 runs differ. Folders without a run, and runs without the curve, are left out with a note. docs/metrics.md lists the tags.

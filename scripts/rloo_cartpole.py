@@ -33,8 +33,9 @@ import sppo_envs
 from sppo_control import arguments, cli, compiled, core, runs
 from sppo_control.networks import clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
-from sppo_control.rollout import ValueTracker, evaluate, rollout
+from sppo_control.rollout import evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
+from sppo_control.tracker import ValueTracker
 
 
 @dataclass

@@ -41,9 +41,10 @@ Script = Literal[
     "sppo_llm",
     "ppo_llm",
     "grpo_llm",
+    "rloo_llm",
 ]
 CONTROL: tuple[Script, ...] = ("sppo_cartpole", "ppo_cartpole", "grpo_cartpole", "rloo_cartpole", "remax_cartpole")
-LANGUAGE: tuple[Script, ...] = ("sppo_llm", "ppo_llm", "grpo_llm")
+LANGUAGE: tuple[Script, ...] = ("sppo_llm", "ppo_llm", "grpo_llm", "rloo_llm")
 TASKS = ("sppo/PrecisionCartPole-v0", "sppo/ContextPendulum-v0")
 """Of the control scripts. The language models add numbers."""
 MOMENTS = ("start", "training", "training", "writing", "writing", "twice")
@@ -96,7 +97,7 @@ def words(script: str, task: str) -> list[str]:
     """The command line of a short run."""
     if script in LANGUAGE:
         some = ["--total-episodes", "192", "--batch-size", "32", "--eval-prompts", "16", "--save-every", "1"]
-        return [*some, *(["--group-size", "4"] if script == "grpo_llm" else []), "--device", "cpu"]
+        return [*some, *(["--group-size", "4"] if script in ("grpo_llm", "rloo_llm") else []), "--device", "cpu"]
     steps = "16000" if "Pendulum" in task else "40000"
     return ["--env-id", task, "--total-timesteps", steps, "--num-envs", "16", "--num-minibatches", "2",
             "--eval-episodes", "16", "--save-every", "2", "--engine", "numpy"]  # fmt: skip

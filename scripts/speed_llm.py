@@ -375,6 +375,7 @@ def measure_updates(args: Args) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------- addition
 ADDITION: dict[str, tuple[str, dict[str, Any]]] = {
     "SPPO 128 x 1": ("sppo_llm", {}),
+    "SPPO, critic of 1 layer, 2 steps": ("sppo_llm", {"critic_layers": 1, "critic_steps": 2}),
     "SPPO, 1 critic step": ("sppo_llm", {"critic_steps": 1}),
     "SPPO, 16 critic steps": ("sppo_llm", {"critic_steps": 16}),
     "PPO 128 x 1": ("ppo_llm", {}),

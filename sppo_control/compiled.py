@@ -183,8 +183,8 @@ class _Network(torch.autograd.Function):
         return torch.from_numpy(out.reshape(shape))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, None, None]:
+        _check_once()
         _ = ctx.saved_tensors  # refuses weights that were changed since
         rows = len(ctx.given[0])
         grad, totals = _rows(grads[0], ctx.given[-1][-1]), _totals(rows, ctx.given)
@@ -208,8 +208,8 @@ class _Categorical(torch.autograd.Function):
         return torch.from_numpy(logp.reshape(actions.shape)), torch.from_numpy(entropy.reshape(actions.shape))
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[None, None, None, Tensor, None]:
+        _check_once()
         _ = ctx.saved_tensors
         rows = len(ctx.kept[1])
         of_logp, of_entropy = grads
@@ -218,6 +218,12 @@ class _Categorical(torch.autograd.Function):
         totals = _totals(rows, ctx.given)
         _spread(_kernels().categorical_gradient_share, rows, *ctx.given, *ctx.kept, g_logp, g_entropy, totals)
         return None, None, None, _added(totals), None
+
+
+def _check_once() -> None:
+    # torch's decorator once_differentiable takes 4 us per call, of about 70 calls in an update.
+    if torch.is_grad_enabled():
+        raise RuntimeError("compiled kernels have no second derivative, so create_graph=True needs --kernels torch")
 
 
 def _prepared(obs: Tensor, scale: Tensor, flat: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[Any, ...], Any]:
@@ -282,14 +288,16 @@ def clipped_surrogate(
     return _Surrogate.apply(logp, logp_old, advantage, mask, clip_coef, denominator)
 
 
-def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None) -> Tensor:
-    """See `core.bernoulli_value_loss`."""
-    return _Sum.apply(value_logit, outcome, None, denominator)
+def bernoulli_value_loss(
+    value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """See `core.bernoulli_value_loss`. The second tensor, a bool, says whether all outcomes are in [0, 1]."""
+    return _BernoulliLoss.apply(value_logit, outcome, denominator)
 
 
 def squared_value_loss(value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None) -> Tensor:
     """See `core.squared_value_loss`."""
-    return _Sum.apply(value, returns, mask, denominator)
+    return _SquaredLoss.apply(value, returns, mask, denominator)
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -324,29 +332,40 @@ class _Surrogate(torch.autograd.Function):
         return loss, num_steps, *statistics
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_once()
         return ctx.grad * (grads[0] / -ctx.divisor), None, None, None, None, None
 
 
-class _Sum(torch.autograd.Function):
-    """Cross-entropies without a mask, squares with one."""
-
+class _BernoulliLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, target: Tensor, mask: Tensor | None, denominator: float | Tensor | None
-    ) -> Tensor:
+        ctx: Any, value_logit: Tensor, outcome: Tensor, denominator: float | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        grad = torch.zeros_like(value_logit, memory_format=torch.contiguous_format)
+        total, inside = _kernels().bernoulli_loss(_readable(value_logit), _readable(outcome), grad.numpy())
+        ctx.grad, ctx.divisor = grad, len(value_logit) if denominator is None else float(denominator)
+        inside = torch.tensor(inside)
+        ctx.mark_non_differentiable(inside)
+        return torch.tensor(total / ctx.divisor, dtype=torch.float32), inside
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_once()
+        return ctx.grad * (grads[0] / ctx.divisor), None, None
+
+
+class _SquaredLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, returns: Tensor, mask: Tensor, denominator: float | Tensor | None) -> Tensor:
         grad = torch.zeros_like(value, memory_format=torch.contiguous_format)
-        if mask is None:
-            total, count = _kernels().bernoulli_loss(_readable(value), _readable(target), grad.numpy()), len(value)
-        else:
-            total, count = _kernels().squared_loss(*map(_readable, (value, target, mask)), grad.numpy())
+        total, count = _kernels().squared_loss(*map(_readable, (value, returns, mask)), grad.numpy())
         ctx.grad, ctx.divisor = grad, count if denominator is None else float(denominator)
         return torch.tensor(total / ctx.divisor, dtype=torch.float32)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _check_once()
         return ctx.grad * (grads[0] / ctx.divisor), None, None, None
 
 
@@ -358,8 +377,8 @@ class _Mean(torch.autograd.Function):
         return torch.tensor(total / steps, dtype=torch.float32)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        _check_once()
         return torch.where(ctx.mask, grads[0] / ctx.steps, 0.0), None
 
 

@@ -244,7 +244,8 @@ def beta_tracker(
     V(context) = alpha / (alpha + beta), the mean of a Beta distribution, is the baseline of the next visit. At a visit
     alpha becomes rho alpha + R, and beta becomes rho beta + 1 - R. The more the policy has changed since the last visit,
     the more is forgotten: rho = 2^(-KL / kl_half), clipped to [rho_min, rho_max]. Of constant outcomes alpha + beta
-    tends to 1 / (1 - rho), so the memory is as long as 8 to 25 visits with the default limits.
+    tends to 1 / (1 - rho), so the memory is as long as 8 to 25 visits with the default limits. The three defaults are those
+    of the authors' code (verl, recipe/spo/spo_ray_trainer.py, `_get_spo_rho`).
 
     Several episodes of one context in a batch forget once, because one policy acted in all of them. Then their outcomes
     are added.
@@ -254,7 +255,8 @@ def beta_tracker(
         beta: (C,), count of failures, at least 0.
         outcome: R, (B,), in [0, 1].
         context: (B,), int64: which of the C contexts each episode has.
-        kl: (C,), estimate of the KL divergence between the policy of the last visit and the one that acted now, in nats.
+        kl: (C,), how far the policy has gone since the last visit, in nats: an estimate of the KL divergence. The authors'
+            code takes the mean absolute difference of the log-probabilities of the last response.
         kl_half: the divergence at which half is forgotten, above 0.
         rho_min: least share of the old counts that is kept, in [0, 1].
         rho_max: largest share that is kept, in [rho_min, 1].
@@ -420,10 +422,12 @@ def bernoulli_value_loss(value_logit: Tensor, outcome: Tensor, denominator: floa
             denominator is not above 0 or not finite.
     """
     _check_vector(value_logit=value_logit, outcome=outcome)
-    _check_outcome(outcome, "outcome")
     denominator = _checked_denominator(denominator)
     if compiled is not None and compiled.sums_suit(value_logit, outcome):
-        return compiled.bernoulli_value_loss(value_logit, outcome, denominator)
+        loss, inside = compiled.bernoulli_value_loss(value_logit, outcome, denominator)
+        if inside:
+            return loss
+    _check_outcome(outcome, "outcome")
     losses = F.binary_cross_entropy_with_logits(value_logit, outcome.detach(), reduction="none")
     return (_sum(losses) / (outcome.numel() if denominator is None else denominator)).to(losses.dtype)
 

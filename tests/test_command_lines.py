@@ -15,13 +15,14 @@ import ppo_cartpole
 import ppo_llm
 import remax_cartpole
 import rloo_cartpole
+import rloo_llm
 import sppo_cartpole
 import sppo_llm
 from sppo_control import arguments, cli, errors, extras, limits
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROL = (sppo_cartpole, ppo_cartpole, grpo_cartpole, rloo_cartpole, remax_cartpole)
-LANGUAGE = (sppo_llm, ppo_llm, grpo_llm)
+LANGUAGE = (sppo_llm, ppo_llm, grpo_llm, rloo_llm)
 BOTH = [
     *[("--learning-rate", x) for x in ("1e30", "1e-320", "nan", "inf", "-inf", "0", "-1", "1e-11", "11", "x", "")],
     *[("--clip-coef", x) for x in ("1e9", "nan", "inf", "0", "-0.2", "1e-7")],

@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import grpo_llm
 import ppo_llm
+import rloo_llm
 import sppo_llm
 from sppo_control import core, runs
 from sppo_control.llm import addition
@@ -23,7 +24,8 @@ from sppo_control.llm.responses import token_values
 from sppo_control.outcomes import Evaluation
 
 B = 16
-SCRIPTS = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm}
+SCRIPTS = {"sppo": sppo_llm, "ppo": ppo_llm, "grpo": grpo_llm, "rloo": rloo_llm}
+WITHOUT_CRITIC = ("grpo", "rloo")
 COMMON = {
     "batch_size": B, "num_minibatches": 2, "update_epochs": 2, "micro_batch_size": 3, "learning_rate": 2e-3,
     "clip_coef": 0.001, "max_grad_norm": 1e-3, "temperature": 0.7, "max_response_length": 21, "eval_prompts": 4,
@@ -33,6 +35,7 @@ OWN = {
     "sppo": {"critic_learning_rate": 5e-3, "critic_steps": 3, "critic_batch_size": 5},
     "ppo": {"critic_learning_rate": 5e-3, "gamma": 0.9, "gae_lambda": 0.6},
     "grpo": {"group_size": 4},
+    "rloo": {"group_size": 4},
 }
 """No number is a default or occurs twice, so that none can replace another."""
 PAIRS = addition.problems(48, np.random.default_rng(1))
@@ -95,7 +98,7 @@ def watch(name, folder, **changes):
         patch.setattr(script, "load_data", load_data)
         patch.setattr(script, "evaluate", evaluate)
         patch.setattr(script, "load_policy", load_policy)
-        if name != "grpo":
+        if name not in WITHOUT_CRITIC:
             real_critic = script.make_critic
             patch.setattr(script, "make_critic", make_critic)
         spy(script, "generate", seen.generated)
@@ -157,8 +160,9 @@ def micro(rows):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_prompts_and_samples_follow_from_seed_and_update(name, watched):
     seen = watched(name)
-    rows = additions().batch(0, 4 if name == "grpo" else B, 8)
-    assert list(seen.asked.rows) == [row for row in rows for _ in range(4 if name == "grpo" else 1)]
+    n = OWN[name].get("group_size", 1)
+    rows = additions().batch(0, B // n, 8)
+    assert list(seen.asked.rows) == [row for row in rows for _ in range(n)]
     assert seen.asked.seed == int(np.random.default_rng([8, 0, 0]).integers(2**31))
     assert (seen.asked.max_response_length, seen.asked.temperature, seen.asked.batch_size) == (21, 0.7, 3)
     assert seen.asked.stop == ("\n", "9=9"), "as a shell gives it, with a backslash"
@@ -197,14 +201,14 @@ def test_learning_rates_and_gradient_norms(name, watched):
     seen = watched(name)
     groups = [group for optimizer in seen.adam for group in optimizer.param_groups]
     assert [group["lr"] for group in groups] == [2e-3, 5e-3][: len(groups)]
-    assert len(groups) == (1 if name == "grpo" else 2)
+    assert len(groups) == (1 if name in WITHOUT_CRITIC else 2)
     assert {(group["eps"], group["betas"], group["weight_decay"]) for group in groups} == {(1e-8, (0.9, 0.999), 0)}
     for index in range(len(groups)):
         norms = [norm for i, norm in seen.steps if i == index]
         assert max(norms) <= 1.01e-3
         assert sum(norm > 0.99e-3 for norm in norms) >= 2, "a gradient may be shorter by itself, but not most of them"
     updates = [sum(index == i for index, _ in seen.steps) for i in range(2)]
-    assert updates == [4, {"sppo": 3, "ppo": 4, "grpo": 0}[name]]
+    assert updates == [4, {"sppo": 3, "ppo": 4}.get(name, 0)]
     assert seen.metrics["losses/grad_norm"] > 1e-2
     assert seen.metrics["charts/learning_rate"] == 2e-3
 
@@ -228,6 +232,11 @@ def test_the_advantage_that_reaches_the_loss_and_the_log(name, watched):
             v0 = value[:, 0]
             explained = core.explained_variance(value, returns, mask)
             assert seen.metrics["losses/explained_variance"] == pytest.approx(float(explained), rel=1e-3, abs=1e-4)
+        elif name == "rloo":
+            groups = R.view(4, 4)
+            others = [[row[torch.arange(4) != i].mean() for i in range(4)] for row in groups]
+            v0 = torch.tensor(others).flatten()
+            A = R - v0
         else:
             groups = R.view(4, 4)
             assert ((groups.mean(1) > 0) & (groups.mean(1) < 1)).any()
@@ -240,7 +249,7 @@ def test_the_advantage_that_reaches_the_loss_and_the_log(name, watched):
         torch.testing.assert_close(x.advantage, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "norm_adv"), [("sppo", "minibatch"), ("ppo", "batch")])
+@pytest.mark.parametrize(("name", "norm_adv"), [("sppo", "minibatch"), ("ppo", "batch"), ("rloo", "minibatch")])
 def test_advantages_are_normalised_over_more_than_a_micro_batch(name, norm_adv, watched, tmp_path):
     """--norm-adv, by the plain formula; --critic-gae-lambda changes the critic's targets and not the advantages."""
     plain = watched(name)
@@ -253,6 +262,8 @@ def test_advantages_are_normalised_over_more_than_a_micro_batch(name, norm_adv, 
         for part in (part for mb in expected_order(seen) for part in micro(mb)):
             loss, _ = next(losses)
             assert torch.equal(loss.returns, returns[part, : loss.mask.shape[1]])
+    elif name == "rloo":
+        adv = (R - R.view(4, 4).mean(1).repeat_interleave(4)) * 4 / 3
     else:
         with torch.no_grad():
             adv = R - torch.sigmoid(seen.critic(*seen.batch.prompts))
@@ -266,6 +277,38 @@ def test_advantages_are_normalised_over_more_than_a_micro_batch(name, norm_adv, 
             expected = A[part] if A.ndim == 1 else torch.where(x.mask, A[part, : x.mask.shape[1]], 0.0)
             torch.testing.assert_close(x.advantage, expected, rtol=1e-3, atol=1e-3)
     assert seen.metrics["advantages/std"] == pytest.approx(plain.metrics["advantages/std"], rel=1e-4)
+
+
+def test_reinforce_plus_plus(tmp_path):
+    """rloo_llm.py --group-size 1 --norm-adv batch: R, normalised over all tokens of the batch (arXiv 2501.03262)."""
+    seen = watch("rloo", tmp_path, group_size=1, norm_adv="batch")
+    assert list(seen.asked.rows) == additions().batch(0, B, 8), "each response has a prompt of its own"
+    R, mask = seen.batch.outcome.double(), seen.batch.mask
+    tokens = R[:, None].expand(mask.shape)[mask]
+    A = ((R - tokens.mean()) / (tokens.var() + 1e-8).sqrt()).float()
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, _) in zip(parts, seen.surrogates, strict=True):
+        torch.testing.assert_close(x.advantage, A[part], rtol=1e-4, atol=1e-4)
+    assert seen.metrics["critic/v0_mean"] == pytest.approx(float(R.mean()))
+
+
+def test_spo_compares_a_response_with_the_prompts_earlier_ones(tmp_path):
+    """--baseline tracked: the prior for a prompt that is new, and its counts when it comes again."""
+    seen = watch("rloo", tmp_path, group_size=1, baseline="tracked")
+    tracker, R, rows = seen.run.parts["tracker"], seen.batch.outcome, list(seen.asked.rows)
+    prior = seen.run.summary["before"]["rate"]
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, _) in zip(parts, seen.surrogates, strict=True):
+        torch.testing.assert_close(x.advantage, R[part] - prior, rtol=1e-4, atol=1e-5)
+    assert len(tracker.alpha) == len(additions())
+    for i in range(len(tracker.alpha)):
+        here = [float(r) for r, row in zip(R, rows, strict=True) if row == i]
+        rho = 0.96 if here else 1.0  # the policy had not moved before this batch
+        assert float(tracker.alpha[i]) == pytest.approx(rho * 8 * prior + sum(here), abs=1e-4)
+        assert float(tracker.beta[i]) == pytest.approx(rho * 8 * (1 - prior) + len(here) - sum(here), abs=1e-4)
+    assert tracker.kl.unique().tolist() == pytest.approx([seen.metrics["losses/approx_kl"]], rel=1e-4)
+    with pytest.raises(ValueError, match="--group-size 1"):
+        rloo_llm.Args(baseline="tracked")
 
 
 def test_grpo_without_the_deviation_and_with_one_ratio_per_response(tmp_path):

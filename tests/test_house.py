@@ -21,6 +21,7 @@ TRUNK = {
     "cli",
     "runs",
     "streams",
+    "tracker",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -34,6 +35,7 @@ ALLOWED = {
     "limits": set(),
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
+    "tracker": {"checkpoints"},
     "cli": {"checkpoints", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
     # the control half
@@ -52,6 +54,7 @@ ALLOWED = {
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
     "conformance": {"cli", "core", "errors", "extras", "markdown", "outputs"},
+    "course": {"cli", "conformance", "errors", "markdown"},
     "pretrained": set(),
     "__init__": set(),
 }

@@ -231,6 +231,26 @@ def test_a_number_that_is_not_finite_is_passed_on_as_by_core(bad, advantage):
             torch.testing.assert_close(getattr(kernels, field), getattr(plain, field), equal_nan=True, msg=field)
 
 
+@pytest.mark.parametrize("bad", [-0.1, 1.1, torch.nan, torch.inf])
+def test_an_outcome_outside_0_and_1_is_refused_as_by_core(bad):
+    outcome = torch.tensor([0.0, 1.0, bad])
+    messages = []
+    for kernels in ("torch", "numba"):
+        with compiled.use(kernels), pytest.raises(ValueError, match=r"outcome must be in \[0, 1\]") as error:
+            core.bernoulli_value_loss(torch.zeros(3, requires_grad=True), outcome)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_second_derivative_is_refused():
+    """The kernels have none, and without the error it would be 0."""
+    critic = networks.Critic(2)
+    with compiled.use("numba"):
+        loss = core.bernoulli_value_loss(critic(torch.ones(3, 2)), torch.ones(3))
+        with pytest.raises(RuntimeError, match="--kernels torch"):
+            torch.autograd.grad(loss, critic.flat, create_graph=True)
+
+
 def test_other_dtypes_are_left_to_torch(monkeypatch):
     for name in SUMS:
         monkeypatch.setattr(compiled, name, None)

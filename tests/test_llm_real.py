@@ -1,8 +1,12 @@
 """The real pretrained model: what is fetched is checked, the sums are as they are described, and all steps fit together."""
 
+import collections
+import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import arithmetic_data
 import fetch_smollm2
 import llm_real
+import plot
 import sppo_llm
-from sppo_control import cli, errors
+from sppo_control import cli, errors, runs
 from sppo_control.llm import arithmetic
 from sppo_control.llm.setup import ADDER
 
@@ -45,6 +50,24 @@ def test_the_sums_and_their_parts():
     for wrong in (0, 4093):
         with pytest.raises(ValueError, match=f"held_out must be from 1 to 4092, got {wrong}"):
             arithmetic.make_rows(wrong)
+
+
+def test_the_mixed_sums():
+    train, held_out = arithmetic.make_rows(200, mixed=True)
+    asked, kinds = [], collections.Counter()
+    for row in (*train, *held_out):
+        *solved, question = row["prompt"].split("\n")
+        assert len(solved) == 2
+        for line in solved:
+            x, y, z = map(int, re.fullmatch(r"(\d+) \+ (\d+) = (\d+)", line).groups())
+            assert x + y == z
+        a, b = re.fullmatch(r"([1-9]\d*) \+ ([1-9]\d*) =", question).groups()
+        assert row["answer"] == str(int(a) + int(b))
+        asked.append(frozenset((int(a), int(b))))
+        kinds[tuple(sorted((len(a), len(b))))] += 1
+    assert len(set(asked)) == len(asked), "each sum once, also the other way round"
+    assert kinds == {(1, 1): 45, **dict.fromkeys([(1, 2), (2, 2), (1, 3), (2, 3), (3, 3)], 600)}
+    assert len(" 1998\n") == arithmetic.MAX_RESPONSE, "the longest answer fits, at a token for each character"
 
 
 @pytest.mark.parametrize(
@@ -141,6 +164,53 @@ def test_all_steps_and_again_after_a_stop(tmp_path, monkeypatch, capsys):
     llm_real.main(args)
     assert len(ran) == 1, "what has ended is not done again"
     assert [path.name for path in (tmp_path / "out" / "sppo").iterdir()] == [run.name]
+    seconds = plot.read(run, "charts/cpu_seconds").points
+    assert seconds[:, 0].tolist() == [16, 32]
+    assert 0 < seconds[:, 1].min() <= seconds[:, 1].sum() < 60
+    with pytest.raises(
+        errors.UserError, match=r"was trained with --seed 1, and not with 2; name another folder with --out"
+    ):
+        llm_real.train(dataclasses.replace(args, seed=2), tmp_path / "out" / "data" / "train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "layers", "folder", "expected"),
+    [
+        ("sppo", 6, "sppo", {"critic": "model-6-layers", "critic_steps": 5, "critic_learning_rate": 3e-4}),
+        ("sppo", 2, "sppo-2-layers", {"critic": "model-2-layers"}),
+        ("sppo", None, "sppo-copy", {"critic": None}),
+        ("ppo", 6, "ppo", {"critic": None, "critic_learning_rate": 3e-4}),
+        ("grpo", 6, "grpo", {"group_size": 8, "normalize_std": True}),
+        ("rloo", 6, "rloo", {"group_size": 8, "norm_adv": "none"}),
+        ("reinforce-pp", 6, "reinforce-pp", {"group_size": 1, "norm_adv": "batch"}),
+    ],
+)
+def test_each_algorithm_gets_its_arguments(algorithm, layers, folder, expected, monkeypatch):
+    """The shared ones, and those of the algorithm."""
+    args = llm_real.Args(
+        out=Path("out"), model=Path("model"), algorithm=algorithm, critic_layers=layers, critic_steps=5,
+        total_episodes=99, batch_size=24, micro_batch_size=7, learning_rate=2e-6, critic_learning_rate=3e-4, bf16=True,
+        save_every=3, seed=11, device="cpu",
+    )  # fmt: skip
+    got = []
+    for module in {module for module, _ in llm_real.SCRIPTS.values()}:
+        monkeypatch.setattr(
+            module,
+            "train",
+            lambda made, module=module: got.append((module, made, runs.Run)) or SimpleNamespace(folder=1),
+        )
+    assert llm_real.train(args, Path("data.jsonl")) == 1
+    ((module, made, kind),) = got
+    assert module is llm_real.SCRIPTS[algorithm][0]
+    assert kind is llm_real.TimedRun
+    assert runs.Run is not llm_real.TimedRun, "other runs of the process are as they were"
+    expected = expected | {
+        "model": "model", "dataset": "data.jsonl", "total_episodes": 99, "batch_size": 24, "micro_batch_size": 7,
+        "learning_rate": 2e-6, "bf16": True, "save_every": 3, "seed": 11, "device": "cpu", "eval_prompts": 128,
+        "runs_dir": f"out/{folder}", "max_response_length": 6, "temperature": 1.0, "stop": (r"\n",),
+        "reward": "sppo_control.llm.arithmetic:first_number",
+    }  # fmt: skip
+    assert {key: getattr(made, key) for key in expected} == expected
 
 
 def test_a_reward_that_only_a_foreign_run_names_is_not_imported(tmp_path, monkeypatch):

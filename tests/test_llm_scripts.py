@@ -42,6 +42,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 import grpo_llm
 import ppo_llm
 import pretrain_llm
+import rloo_llm
 import sppo_llm
 from sppo_control import cli, core, limits
 from sppo_control.llm import PromptCritic, addition, prompts, responses, setup
@@ -49,7 +50,9 @@ from sppo_control.llm.setup import ADDER
 from sppo_control.llm.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm}
+SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm, "rloo_llm": rloo_llm}
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name == "rloo_llm" else []) for name in SCRIPTS]
+"""rloo_llm.py differs from grpo_llm.py in its advantage alone, which tests/test_flags_llm.py checks."""
 WITH_CRITIC = ["sppo_llm", "ppo_llm"]
 SMALL = {"batch_size": 16, "num_minibatches": 2, "total_episodes": 64, "eval_prompts": 16, "save_every": 2,
          "device": "cpu", "seed": 9}  # fmt: skip
@@ -158,7 +161,7 @@ def small_critic(tmp_path_factory):
     return str(folder / "critic")
 
 
-@pytest.fixture(scope="module", params=SCRIPTS)
+@pytest.fixture(scope="module", params=EVERY)
 def whole(request, tmp_path_factory):
     """An uninterrupted run: its script, the run and what it printed."""
     out = io.StringIO()
@@ -610,7 +613,7 @@ def test_grpos_groups_share_a_prompt_and_advantages_are_per_group(tmp_path, monk
     assert varied > 2
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_first_ratio_is_1(script, tmp_path):
     logged = curves(train(script, tmp_path, **ONE).folder)
     for tag in ("losses/ratio_min", "losses/ratio_max"):
@@ -618,7 +621,7 @@ def test_first_ratio_is_1(script, tmp_path):
     assert logged["losses/clipfrac"][0][1] == 0.0
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_one_minibatch_needs_no_pass_for_the_old_log_probabilities(script, tmp_path, monkeypatch):
     """The same weights with the pass and without it, over several epochs, and a forward pass fewer."""
     module, asked, passes, weights = SCRIPTS[script], [], [], []
@@ -645,7 +648,7 @@ def test_one_minibatch_needs_no_pass_for_the_old_log_probabilities(script, tmp_p
         torch.testing.assert_close(a, b, rtol=0, atol=3e-5)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_several_minibatches_need_it(script, tmp_path, monkeypatch):
     real, asked = SCRIPTS[script].generate, []
     monkeypatch.setattr(
@@ -691,7 +694,7 @@ def critic_of(script, small_critic):
     return {"critic": small_critic, "critic_learning_rate": 2e-3} if script in WITH_CRITIC else {}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_micro_batches_and_bfloat16(script, small_critic, tmp_path, monkeypatch):
     """On the same responses micro-batches of 3 give the same gradient, and bfloat16 nearly the same."""
     module, given, sizes = SCRIPTS[script], [], []
@@ -720,7 +723,7 @@ def test_micro_batches_and_bfloat16(script, small_critic, tmp_path, monkeypatch)
         assert not any(torch.equal(a, b) for a, b in zip(low[name], grads, strict=True) if b.any())
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 def test_gradient_checkpointing_recomputes_and_gives_the_same_weights(script, tmp_path, monkeypatch):
     weights, calls = [], []
@@ -818,7 +821,7 @@ def own(tmp_path_factory):
     return {"model": save_model(folder / "model", "abcdef"), "dataset": str(folder / "words.jsonl")}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_a_users_own_model_and_dataset_train_end_to_end(script, own, tmp_path, monkeypatch, capsys):
     """One of eight tokens is right, and becomes the most probable one."""
     settings = SMALL | own | {
@@ -853,7 +856,7 @@ def shown_defaults(monkeypatch, capsys, script, *words):
     return found
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 @pytest.mark.parametrize("given", ["the adder", "a model"])
 def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_path, monkeypatch, capsys):
     """Those of docs/llm.md: of the tiny adder, and of real models."""
@@ -901,7 +904,7 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
         assert setup.find_device("cuda:1") == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_help_needs_no_extra_and_a_run_names_it_in_one_line(script, tmp_path):
     code = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(('transformers', 'tokenizers', 'datasets', 'trl')))\n"
@@ -924,7 +927,7 @@ def test_help_needs_no_extra_and_a_run_names_it_in_one_line(script, tmp_path):
 def test_the_language_model_scripts_load_nothing_of_the_control_half():
     """As a process sees it; tests/test_house.py has the rule for each import."""
     code = (
-        "import sys, grpo_llm, ppo_llm, sppo_llm, evaluate_llm, pretrain_llm, sppo_control.llm.verl_plugin\n"
+        "import sys, grpo_llm, ppo_llm, rloo_llm, sppo_llm, evaluate_llm, pretrain_llm, sppo_control.llm.verl_plugin\n"
         "from sppo_control.llm import SPPOTrainer\n"
         "print(*sys.modules)"
     )
@@ -944,6 +947,7 @@ def test_all_scripts_share_arguments():
         "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
+        "rloo_llm": {"baseline", "group_size", "norm_adv"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
     for name, ours in fields.items():
@@ -951,7 +955,7 @@ def test_all_scripts_share_arguments():
         assert all(ours[k] == fields["sppo_llm"][k] for k in common), name
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_help_shows_every_argument(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_main(monkeypatch, script, "--help")
@@ -962,7 +966,7 @@ def test_help_shows_every_argument(script, monkeypatch, capsys):
 
 
 # ------------------------------------------------------------------------------------------------------- refusals
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -996,6 +1000,11 @@ def test_impossible_arguments_of_all_scripts(script, words, message, tmp_path, m
             "grpo_llm",
             "--group-size 1",
             "--group-size must be at least 2, because a response is compared with others",
+        ),
+        (
+            "rloo_llm",
+            "--batch-size 1 --group-size 1",
+            "--batch-size must be at least 2, because a response is compared",
         ),
         ("grpo_llm", "--group-size 3", "--group-size must divide --batch-size, got 3 for 16"),
         (
@@ -1092,7 +1101,7 @@ def test_rewards_other_than_0_and_1_are_refused_before_training(tmp_path, monkey
     assert error.startswith("error: SPPO's rewards must be 0 (failure) or 1 (success), got 0.5 at index 0.")
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 def test_a_non_finite_loss_stops_the_run(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(limits.LIMITS, "learning_rate", (0, 1e38))  # else the command line refuses it
     with pytest.raises(SystemExit) as stop:
@@ -1152,7 +1161,7 @@ def test_pretraining_learns_and_stops_at_the_target_only(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------ other hardware
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", EVERY)
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
 def test_a_run_on_cuda_is_resumed_bit_for_bit(script, tmp_path, monkeypatch):
     settings = {"device": "cuda", "bf16": True, "micro_batch_size": 3, "gradient_checkpointing": True}

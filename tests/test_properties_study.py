@@ -779,6 +779,31 @@ def test_registered_comparisons(tmp_path_factory, seed):
             assert row[at] == f"{sum(len(bad[*cell, x]) for cell in of_set)} of {total}"
 
 
+@of(registered, "table_of_ablation")
+@FEW
+@given(SEED)
+def test_the_ablation_counts_runs_by_what_their_arguments_say(seed):
+    rng, cell = np.random.default_rng(seed), ("sppo/Car-v0", "low")
+    arms, counts = {}, {}
+    for name in ("ppo", "sppo, adam-eps=1", "ppo-norm", "ppo-standard", "reinforce", "sppo-skip"):
+        for where in (cell, ("sppo/Car-v0", "high")):
+            runs = [study_run(rng, where[0], name.partition(", ")[0], seed=i) for i in range(rng.integers(1, 4))]
+            for run in runs:
+                run.arguments.update(norm_adv=rng.choice(["none", "minibatch"]), adam_eps=rng.choice([1e-5, 1.0]))
+                run.arguments["skip_uniform_batches"] = bool(rng.integers(2))
+                if where == cell and name not in ("ppo-standard", "reinforce"):
+                    a = run.arguments
+                    kind = (name.partition(",")[0].partition("-")[0], "no" if a["norm_adv"] == "none" else "yes",
+                            "momentum" if a["adam_eps"] == 1 else "Adam", a["skip_uniform_batches"])  # fmt: skip
+                    counts.setdefault(kind, []).append(run.after < 0.5)
+            arms[*where, name] = runs
+    for row in cells(registered.table_of_ablation(arms, *cell)):
+        for skip, text in zip((False, True), row[3:], strict=True):
+            runs = counts.pop((*row[:3], skip), [])
+            assert text == f"{sum(runs)} of {len(runs)}"
+    assert not counts
+
+
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [

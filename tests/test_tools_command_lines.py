@@ -13,8 +13,10 @@ import pytest
 import arithmetic_data
 import benchmark
 import compare
+import compare_llm
 import contexts
 import credit
+import difficulty_llm
 import drawings
 import evaluate_llm
 import fetch_smollm2
@@ -31,7 +33,7 @@ import soak
 import speed
 import speed_llm
 import try_environments
-from sppo_control import cli, limits
+from sppo_control import checkpoints, cli, limits, runs
 from sppo_control.study import rates
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,8 +42,10 @@ WORK = {
     arithmetic_data: [],
     benchmark: ["results_of"],
     compare: [],
+    compare_llm: ["table_of_runs", "draw"],
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
+    difficulty_llm: ["measure"],
     drawings: [],
     evaluate_llm: ["respond"],
     fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
@@ -118,6 +122,10 @@ CASES = {
         *[("--grid", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "huge", "deep", "cells")],
         ("--grid", "folder"), ("--nope", "1"), ("--ray-address", ""),
     ],
+    compare_llm: [
+        *counts("--window"), *files("--out", ".json"), *files("--figure", ".png"), ("--nope", "1"),
+        *[(name, None) for name in ("absent", "folder", "file", *(f"{name}.json" for name in JSONS if name != "absent"))],
+    ],
     contexts: [
         *counts("--contexts", "--episodes"), *counts("--seed", least=0),
         *files("--out", ".png"), *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
@@ -130,6 +138,13 @@ CASES = {
         *files("--out", ".png"), *folders("--figures"), *files("--results", ".json", parent_made=True),
         ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
         ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
+    ],
+    difficulty_llm: [
+        *counts("--prompts", "--samples", "--batch-size"), *counts("--seed", "--updates", least=0),
+        ("--prompts", "2"), ("--samples", "1"), *folders("--out"), *files("--figure", ".png"), ("--reward", "none"),
+        *[("--problems", x) for x in ("", "absent.jsonl", "folder", "file", "list.json")],
+        *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+        *[("--run", x) for x in (*RUNS, "")],
     ],
     drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
     evaluate_llm: [
@@ -145,7 +160,8 @@ CASES = {
     ],
     llm_real: [
         *folders("--out"), *counts("--total-episodes", "--batch-size", "--micro-batch-size", "--critic-steps"),
-        *counts("--seed", least=0), *numbers("--learning-rate", "--critic-learning-rate"), ("--algorithm", "rloo"),
+        *counts("--seed", least=0), *numbers("--learning-rate", "--critic-learning-rate"), ("--algorithm", "dqn"),
+        *counts("--critic-layers", "--save-every"), ("--critic-layers", "31"),
         *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
     ],
     mutants: [
@@ -224,6 +240,8 @@ BASE = {
     plot: {"run_of_text": []},
     probe: {"--what": ["tail"], "--runs": ["folder"], "--out": ["new.json"]},
     compare: {"--results": ["good.parquet"]},
+    compare_llm: {"file": []},
+    difficulty_llm: {"--run": ["good_run"]},
     report: {"--results": ["good.parquet"]},
     report_rates: {"--what": ["choose"], "--tuning": ["good.parquet"], "--starts": ["shipped"]},
 }
@@ -253,6 +271,9 @@ TEXTS = {
     "trials.json": json.dumps({"seed": 1, "scripts": [*soak.CONTROL, *soak.LANGUAGE], "trials": [{"number": "1"}]}),
     "no_python.py": "def (", "run_of_list/config.json": "[]", "run_of_text/config.json": "{",
     "run_without_args/config.json": '{"script": "sppo_cartpole.py"}', "folder_with_file/x": "",
+    "good_run/config.json": json.dumps({
+        "script": "sppo_llm.py", "args": {}, "layout": checkpoints.LAYOUT, **runs.versions()}),
+    "good_run/checkpoints/000000/state.json": "{}",
     "run_of_other_types/config.json": '{"script": "sppo_cartpole.py", "args": {"env_id": 5, "seed": "x"}}',
 }  # fmt: skip
 
@@ -274,7 +295,7 @@ def strange(tmp_path, monkeypatch):
         Path(name).mkdir()
     Path("taken", "PrecisionCartPole-v0.safetensors").mkdir(parents=True)
     for name, text in (TEXTS | {f"{name}.toml": text for name, text in TOMLS.items()}).items():
-        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
         Path(name).write_text(text)
     for name in ("bytes.md", "bytes.py"):
         Path(name).write_bytes(b"\xff\xfe\xfa")
@@ -315,7 +336,7 @@ def line_of(module, flag, value):
         rest["--what"] = ["real"]
     if module is speed and flag == "--worker":
         rest["--what"] = ["training"]
-    if flag in ("--updates",):
+    if flag == "--updates" and module is probe:
         rest["--what"] = ["tail"]
     return [*words, *itertools.chain.from_iterable([name, *some] for name, some in rest.items())]
 

@@ -65,8 +65,14 @@ def check_args(args: Any) -> None:
     limits.check_limits(args)
     if args.temperature < 1e-3:
         raise ValueError(f"--temperature must be at least 0.001 in training, got {args.temperature}")
-    if (size := getattr(args, "group_size", 2)) < 2:
-        raise ValueError(f"--group-size must be at least 2, because a response is compared with others, got {size}")
+    if (size := getattr(args, "baseline_size", getattr(args, "group_size", 2))) < 2:
+        words = "--batch-size" if hasattr(args, "baseline_size") else "--group-size"
+        raise ValueError(f"{words} must be at least 2, because a response is compared with others, got {size}")
+    if getattr(args, "baseline", "others") == "tracked" and args.group_size != 1:
+        raise ValueError(
+            f"--baseline tracked needs --group-size 1, got {args.group_size}: SPO has one response per prompt and compares "
+            "it with the prompt's earlier ones"
+        )
     for name in ("num_minibatches", "group_size"):
         if args.batch_size % getattr(args, name, 1):
             raise ValueError(f"{flag(name)} must divide --batch-size, got {getattr(args, name)} for {args.batch_size}")

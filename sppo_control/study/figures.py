@@ -325,6 +325,34 @@ def critics(tasks: dict[str, Any], looks: Looks) -> Any:
     return panel_per_task({t: {n: arms[n] for n in names if n in arms} for t, arms in merged.items()}, "steps", how, 2)
 
 
+def arms_of_plan(tasks: dict[str, dict[str, Sequence[StudyRun]]], looks: Looks) -> Any:
+    """Average success of each algorithm, one panel per task: a point per run, and the interval over seeds.
+
+    Args:
+        tasks: title of the panel -> algorithm -> runs; an algorithm has the same row in all panels of a row.
+        looks: of all algorithms.
+    """
+    across = min(len(tasks), 3)
+    most = max(map(len, tasks.values()))
+    figure, axes = panels(-(-len(tasks) // across), across, 0.19 * most + 0.5)
+    for at, (title, arms) in zip(axes.flat, tasks.items(), strict=False):
+        for row, (name, runs) in enumerate(arms.items()):
+            values = [run.area for run in runs]
+            middle, (low, high) = iqm(values), interval(iqm, values)
+            at.plot(values, [row] * len(values), "o", color=looks[name].colour, alpha=0.35, markersize=4, mew=0)
+            at.plot([low, high], [row, row], color=looks[name].colour, linewidth=1.6)
+            at.plot(middle, row, "|", color=looks[name].colour, markersize=11, mew=2)
+        at.set_yticks(range(len(arms)), [f"{name} ({len(runs)})" for name, runs in arms.items()])
+        at.set(xlim=(-0.03, 1.03), ylim=(len(arms) - 0.5, -0.5))
+        at.set_title(title, fontsize=9)
+        at.tick_params(axis="y", labelsize=8)
+    for at in axes.flat[len(tasks) :]:
+        at.remove()
+    for at in figure.axes[-across:]:
+        at.set_xlabel("average success")
+    return finish(figure)
+
+
 ADDITION = {
     "SPPO 128 x 1": Look("SPPO, 128 prompts x 1 response", "#0072B2"),
     "PPO 128 x 1": Look("PPO, 128 x 1", "#D55E00"),

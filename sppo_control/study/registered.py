@@ -163,6 +163,36 @@ def table_of_collapses(plan: Plan, arms: Arms) -> str:
     return markdown_table(("", "a, b", "set", "a", "b", "p"), rows)
 
 
+def table_of_ablation(arms: Arms, task: str, starts: str) -> str:
+    """What makes a run collapse: normalised advantages, uniform batches and Adam, each with and without.
+
+    Args:
+        arms: the runs. Those of ppo and sppo count, also with -norm, -skip and with settings.
+        task: its runs are counted.
+        starts: name of its starting policies.
+
+    Returns:
+        Per row an algorithm, whether advantages are normalised, and the optimiser; then runs whose final success is below
+        0.5, with and without uniform batches.
+    """
+    counts: dict[tuple[str, str, str], dict[bool, list[int]]] = {}
+    for (env_id, name, arm), runs in arms.items():
+        algorithm, _, change = arm.partition(", ")[0].partition("-")
+        if (env_id, name) != (task, starts) or algorithm not in ("ppo", "sppo") or change not in ("", "norm", "skip"):
+            continue
+        for run in runs:
+            normalised = "no" if run.arguments["norm_adv"] == "none" else "yes"
+            kind = (algorithm, normalised, "momentum" if run.arguments["adam_eps"] >= 1 else "Adam")
+            cell = counts.setdefault(kind, {}).setdefault(run.arguments["skip_uniform_batches"], [0, 0])
+            cell[0] += run.after < 0.5
+            cell[1] += 1
+    rows = [
+        [*kind, *(f"{cell[0]} of {cell[1]}" for cell in (of.get(skip, [0, 0]) for skip in (False, True)))]
+        for kind, of in sorted(counts.items())
+    ]
+    return markdown_table(("algorithm", "normalised", "optimiser", "all batches", "no uniform batches"), rows)
+
+
 def short(task: str, starts: str) -> str:
     """sppo/SparseHopper-v0 and 0.03: SparseHopper (0.03)."""
     return f"{task.removeprefix('sppo/').removesuffix('-v0')} ({starts})"
