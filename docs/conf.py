@@ -64,7 +64,7 @@ nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # no scripts from elsewhere
 # API pages
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
 autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -66,9 +66,13 @@ def problems(site: Path) -> list[str]:
 def _finished(app: Any, exception: Exception | None) -> None:
     if exception is None and app.builder.format == "html":
         from sphinx.errors import SphinxError
+        from sphinx.util.logging import getLogger
 
-        if found := problems(Path(app.outdir)):
-            raise SphinxError("\n".join(found))
+        found = problems(Path(app.outdir))
+        for line in found:
+            getLogger(__name__).warning(line)
+        if found:
+            raise SphinxError(f"{len(found)} bad links, listed above")
 
 
 def setup(app: Any) -> dict[str, bool]:
