@@ -1,6 +1,7 @@
 """Docstrings of this project are Markdown with Google's sections. Here their text becomes what Sphinx reads."""
 
 import importlib
+import itertools
 import re
 from typing import Any
 
@@ -32,7 +33,7 @@ def table(rows: list[str], indent: str) -> list[str]:
     borders = [i for i, letter in enumerate(rows[1]) if letter == "|"]
     aligned = all(all(i < len(row) and row[i] == "|" for i in borders) for row in rows)
     split = (
-        [[row[a + 1 : b].strip() for a, b in zip(borders, borders[1:], strict=False)] for row in rows]
+        [[row[a + 1 : b].strip() for a, b in itertools.pairwise(borders)] for row in rows]
         if aligned
         else [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
     )
@@ -67,7 +68,8 @@ def restructured(lines: list[str]) -> list[str]:
             block = lines[i:end]
             while block and not block[-1].strip():
                 block.pop()
-            result += [".. code-block:: text", "", *(f"    {text[4:] if text[:4].isspace() else text.lstrip()}" for text in block), ""]
+            code = [f"    {text[4:] if text[:4].isspace() else text.lstrip()}" for text in block]
+            result += [".. code-block:: text", "", *code, ""]
             i = end
             continue
         if re.match(r"\s*(- |\d+\. )", line) and result and result[-1].strip() and not in_section:

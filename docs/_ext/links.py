@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-FETCHED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src", "video": "src", "object": "data"}
+FETCHED = {
+    "script": "src",
+    "img": "src",
+    "link": "href",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "object": "data",
+}
 """Tag -> attribute whose address a browser fetches by itself."""
 IN_CSS = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^'\")\s]+)")
 
@@ -25,8 +33,8 @@ class _Page(HTMLParser):
         self.ids |= {found[name] for name in ("id", "name") if name in found}
         if tag == "a" and "href" in found:
             self.links.append(found["href"])
-        relations = found.get("rel", "").split()
-        if tag in FETCHED and FETCHED[tag] in found and not (tag == "link" and {"canonical", "search"} & set(relations)):
+        followed = tag == "link" and {"canonical", "search"} & set(found.get("rel", "").split())
+        if FETCHED.get(tag) in found and not followed:
             self.fetched.append(found[FETCHED[tag]])
         self.fetched += IN_CSS.findall(found.get("style", ""))
 

@@ -8,6 +8,7 @@ from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.util.docutils import SphinxDirective
 
+
 class Difference(SphinxDirective):
     """What the second script changes in the first, from a line that both have; names of files without their folders."""
 
@@ -54,7 +55,7 @@ def _keep_short_code_together(app: Any, doctree: nodes.document, docname: str) -
 def setup(app: Any) -> dict[str, bool]:
     app.connect("doctree-resolved", _keep_short_code_together)
     app.add_directive("difference", Difference)
-    # The tour and the course are listed by patterns. Sphinx gives this warning no type, so its settings cannot leave it out.
+    # Some pages are listed by patterns. Sphinx gives this warning no type, so its settings cannot leave it out.
     logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: getattr(r, "subtype", "") != "empty_glob")
     app.add_directive("include-if-there", IncludeIfThere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

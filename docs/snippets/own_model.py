@@ -1,4 +1,4 @@
-"""SPPO with a model of your own: a recurrent network that reads a digit and must write it twice. No environment, no runs."""
+"""SPPO with a model of your own: a recurrent network that reads a digit and must write it twice. No environment."""
 
 import torch
 from torch import nn
