@@ -135,7 +135,7 @@ def _same_state(notes: list[str]) -> Iterator[None]:
     before = {name: get() for name, (get, _) in settings.items()}
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # torch.manual_seed also asks other devices, which takes milliseconds
     seeds = []
     manual_seed = torch.manual_seed
 

@@ -52,7 +52,10 @@ WRONG = {
         "normalised",
     ),
     "not detached": ("def sequence_advantage(R, v): return R - torch.sigmoid(v)", "also trains the critic"),
-    "square": ("def sequence_advantage(R, v): return (R - torch.sigmoid(v)).square().detach()", "none of the usual mistakes"),
+    "square": (
+        "def sequence_advantage(R, v): return (R - torch.sigmoid(v)).square().detach()",
+        "none of the usual mistakes",
+    ),
     "one column": ("def sequence_advantage(R, v): return (R - torch.sigmoid(v)).detach()[:, None]", "shape (1, 1)"),
     "nothing": ("def sequence_advantage(R, v): A = (R - torch.sigmoid(v)).detach()", "None"),
     "in place": ("def sequence_advantage(R, v):\n    R -= torch.sigmoid(v).detach()\n    return R", "in place"),

@@ -51,6 +51,7 @@ WRONG = {
         "def critic_loss(v, R):\n    V = v.sigmoid()\n    return -(R * V.log() + (1 - R) * (1 - V).log()).mean()",
         "infinite at large logits",
     ),
+    "cut off": ("def critic_loss(v, R): return F.binary_cross_entropy(v.sigmoid(), R)", "cut off at 100"),
     "gradient's sign": ("def cross_entropy_gradient(v, R): return (R - v.sigmoid()) / len(R)", "R - V"),
     "gradient of the sum": ("def cross_entropy_gradient(v, R): return v.sigmoid() - R", "not divided by B"),
     "gradient of the logit": (

@@ -60,6 +60,10 @@ WRONG = {
     "uniform": (_ECE.replace("m.double().mean()", "1 / len(k.unique())"), "All bins count the same"),
     "no shares": (_ECE.replace("m.double().mean() * ", ""), "without their shares"),
     "one bin": ("def expected_calibration_error(V, R, n): return (V.mean() - R.mean()).abs()", "one bin for all"),
+    "a bin too few": (
+        "right = expected_calibration_error\ndef expected_calibration_error(V, R, n): return right(V, R, max(n - 1, 1))",
+        "one bin too few",
+    ),
     "squared": (_ECE.replace(".abs()", ".square()"), "squared"),
     "signed": (_ECE.replace(".abs()", ""), "keep their sign"),
     "empty bins": (_ECE.replace("        if m.any():\n    ", ""), "NaN"),

@@ -34,6 +34,9 @@ def _loss(student: ModuleType, cases: Sequence[Case], gradients: Sequence[str] =
         if cases is not LARGE
         else [f for f in faults("bernoulli_value_loss") if f != "cross_entropy_of_a_rounded_probability"],
         more={
+            "The cross-entropy of a sigmoid is cut off at 100, because log 0 is infinite. Use the logit.": lambda x, o: {
+                "loss": torch.nn.functional.binary_cross_entropy(x["value_logit"].sigmoid(), x["outcome"])
+            },
             "This is minus the cross-entropy: the likelihood is minimised.": lambda x, o: {
                 "loss": -_bce(x, x["outcome"])
             },

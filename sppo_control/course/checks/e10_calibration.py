@@ -26,7 +26,7 @@ BINS = [
     _case([0.3], [1.0], 2),
     _case([0.1, 0.3, 0.8], [0.0, 1.0, 1.0], 2),
     _case([0.1, 0.45, 0.55, 0.9, 0.95], [0.0, 1.0, 1.0, 1.0, 0.0], 2),
-    _case([0.1, 0.3, 0.2, 0.7], [1.0, 0.0, 0.0, 1.0], 4),
+    _case([0.1, 0.3, 0.2, 0.7], [1.0, 0.0, 0.0, 0.0], 4),
 ]
 EDGES = [_case([1.0], [0.0], 2), _case([0.5, 0.125], [0.0, 1.0], 2), _case([0.0, 1.0, 0.25], [0.0, 1.0, 1.0], 4)]
 SKILL = [
@@ -87,6 +87,9 @@ WRONG: dict[str, Any] = {
     "All bins count the same. A bin counts with its share of the episodes.": _ece(share=lambda i, b, n: 1 / n),
     "The gaps of the bins are added up without their shares.": _ece(share=lambda i, b, n: 1.0),
     "This is the largest gap of a bin, not the weighted mean.": _ece(share=lambda i, b, n: 1.0, largest=True),
+    "There is one bin too few: torch.linspace(0, 1, K) are the edges of K - 1 bins.": lambda V, R, n: _ece()(
+        V, R, max(n - 1, 1)
+    ),
     "There is one bin for all: |mean V - mean R|. Over all contexts errors cancel.": lambda V, R, n: (
         V.mean() - R.mean()
     ).abs(),
