@@ -13,7 +13,7 @@ for folder in (DOCS / "_ext", ROOT / "scripts", ROOT / "envs", ROOT):
 
 project = "sppo_control"
 author = "the authors of sppo_control"
-copyright = "MIT licence"
+html_show_copyright = False
 html_title = "sppo_control"
 language = "en"
 

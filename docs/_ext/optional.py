@@ -45,15 +45,19 @@ class IncludeIfThere(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
 
 
-def _keep_short_code_together(app: Any, doctree: nodes.document, docname: str) -> None:
+def _name_what_the_style_needs(app: Any, doctree: nodes.document, docname: str) -> None:
     # a browser may break --success-return after each hyphen
     for node in doctree.findall(nodes.literal):
         if len(node.astext()) <= 34:
             node["classes"].append("short")
+    # a phone would make a column of sentences two words wide
+    for entry in doctree.findall(nodes.entry):
+        if len(entry.astext()) > 40:
+            entry["classes"].append("long")
 
 
 def setup(app: Any) -> dict[str, bool]:
-    app.connect("doctree-resolved", _keep_short_code_together)
+    app.connect("doctree-resolved", _name_what_the_style_needs)
     app.add_directive("difference", Difference)
     # Some pages are listed by patterns. Sphinx gives this warning no type, so its settings cannot leave it out.
     logging.getLogger("sphinx.sphinx.directives.other").addFilter(lambda r: getattr(r, "subtype", "") != "empty_glob")
