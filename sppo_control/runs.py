@@ -80,15 +80,24 @@ class Batch(Protocol):
     """What `Run.end_update` reads of a batch: `rollout.Episodes`, or a language model's `Responses`."""
 
     @property
-    def info(self) -> dict[str, npt.NDArray[Any]]: ...
+    def info(self) -> dict[str, npt.NDArray[Any]]:
+        """Name of a measure -> its value per episode, (B,), NaN where it was not reported."""
+
     @property
-    def outcome(self) -> Tensor: ...
+    def outcome(self) -> Tensor:
+        """R, (B,)."""
+
     @property
-    def lengths(self) -> Tensor: ...
+    def lengths(self) -> Tensor:
+        """Real steps per episode, (B,)."""
+
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Real steps of the whole batch, N."""
+
     @property
-    def episode_return(self) -> Tensor: ...
+    def episode_return(self) -> Tensor:
+        """The environment's own return per episode, (B,)."""
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
