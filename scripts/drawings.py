@@ -159,16 +159,15 @@ def imports(path: Path) -> set[str]:
 
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
-    "markdown": (0.95, 4.25), "tracking": (3.0, 7.55), "commands": (0.95, 7.55), "hub": (5.05, 4.5), "videos": (8.6, 1.55),
-    "tracker": (5.05, 6.3), "watch": (3.0, 5.9),
-    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "outputs": (3.0, 5.4), "limits": (3.0, 4.5), "cli": (5.05, 5.4),
-    "runs": (5.05, 7.0),
+    "markdown": (0.95, 4.25),
+    "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.45), "watch": (3.0, 5.9), "outputs": (3.0, 5.35), "limits": (3.0, 4.8),
+    "tracking": (3.0, 4.25), "runs": (5.05, 7.0), "tracker": (5.05, 6.3), "cli": (5.05, 5.4), "hub": (5.05, 4.5),
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),
-    "arguments": (7.2, 3.55),
-    "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
+    "arguments": (7.2, 3.6), "rollout": (7.2, 2.96), "starts": (7.2, 2.32), "demonstrations": (7.2, 1.68),
+    "videos": (7.2, 1.04), "sppo_envs": (3.0, 1.15),
     "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95), "course": (9.25, 5.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
-    "scripts/pretrain.py, ...": (10.4, 1.5),
+    "scripts/pretrain.py, ...": (10.4, 1.5), "commands": (10.4, 4.0),
 }  # fmt: skip
 ROOMS = {  # title: colour, corner, width, height
     "trunk": ("#e8eef7", (0.1, 3.98), 5.85, 3.47),
