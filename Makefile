@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
-.PHONY: train test test-slow test-nightly test-verl test-oldest test-newest mutants bench pretrained starts study probes figures study-small soak llm-real clean
+.PHONY: train test test-slow test-nightly test-verl test-oldest test-newest mutants docs bench pretrained starts study probes figures study-small soak llm-real clean
 .DELETE_ON_ERROR:
 
 # Deprecations in code of others are not errors where its versions cannot be chosen freely.
@@ -35,6 +35,11 @@ test-newest: .venv-newest/.test  ## test the newest versions that exist today; t
 
 mutants: .venv/.test  ## make single-line bugs, and see which test catches each: about twenty minutes, resumable
 	$(BIN)/python scripts/mutants.py --json runs/mutants.json --markdown docs/mutants.md
+
+docs: .venv/.docs  ## build the site into docs/_build/html, without network; every warning and every bad link is an error
+	rm -rf docs/_build
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -n -b html docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
 bench: .venv/.bench  ## compare speed with peers, about an hour; with PureJaxRL too: make bench PUREJAXRL=path/to/its/clone
 	@test -z "$(PUREJAXRL)" || $(MAKE) .venv-jax/.bench
@@ -96,6 +101,10 @@ clean:  ## remove the virtual environment; runs/ stays
 
 .venv/.test: .venv/.core
 	@$(PIP) -e '.[test]'
+	@touch $@
+
+.venv/.docs: .venv/.test  # all extras, because the API pages are made of the docstrings of what is imported
+	@$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv-verl/.test: pyproject.toml constraints-verl.txt

@@ -161,14 +161,15 @@ def run_cell(job: Job) -> Result:
         return job, [], f"{job.cell}: {text} (log: {job.folder / 'log.txt'})"
 
 
-def run(words: list[str], folder: Path) -> Path:
-    """Run a training script, or resume the run that is already in `folder`. Returns the run's folder."""
+def run(words: list[str], folder: Path, resumed: Sequence[str] = ()) -> Path:
+    """Run a training script, or resume the run that is already in `folder`, with the flags `resumed`. Returns the run's
+    folder."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("a") as file:
         wait_for_heirs(file)  # the script of a killed benchmark, if it is still running
         started = sorted(p.parent for p in folder.glob("*/config.json"))
-        rest = ["--resume", str(started[-1])] if started else [*words[1:], "--runs-dir", str(folder)]
+        rest = ["--resume", str(started[-1]), *resumed] if started else [*words[1:], "--runs-dir", str(folder)]
         command, one_thread = [sys.executable, words[0], *rest], {**os.environ, "OMP_NUM_THREADS": "1"}
         status = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=one_thread).returncode
     if status:

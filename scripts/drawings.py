@@ -5,6 +5,8 @@
 
 --what episode: one episode under token-level PPO and under SPPO, with the value and the advantage of each step.
 
+--what bandit: the two views of one response: a decision process with a choice per token, and a bandit with one choice.
+
 --what rooms: the modules of this project and their imports, which are read from the code. Below them is the path of one
 batch from its initial states to the checkpoint.
 """
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Args:
-    what: Literal["all", "episode", "rooms"] = "all"
+    what: Literal["all", "episode", "bandit", "rooms"] = "all"
     """which picture; the text above describes them"""
     out: Annotated[Path, Folder()] = ROOT / "docs" / "figures"
     """folder to write to"""
@@ -66,6 +68,65 @@ def draw_episode(plt: Any) -> Any:
     return figure
 
 
+# ------------------------------------------------------------------------------------------ two views of a response
+TOKENS = ("7", "x6=", "42", "<end>")
+"""A response of four tokens to the prompt "What is 7 x 6?", as an example."""
+
+
+def draw_bandit(plt: Any) -> Any:
+    """Above, the token-level MDP: a state, a value and an advantage per token. Below, the bandit: one of each."""
+    from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+    critic, gain, ink = "#d1495b", "#2a9d4a", "0.3"
+    figure, rows = plt.subplots(2, 1, figsize=(9, 6), dpi=150, layout="constrained")
+    n, gap = len(TOKENS), 2.0
+
+    def box(axes: Any, x: float, y: float, width: float, text: str, color: str, face: str = "white") -> None:
+        style = "round,pad=0.06"
+        axes.add_patch(
+            FancyBboxPatch((x - width / 2, y - 0.22), width, 0.44, boxstyle=style, fc=face, ec=color, zorder=3)
+        )
+        axes.text(x, y, text, ha="center", va="center", fontsize=10, zorder=4)
+
+    def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], color: str, **more: Any) -> None:
+        axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=12, color=color, zorder=2, **more))
+
+    for axes, title in (
+        (rows[0], "token-level MDP (PPO, gamma = lambda = 1): a state, a value and an advantage per token"),
+        (rows[1], "sequence-level bandit (SPPO): one context, one action, one outcome"),
+    ):
+        whole = axes is rows[1]
+        states = [0] if whole else range(n)
+        for t in states:
+            box(axes, t * gap, 1.0, 0.9, f"$s_{t}$", ink)
+            box(axes, t * gap, 0.0, 0.9, f"$V(s_{t})$", critic, "#fbeced")
+            arrow(axes, (t * gap, 0.72), (t * gap, 0.3), critic)
+        for t, token in enumerate(TOKENS):
+            x = (t + 0.5) * gap
+            if not whole:
+                arrow(axes, (t * gap + 0.53, 1.0), ((t + 1) * gap - 0.53, 1.0), ink)
+            axes.text(x, 1.12, f"$a_{t}$", ha="center", va="bottom", color=ink, fontsize=10)
+            axes.text(x, 1.42, token, ha="center", va="bottom", family="monospace", fontsize=11, weight="bold")
+            if not whole:
+                axes.text(x, 0.62, f"$A_{t} = R - V(s_{t})$", ha="center", va="center", color=gain, fontsize=8.5)
+        if whole:
+            corner, width = (0.5 * gap - 0.3, 1.16), (n - 1) * gap + 0.6
+            style = "round,pad=0.08"
+            axes.add_patch(FancyBboxPatch(corner, width, 0.58, boxstyle=style, fc="#eef6ef", ec=gain, zorder=0))
+            arrow(axes, (0.53, 1.0), (n * gap - 0.53, 1.0), gain, linewidth=3)
+            axes.text(
+                n * gap / 2, 0.62, "the whole response is one action", ha="center", va="center", color=ink, fontsize=10
+            )
+            words = "$A = R - V(s_0)$, the same for each of its tokens"
+            axes.text(n * gap / 2, 0.22, words, ha="center", va="center", color=gain, fontsize=11)
+        box(axes, n * gap, 1.0, 0.9, "$R$", gain, "#e6f4ea")
+        axes.text(n * gap, 0.62, "1: right\n0: wrong", ha="center", va="top", fontsize=9, color=ink)
+        axes.text(0, 1.42, "What is\n7 x 6?", ha="center", va="bottom", family="monospace", fontsize=9, weight="bold")
+        axes.set(xlim=(-0.8, n * gap + 0.8), ylim=(-0.4, 1.95), title=title)
+        axes.axis("off")
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------------- the rooms
 def modules() -> dict[str, list[Path]]:
     """Each module or package of the project (core, runs, llm, ..., sppo_envs), with its files."""
@@ -98,13 +159,14 @@ def imports(path: Path) -> set[str]:
 
 PLACES = {  # name: x, y of the middle of its box; arrows of imports go to the left, from scripts to equations
     "core": (0.95, 7.0), "errors": (0.95, 6.45), "streams": (0.95, 5.9), "events": (0.95, 5.35), "extras": (0.95, 4.8),
-    "markdown": (0.95, 4.25),
+    "markdown": (0.95, 4.25), "tracking": (3.0, 7.55), "commands": (0.95, 7.55), "hub": (5.05, 4.5), "videos": (8.6, 1.55),
+    "tracker": (5.05, 6.3), "watch": (3.0, 5.9),
     "outcomes": (3.0, 7.0), "checkpoints": (3.0, 6.3), "outputs": (3.0, 5.4), "limits": (3.0, 4.5), "cli": (5.05, 5.4),
     "runs": (5.05, 7.0),
     "networks": (5.05, 3.2), "compiled": (3.0, 3.2), "kernels": (3.0, 2.4), "policies": (5.05, 2.3), "spaces": (5.05, 1.15),
     "arguments": (7.2, 3.55),
     "rollout": (7.2, 2.75), "starts": (7.2, 1.95), "demonstrations": (7.2, 1.15), "sppo_envs": (3.0, 1.15),
-    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95),
+    "llm": (7.2, 7.0), "study": (7.2, 4.95), "conformance": (7.2, 5.95), "course": (9.25, 5.95),
     "scripts/*_llm.py": (10.4, 7.0), "scripts/report.py, ...": (10.4, 4.95), "scripts/*_cartpole.py": (10.4, 3.0),
     "scripts/pretrain.py, ...": (10.4, 1.5),
 }  # fmt: skip
@@ -113,6 +175,7 @@ ROOMS = {  # title: colour, corner, width, height
     "language models": ("#f3e9f7", (6.3, 6.55), 1.85, 0.9),
     "conformance kit": ("#eef2d8", (6.3, 5.5), 1.85, 0.9),
     "study": ("#f7e9e9", (6.3, 4.5), 1.85, 0.9),
+    "course": ("#f4efe4", (8.35, 5.5), 1.85, 0.9),
     "control half": ("#e9f5ec", (2.1, 0.75), 6.05, 3.12),
     "tasks": ("#fdf1dd", (2.15, 0.8), 1.75, 0.9),
 }
@@ -170,7 +233,7 @@ def draw_rooms(plt: Any) -> Any:
             name
             if "/" in name
             else f"{name}/"
-            if name in ("llm", "study", "conformance", "sppo_envs")
+            if name in ("llm", "study", "conformance", "course", "sppo_envs")
             else f"{name}.py"
         )
         box = FancyBboxPatch(
@@ -209,7 +272,11 @@ def draw_rooms(plt: Any) -> Any:
     return figure
 
 
-DRAWINGS = {"episode": ("one_episode", draw_episode), "rooms": ("rooms", draw_rooms)}
+DRAWINGS = {
+    "episode": ("one_episode", draw_episode),
+    "bandit": ("mdp_bandit", draw_bandit),
+    "rooms": ("rooms", draw_rooms),
+}
 
 
 def main(args: Args) -> None:

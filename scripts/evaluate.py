@@ -12,38 +12,31 @@ Videos need no screen, but the extra `video`.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import itertools
-import os
-import subprocess
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import gymnasium as gym
 import numpy as np
 from tqdm import tqdm
 
 import sppo_envs
-from sppo_control import cli, errors, extras, limits, runs, streams
+from sppo_control import cli, errors, hub, limits, runs, streams, videos
 from sppo_control.checkpoints import check_module, newest, read_config, short, write_json
 from sppo_control.outcomes import Evaluation, joined
 from sppo_control.outputs import File
 from sppo_control.policies import Policy, load_policy, read_policy
-from sppo_control.rollout import evaluate, noise_of_steps
-from sppo_control.spaces import to_environment
+from sppo_control.rollout import evaluate
 from sppo_control.starts import shipped_policy
-
-FORMATS = {".png": (220, 6), ".gif": (220, 40), ".mp4": (480, 240)}
-"""Endings of --video: width of a picture in pixels, most pictures per episode."""
+from sppo_control.videos import FORMATS, drawable, prepare_drawing
 
 
 @dataclass
 class Args:
     run: tuple[str, ...]
-    """run folders (their newest checkpoint), checkpoints of runs, policy files, or tasks' ids (their starting policy)"""
+    """run folders (their newest checkpoint), checkpoints of runs, policy files, folders of share.py, hf:user/name, or
+    tasks' ids (their starting policy)"""
     episodes: int = 1024
     """whole episodes each"""
     greedy: bool = False
@@ -74,13 +67,12 @@ class Args:
         sizes = f"--num-envs {self.num_envs}" + (f" with --horizon {self.horizon}" if self.horizon else "")
         limits.check_memory({sizes: min(self.num_envs, self.episodes) * (self.horizon or 200) * 17})
         if self.video is not None:
-            modules = ("PIL", "imageio", "imageio_ffmpeg") if self.video.suffix == ".mp4" else ("PIL",)
-            extras.require("video", *modules, wanted_by=f"--video {self.video}")
+            videos.require(self.video, f"--video {self.video}")
 
 
 def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
     """The policy file that a value of --run means, and the task: arguments of `sppo_envs.make_task`."""
-    path = Path(name)
+    path = hub.download(name.removeprefix(hub.PREFIX)) if name.startswith(hub.PREFIX) else Path(name)
     if not path.exists() and (":" in name or sppo_envs.task(name) is not None):
         path = shipped_policy(name) or path
     if (path / "config.json").is_file():
@@ -91,13 +83,17 @@ def find(name: str, args: Args) -> tuple[Path, dict[str, Any]]:
         raise errors.UserError(f"no policy at {path}; give a run folder, a checkpoint, a policy file or one of {ids}")
     made_for = read_policy(path)[0]["env_id"]
     task: dict[str, Any] = {"env_id": made_for, "success_return": None, "horizon": None, "engine": "auto"}
-    source, checkpoints = path, path.resolve().parent.parent
+    source, checkpoints, trained = path, path.resolve().parent.parent, None
     if checkpoints.name == "checkpoints" and (checkpoints.parent / "config.json").is_file():
         source = checkpoints.parent
         trained = read_config(source)["args"]
         check_task(source / "config.json", trained)
-        if args.env_id in (None, trained["env_id"]):  # else its rules belong to another environment
-            task |= {key: trained[key] for key in task if trained.get(key) is not None}
+    elif hub.is_shared(path.parent):
+        source = path.parent
+        trained = hub.read_run(source)["args"]
+        check_task(source / hub.RUN, trained)
+    if trained is not None and args.env_id in (None, trained["env_id"]):  # else its rules are of another environment
+        task |= {key: trained[key] for key in task if trained.get(key) is not None}
     if args.env_id is None:
         check_module(task["env_id"], source, None)
     return path, task | {key: getattr(args, key) for key in task if getattr(args, key) is not None}
@@ -157,62 +153,9 @@ def report(path: Path, task: dict[str, Any], result: Evaluation, args: Args) -> 
     return {"policy": str(path), **task, **rate, "seed": args.seed, "num_envs": args.num_envs, "measures": measures}
 
 
-def prepare_drawing() -> None:
-    """Without a screen, MuJoCo must be told how to draw before it is imported: another process tries what works here."""
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        return
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # for pygame
-    todo = "MUJOCO_GL" not in os.environ and importlib.util.find_spec("mujoco") is not None
-    for gl in ("egl", "osmesa") if todo else ():
-        trial = [sys.executable, "-c", f"import mujoco.{gl}; mujoco.{gl}.GLContext(64, 64).make_current()"]
-        if subprocess.run(trial, env={**os.environ, "MUJOCO_GL": gl}, capture_output=True).returncode == 0:
-            os.environ["MUJOCO_GL"] = gl
-            return
-
-
-def drawable(env_id: str, success_return: float | None, horizon: int | None, engine: str) -> gym.Env[Any, Any]:
-    """One environment of the task that can be drawn, which is tried."""
-    try:
-        env = sppo_envs.make_one(env_id, success_return, horizon, render_mode="rgb_array")
-        with contextlib.suppress(AttributeError, KeyError):  # MuJoCo: Gymnasium's camera lets robots walk out of sight
-            robot: Any = env.unwrapped
-            robot.mujoco_renderer.camera_id = robot.model.camera("track").id
-        env.reset(seed=0)
-        if not isinstance(picture := env.render(), np.ndarray) or picture.ndim != 3:
-            raise TypeError("its render() returns no picture")
-    except Exception as error:  # renderers raise what they like
-        if isinstance(error, gym.error.DependencyNotInstalled):
-            extras.require("video", "pygame", wanted_by=f"--video of {env_id}")
-        hint = "; without a screen MuJoCo needs EGL or OSMesa: apt install libegl1 libgl1-mesa-dri, or libosmesa6"
-        hint = hint if any(module.startswith("mujoco") for module in sys.modules) else ""
-        raise errors.UserError(f"--video: cannot draw {env_id} ({error}){hint}") from error
-    return env
-
-
 def play(env: Any, policy: Policy, args: Args, number: int) -> Iterator[tuple[int, bool | None]]:
-    """The same as `rollout` with B = 1, step by step: yields t, from 0 on, and the outcome, None before the end."""
-    horizon, act, act_in = env.get_wrapper_attr("horizon"), policy.behaviour(), to_environment(env.action_space)
-    rng = streams.new_rng("video", args.seed, number)
-    obs, _ = env.reset(seed=int(rng.integers(2**31 - 1)))
-    noise = itertools.repeat(None) if args.greedy else noise_of_steps(policy, rng, horizon, 1)
-    over, t = False, 0
-    yield t, None
-    while not over:
-        action, _ = act(np.asarray(obs, dtype=np.float32)[None], next(noise))
-        obs, _, over, _, info = env.step(act_in(action)[0])
-        t += 1
-        yield t, info["success"] if over else None
-
-
-def captioned(picture: Any, width: int, text: str, success: bool) -> Any:
-    """An image with a line of text above it; both sides even, as mp4 wants them."""
-    from PIL import Image, ImageDraw
-
-    height = picture.shape[0] * width // picture.shape[1] // 2 * 2
-    whole = Image.new("RGB", (width, height + 18), "white")
-    whole.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR), (0, 18))
-    ImageDraw.Draw(whole).text((4, 2), text, fill="#1a7f37" if success else "#b42318", font_size=12)
-    return whole
+    """Episode `number` of these arguments, step by step; see `videos.play`."""
+    return videos.play(env, policy, args.seed, number, args.greedy)
 
 
 def film(env: Any, policy: Policy, result: Evaluation, title: str, args: Args, path: Path) -> None:
@@ -225,55 +168,16 @@ def film(env: Any, policy: Policy, result: Evaluation, title: str, args: Args, p
     alternating = [e for pair in itertools.zip_longest(*by_outcome) for e in pair if e is not None]
     chosen = sorted(alternating[:want])
     print(f"\nvideo: episodes {', '.join(str(number) for number, *_ in chosen)} of the first {tries}")
-    skip = -(-max(length for _, length, _ in chosen) // most)  # steps between pictures of a movie, rounded up
-    fps = min(30.0, max(10.0, float(env.metadata.get("render_fps") or 30) / skip))
+    skip, fps = videos.pace(env, max(length for _, length, _ in chosen), most)
 
     def pictures(number: int, length: int, success: bool) -> list[Any]:
         movie, strip = [*range(0, length, skip), length], np.linspace(0, length, most).round()
-        moments, taken = set(strip if path.suffix == ".png" else movie), []
-        for t, outcome in play(env, policy, args, number):
-            if outcome != (success if t == length else None):
-                raise errors.UserError(f"episode {number} did not repeat: the seed of reset() does not determine it")
-            if t in moments:
-                text = f"episode {number}: {'success' if success else 'failure'}, step {t}/{length}"
-                taken.append(captioned(env.render(), width, text, success))
-        return taken
+        moments = set(strip if path.suffix == ".png" else movie)
+        return videos.pictures(env, play(env, policy, args, number), number, length, success, moments, width)
 
     episodes = (pictures(*episode) for episode in tqdm(chosen, desc="drawing", unit="episode", delay=1, leave=False))
-    temporary = path.with_name(f".writing-{path.name}")
-    try:
-        write(temporary, episodes, fps, title)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    videos.write(path, episodes, fps, title)
     print(f"wrote {path} ({path.stat().st_size / 1024:.0f} KiB)")
-
-
-def write(path: Path, episodes: Iterable[list[Any]], fps: float, title: str) -> None:
-    """A strip: one row per episode. A movie: one after the other, the last picture of each stays for a second."""
-    from PIL import Image, ImageDraw
-
-    if path.suffix == ".mp4":
-        import imageio.v2 as imageio
-
-        writer: Any = imageio.get_writer(path, fps=fps, codec="libx264", macro_block_size=2)
-        with writer:
-            for picture in (p for row in episodes for p in row + [row[-1]] * round(fps)):
-                writer.append_data(np.asarray(picture))
-    elif path.suffix == ".gif":
-        rows, tick = list(episodes), 10 * round(100 / fps)  # GIF counts hundredths of a second
-        first, *rest = (picture.quantize(32, dither=0) for row in rows for picture in row)
-        durations = [ms for row in rows for ms in [tick] * (len(row) - 1) + [tick + 1000]]
-        first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
-    else:
-        rows = list(episodes)
-        width, height = (side + 6 for side in rows[0][0].size)
-        whole = Image.new("RGB", (width * max(map(len, rows)) + 6, height * len(rows) + 30), "lightgray")
-        ImageDraw.Draw(whole).text((10, 6), title, fill="black", font_size=14)
-        for i, row in enumerate(rows):
-            for j, picture in enumerate(row):
-                whole.paste(picture, (6 + j * width, 30 + i * height))
-        whole.save(path)
 
 
 def main(args: Args) -> None:

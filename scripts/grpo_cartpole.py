@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 import sppo_envs
-from sppo_control import arguments, cli, compiled, core, runs
+from sppo_control import arguments, cli, compiled, core, runs, tracking, videos
 from sppo_control.networks import clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import evaluate, rollout
@@ -85,8 +85,14 @@ class Args:
     """updates between checkpoints"""
     runs_dir: str = "runs"
     """folder in which the run's folder is made"""
+    track: tracking.Service | None = None
+    """also write the curves there (docs/sharing.md); None is TensorBoard's file alone"""
+    capture_video: bool = False
+    """write a video of two episodes after each checkpoint, into the folder videos of the run"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+    watch: bool = False
+    """draw success and the newest episodes above the progress bar while training; it needs a terminal"""
     check: bool = False
     """check the task and exit"""
 
@@ -115,7 +121,8 @@ def train(args: Args) -> runs.Run:
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
-    with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
+    film = videos.camera(args, policy)  # None without --capture-video
+    with compiled.use(args), runs.Run(args, __file__, args.env_id, film=film) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         run.start(policy=policy, optimizer=optimizer)
         while run.steps < args.total_timesteps:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sppo_control import cli, core, runs
+from sppo_control import cli, core, runs, tracking
 from sppo_control.llm.responses import evaluate, generate, pad_columns, policy_log_probs, sample_table, token_values
 from sppo_control.llm.setup import (
     CriticFolder,
@@ -113,6 +113,8 @@ class Args:
     """updates between checkpoints, and between samples of responses in the log"""
     runs_dir: str = "runs"
     """folder in which the run's folder is made"""
+    track: tracking.Service | None = None
+    """also write the curves there (docs/sharing.md); None is TensorBoard's file alone"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 

@@ -30,11 +30,12 @@ import torch
 from torch import Tensor
 
 import sppo_envs
-from sppo_control import arguments, cli, compiled, core, runs
+from sppo_control import arguments, cli, compiled, core, runs, tracking, videos
 from sppo_control.networks import clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
-from sppo_control.rollout import ValueTracker, evaluate, rollout
+from sppo_control.rollout import evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
+from sppo_control.tracker import ValueTracker
 
 
 @dataclass
@@ -91,8 +92,14 @@ class Args:
     """updates between checkpoints"""
     runs_dir: str = "runs"
     """folder in which the run's folder is made"""
+    track: tracking.Service | None = None
+    """also write the curves there (docs/sharing.md); None is TensorBoard's file alone"""
+    capture_video: bool = False
+    """write a video of two episodes after each checkpoint, into the folder videos of the run"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
+    watch: bool = False
+    """draw success and the newest episodes above the progress bar while training; it needs a terminal"""
     check: bool = False
     """check the task and exit"""
 
@@ -139,7 +146,8 @@ def train(args: Args) -> runs.Run:
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
-    with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
+    film = videos.camera(args, policy)  # None without --capture-video
+    with compiled.use(args), runs.Run(args, __file__, args.env_id, film=film) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))
         # SPO: successes and failures per context. The prior is the success rate of the starting policy.
         tracker = ValueTracker(args.cells, before["rate"])

@@ -1,6 +1,6 @@
 """REINFORCE Leave-One-Out (RLOO) on a language model: the baseline is the mean outcome of the prompt's other responses.
 
-The same script is REINFORCE and REINFORCE++, which differ in the baseline and the normalisation, not in the loop.
+The same script is REINFORCE, REINFORCE++ and SPO, which differ in the baseline and the normalisation, not in the loop.
 
 1. Sample N responses to each of B / N prompts. A reward function gives the outcome R: 1 if the response is right, else 0.
 2. Advantage: A_i = R_i - mean of the other N - 1 outcomes of the prompt. It is one number per response.
@@ -11,6 +11,7 @@ The same script is REINFORCE and REINFORCE++, which differ in the baseline and t
     python scripts/rloo_llm.py --group-size 1                     # REINFORCE, baseline: the batch's mean
     python scripts/rloo_llm.py --group-size 1 --norm-adv batch    # REINFORCE++
     python scripts/rloo_llm.py --norm-adv batch                   # REINFORCE++ with a group's baseline
+    python scripts/rloo_llm.py --group-size 1 --norm-adv batch --baseline tracked    # SPO
     python scripts/rloo_llm.py --model Qwen/Qwen2.5-Math-1.5B --dataset train.jsonl --bf16 --gradient-checkpointing \\
         --micro-batch-size 4
 
@@ -20,8 +21,9 @@ pip install -c constraints.txt -e '.[llm]'.
 The x-axis counts all N responses per prompt.
 
 Source: Kool et al., 2019; Ahmadian et al., arXiv 2402.14740 (without clipping there, because it makes one step per
-batch). REINFORCE++: Hu et al., arXiv 2501.03262. This file differs from scripts/grpo_llm.py in the advantage. Equations:
-sppo_control/core.py. Logged values: docs/metrics.md. Results: docs/llm.md.
+batch). REINFORCE++: Hu et al., arXiv 2501.03262. SPO: Xu and Ding, arXiv 2509.13232 (docs/rloo.md says what differs). This
+file differs from scripts/grpo_llm.py in the advantage. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
+Results: docs/llm.md.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ from typing import Any, Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sppo_control import cli, core, runs
+from sppo_control import cli, core, runs, tracking
 from sppo_control.llm.responses import evaluate, generate, policy_log_probs, sample_table
 from sppo_control.llm.setup import PolicyFolder, check_args, load_data, load_policy, stop_texts, task_name
 from sppo_control.outcomes import advantage_scalars
+from sppo_control.tracker import ValueTracker
 
 
 @dataclass
@@ -70,6 +73,8 @@ class Args:
     """B, responses per batch"""
     group_size: int = 8
     """N, responses to each prompt; it must divide B. 1 is REINFORCE: the baseline is the mean of all other responses"""
+    baseline: Literal["others", "tracked"] = "others"
+    """others: mean of the group's other outcomes; tracked: SPO's success rate of the prompt so far, with --group-size 1"""
     update_epochs: int = 1
     """passes over each batch"""
     num_minibatches: int = 1
@@ -96,6 +101,8 @@ class Args:
     """updates between checkpoints, and between samples of responses in the log"""
     runs_dir: str = "runs"
     """folder in which the run's folder is made"""
+    track: tracking.Service | None = None
+    """also write the curves there (docs/sharing.md); None is TensorBoard's file alone"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 
@@ -132,7 +139,10 @@ def train(args: Args) -> runs.Run:
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:
         before = run.once("before", lambda: evaluate(policy, tokenizer, held_out, reward, args.seed, *sampling))
-        run.start(policy=PolicyFolder(policy, tokenizer), optimizer=optimizer)
+        # SPO: successes and failures per prompt. The prior is the success rate of the starting policy.
+        tracker = ValueTracker(len(prompts), before["rate"])
+        parts = {"tracker": tracker} if args.baseline == "tracked" else {}
+        run.start(policy=PolicyFolder(policy, tokenizer), optimizer=optimizer, **parts)
         while run.episodes < args.total_episodes:
             # ---- rollout: N responses to each of B / N prompts
             some_rows = prompts.batch(run.update, args.batch_size // args.group_size, args.seed)
@@ -143,7 +153,13 @@ def train(args: Args) -> runs.Run:
             mask, R = responses.mask, responses.outcome  # (B, T), (B,)
 
             # ---- advantage (Kool et al.): A_i = R_i - mean of the other outcomes of the group
-            adv = core.leave_one_out_advantage(R, args.baseline_size)  # (B,)
+            if args.baseline == "others":
+                adv = core.leave_one_out_advantage(R, args.baseline_size)  # (B,)
+            else:  # SPO: R_i - the prompt's success rate before this batch
+                prompt, counts = torch.tensor(rows), (tracker.alpha, tracker.beta)  # (B,), (prompts,) each
+                adv = R - tracker.value[prompt].to(R.device)
+                tracker.alpha, tracker.beta = core.beta_tracker(*counts, R.cpu(), prompt, tracker.kl)
+                tracker.kl[prompt] = 0.0
             baseline = R - adv  # (B,), for the log
             A = adv.clone()  # what the policy gets
             if args.norm_adv == "batch":
@@ -177,6 +193,9 @@ def train(args: Args) -> runs.Run:
                 run.check_finite(policy_gradient_norm=grad_norm)
                 optimizer.step()
                 stats.add(1, grad_norm=grad_norm)
+
+            if args.baseline == "tracked":
+                tracker.kl += stats["approx_kl"]  # how far the policy has gone since each prompt's last visit
 
             # ---- log
             if run.update % args.save_every == 0:

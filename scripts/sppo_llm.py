@@ -13,6 +13,8 @@
 A dataset has the columns `prompt` (text, or chat messages) and `answer`. For several GPUs use SPPOTrainer or verl
 (docs/llm.md). This needs the extra `llm`: pip install -c constraints.txt -e '.[llm]'.
 
+With --skip-prompts-below and --skip-prompts-above step 1 leaves out prompts that the critic calls hopeless or solved.
+
 One default is not the paper's: how the critic is trained. Here it makes 4 updates per batch, each on all prompts of the
 batch. With --critic-recipe paper it is trained on the minibatches of the policy.
 
@@ -28,8 +30,9 @@ from typing import Any, Literal
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from sppo_control import cli, core, runs
+from sppo_control import cli, core, runs, tracking
 from sppo_control.llm.critic import critic_batches, train_critic
+from sppo_control.llm.prompt_filter import RETRY, others, values_of
 from sppo_control.llm.responses import evaluate, generate, policy_log_probs, sample_table
 from sppo_control.llm.setup import (
     CriticFolder,
@@ -38,6 +41,7 @@ from sppo_control.llm.setup import (
     load_data,
     load_policy,
     make_critic,
+    make_filter,
     stop_texts,
     task_name,
 )
@@ -56,7 +60,8 @@ class Args:
     """what is the answer: a boxed formula (math), the whole response (exact), or what follows the last "=" (after-equals).
     Or module:function, your own: (responses, columns of the dataset) -> outcomes, 0 or 1 (docs/llm.md)"""
     critic: str | None = None
-    """a critic's folder, or a model with the policy's tokenizer, which may be smaller; None copies the policy"""
+    """a critic's folder, an earlier run's, or a model with the policy's tokenizer, which may be smaller; None copies the
+    policy"""
     critic_layers: int | None = None
     """layers of the critic, the first ones of the model named above; None is all"""
     max_prompt_length: int | None = None
@@ -102,6 +107,13 @@ class Args:
     critic_warmup_batches: int = 0
     """batches for the critic alone, before the first update of the policy"""
 
+    skip_prompts_below: float | None = None
+    """write no response where V(s_p) is smaller, because the prompt is hopeless; None skips none (docs/critic.md)"""
+    skip_prompts_above: float | None = None
+    """write no response where V(s_p) is larger, because the prompt is solved; None skips none"""
+    retry_skipped_prompts: float = RETRY
+    """probability that such a prompt is kept after all, so that a wrong V is noticed"""
+
     device: str = "auto"
     """cpu, cuda, cuda:1; auto is cuda where there is one"""
     bf16: bool = False
@@ -117,6 +129,8 @@ class Args:
     """updates between checkpoints, and between samples of responses in the log"""
     runs_dir: str = "runs"
     """folder in which the run's folder is made"""
+    track: tracking.Service | None = None
+    """also write the curves there (docs/sharing.md); None is TensorBoard's file alone"""
     resume: str | None = None
     """go on with this run: its folder or one of its checkpoints; the other arguments are read from there"""
 
@@ -143,11 +157,13 @@ def train(args: Args) -> runs.Run:
     policy, tokenizer = load_policy(args)
     critic = make_critic(args, policy, tokenizer)
     prompts, held_out, reward = load_data(args, tokenizer, policy, critic)
+    skip = make_filter(args, critic, prompts)
     optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, fused=True)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, fused=True)
     micro = args.micro_batch_size or args.minibatch_size
     # Without the cache, which would keep old bfloat16 copies of the weights after an optimiser step.
     autocast = torch.autocast(policy.device.type, torch.bfloat16, args.bf16, cache_enabled=False)
+    value = values_of(critic, prompts, args.micro_batch_size)
     sampling = (args.max_response_length, args.temperature, args.micro_batch_size, args.bf16, stop_texts(args.stop))
 
     with runs.Run(args, __file__, task_name(args), unit="response") as run:
@@ -160,7 +176,13 @@ def train(args: Args) -> runs.Run:
         )
         while run.episodes < args.total_episodes:
             # ---- rollout: one response to each of B prompts
-            rows = prompts.batch(run.update, args.batch_size, args.seed)
+            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained, on all prompts
+            rows, skipped = prompts.batch(run.update, args.batch_size, args.seed), {}
+            if skip.active and not warming_up:
+                choice = run.new_rng("prompts")
+                with autocast:
+                    chosen = skip.choose(rows, others(len(prompts), rows, choice), value, choice)
+                rows, skipped = chosen.kept, chosen.scalars()
             sample_seed = int(run.new_rng("rollout").integers(2**31))
             old = args.num_minibatches > 1  # else the first forward pass of the training gives them
             responses = generate(policy, tokenizer, prompts, rows, reward, sample_seed, *sampling, log_probs=old)
@@ -173,7 +195,6 @@ def train(args: Args) -> runs.Run:
                 for _ in range(args.update_epochs)
                 for mb in torch.from_numpy(shuffle.permutation(args.batch_size)).split(args.minibatch_size)
             ]
-            warming_up = run.update < args.critic_warmup_batches  # then only the critic is trained
 
             # ---- critic (eq. 2): binary cross-entropy between V(s_p) and R, at the prompts alone
             if args.critic_recipe == "paper":
@@ -228,6 +249,7 @@ def train(args: Args) -> runs.Run:
                     **stats.scalars(),
                     "losses/value_loss": float(value_losses.mean()),
                     **advantage_scalars(adv, v0, R),
+                    **skipped,
                 },
             )
         run.finish(evaluate(policy, tokenizer, held_out, reward, args.seed, *sampling), before)

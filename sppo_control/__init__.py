@@ -1,3 +1,3 @@
 """Sequence-Level PPO for classic control with sparse, binary outcomes."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

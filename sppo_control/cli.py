@@ -46,7 +46,16 @@ def _project_folders() -> list[Path]:
     return [root / "envs" / "sppo_envs", root / "sppo_envs", root / "scripts"]
 
 
-RESUMABLE_CHANGES = {"resume", "total_timesteps", "total_episodes", "save_every", "eval_episodes"}
+RESUMABLE_CHANGES = {
+    "resume",
+    "total_timesteps",
+    "total_episodes",
+    "save_every",
+    "eval_episodes",
+    "track",
+    "capture_video",
+    "watch",
+}
 """Arguments that may differ when a run is resumed, because none of them changes what an update computes."""
 MODULES = ("env_id", "reward")
 """Arguments that may be module:name, which makes Python import the module."""

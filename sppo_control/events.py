@@ -24,6 +24,8 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter
 
+from .tracking import Tracker
+
 _numbers = itertools.count()
 
 
@@ -82,15 +84,16 @@ class EventFile:
 
 
 class Writer(SummaryWriter):
-    """torch's SummaryWriter over one `EventFile`.
+    """torch's SummaryWriter over one `EventFile`, and over a tracker if there is one.
 
     Args:
         folder: where to write.
         purge_step: TensorBoard drops what earlier files of the folder have from this step on.
+        tracker: it gets the scalars of every update, too.
     """
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
-        self.file = EventFile(folder)
+    def __init__(self, folder: Path, purge_step: int, tracker: Tracker | None = None) -> None:
+        self.file, self.tracker = EventFile(folder), tracker
         self.file_writer: Any = None
         super().__init__(str(folder), purge_step=purge_step)
 
@@ -108,6 +111,21 @@ class Writer(SummaryWriter):
         """
         values = {k: v if v is None or isinstance(v, int | float | str) else str(v) for k, v in arguments.items()}
         self._get_file_writer().add_summary(hparams(values, {})[1])
+
+    def add_update(self, scalars: Mapping[str, float], step: int) -> None:
+        """Write the scalars of one update.
+
+        Args:
+            scalars: tag to value.
+            step: x-axis.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        for tag, value in scalars.items():
+            self.add_scalar(tag, value, step)
+        if self.tracker is not None:
+            self.tracker.log(scalars, step)
 
     def end_session(self) -> None:
         """Say on the page HPARAMS that the run is complete.

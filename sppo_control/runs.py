@@ -9,6 +9,7 @@ A run folder, runs/<env>__<script>__<seed>__<time>/, holds
 | summary.json              | success before and after, steps, seconds, peak memory                                |
 | events.out.tfevents.*     | TensorBoard scalars, documented in docs/metrics.md                                   |
 | checkpoints/<update>/     | policy, critic, optimisers (.safetensors) and counters (state.json)                  |
+| videos/<update>.mp4       | with --capture-video: the same two episodes after each checkpoint                    |
 
 Every random number of update u is drawn from a generator made of (seed, u, purpose), and whole episodes leave no
 environment half-way. So weights, optimiser moments and four counters are the entire state of a run, and a resumed run
@@ -22,6 +23,7 @@ import dataclasses
 import math
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +40,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from . import checkpoints, streams
+from . import checkpoints, streams, watch
 from .checkpoints import (
     COUNTERS,
     LAYOUT,
@@ -59,24 +61,43 @@ from .core import ClippedSurrogate
 from .errors import NonFiniteError, UserError
 from .events import Writer
 from .outcomes import Evaluation, measure_scalars, nothing_to_learn
+from .tracking import Tracker
 
 FIRST = "Success/rate"
 """A second name of charts/success_rate. TensorBoard sorts tags, capitals first, so its pages open with this one."""
+FIRST_PAGE = {
+    "training": {
+        "success": ["Multiline", ["charts/success_rate$"]],
+        "V(s_0) and success": ["Multiline", ["critic/v0_mean$", "charts/success_rate$"]],
+        "KL to the policy that acted": ["Multiline", ["losses/approx_kl$"]],
+        "clip fraction": ["Multiline", ["losses/clipfrac$"]],
+    }
+}
+"""TensorBoard's page Custom Scalars: title of a chart -> its tags, as regular expressions that begin with the tag."""
 
 
 class Batch(Protocol):
     """What `Run.end_update` reads of a batch: `rollout.Episodes`, or a language model's `Responses`."""
 
     @property
-    def info(self) -> dict[str, npt.NDArray[Any]]: ...
+    def info(self) -> dict[str, npt.NDArray[Any]]:
+        """Name of a measure -> its value per episode, (B,), NaN where it was not reported."""
+
     @property
-    def outcome(self) -> Tensor: ...
+    def outcome(self) -> Tensor:
+        """R, (B,)."""
+
     @property
-    def lengths(self) -> Tensor: ...
+    def lengths(self) -> Tensor:
+        """Real steps per episode, (B,)."""
+
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Real steps of the whole batch, N."""
+
     @property
-    def episode_return(self) -> Tensor: ...
+    def episode_return(self) -> Tensor:
+        """The environment's own return per episode, (B,)."""
 
 
 # ---------------------------------------------------------------------------------------------------- statistics
@@ -155,13 +176,23 @@ class Run:
         task: what is learnt, for the folder's name.
         unit: what the curves' x-axis, the progress bar and the budget count: environment steps, or a language model's
             responses, whose steps are tokens.
+        film: called after each checkpoint with the run folder and the update; it returns the seconds that it took, which
+            are no time of training.
 
     Raises:
-        UserError: the folder cannot be written, or there is nothing to resume in it.
+        UserError: the folder cannot be written, or there is nothing to resume in it, or a tracker cannot begin.
+        MissingExtra: the package of --track is not installed.
     """
 
-    def __init__(self, args: Any, script: str, task: str, unit: Literal["step", "response"] = "step") -> None:
-        self.args, self.script, self.task, self.unit = args, Path(script), task, unit
+    def __init__(
+        self,
+        args: Any,
+        script: str,
+        task: str,
+        unit: Literal["step", "response"] = "step",
+        film: Callable[[Path, int], float] | None = None,
+    ) -> None:
+        self.args, self.script, self.task, self.unit, self.film = args, Path(script), task, unit, film
         self.update = 0
         """Updates done."""
         self.steps = 0
@@ -171,7 +202,10 @@ class Run:
         self.seconds = 0.0
         """Time spent training (rollouts, updates, logging, checkpoints), earlier parts of a resumed run included."""
         self.parts: Mapping[str, Part] = {}
+        self.view: watch.View | None = None
+        """What --watch draws; None without it, and where it cannot be drawn."""
         self._stop_signal: int | None = None
+        self._clock = time.perf_counter()
         self._equal, self._said = (0, math.nan), False  # how many outcomes have been equal to which; see `_watch`
         self._recent: deque[float] = deque(maxlen=256)
         self._resumed = args.resume is not None
@@ -187,11 +221,25 @@ class Run:
             self.summary = read_summary(self.folder)
             if (checkpoint := checkpoint_to_resume(Path(args.resume))) is not None:
                 read_checkpoint(checkpoint, {}, tuple(COUNTERS))
+        self.tracker = self._tracker()
+
+    def _tracker(self) -> Tracker | None:
+        """What --track names. A new folder is removed if it cannot begin."""
+        if getattr(self.args, "track", None) is None:
+            return None
+        try:
+            return Tracker(self.args.track, self.folder, dataclasses.asdict(self.args) | versions())
+        except (ImportError, UserError):
+            if not self._resumed:
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def _create_folder(self) -> Path:
         task, stamp = self.task.replace("/", "-").replace(":", "-"), time.strftime("%Y%m%d-%H%M%S")
         name = f"{task}__{self.script.stem}__{self.args.seed}__{stamp}"
         config = {"args": dataclasses.asdict(self.args), "script": self.script.name, "layout": LAYOUT, **versions()}
+        if self.script.is_file():
+            config["script_sha256"] = checkpoints.digest(self.script)  # scripts/share.py adds exactly this file
         try:
             for suffix in ("", *(f"-{i}" for i in range(1, 100))):  # two runs may start within one second
                 folder = Path(self.args.runs_dir) / (name + suffix)
@@ -254,18 +302,24 @@ class Run:
         purge_step = self.progress + 1 if self._resumed else sys.maxsize
         self._wait_for_a_later_name()
         with self._writing():
-            self.writer = Writer(self.folder, purge_step)
+            self.writer = Writer(self.folder, purge_step, self.tracker)
             if checkpoint is None:
                 arguments = dataclasses.asdict(self.args)
                 rows = "".join(f"|{k}|{v}|\n" for k, v in arguments.items())
                 self.writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
                 self.writer.begin_session(arguments)
+                self.writer.add_custom_scalars(FIRST_PAGE)
         if checkpoint is None:
             self.save()
+        wanted, why = getattr(self.args, "watch", False), watch.can_show(sys.stderr)
+        if wanted and why is not None:
+            print(f"note: --watch draws nothing: {why}", file=sys.stderr)
         self.bar = tqdm(
             total=self.budget, initial=self.progress, unit=self.unit, unit_scale=True, dynamic_ncols=True,
             desc=self.script.stem, mininterval=0.2,
         )  # fmt: skip
+        if wanted and why is None:
+            self.view = watch.View(self.bar, self.budget)
         self._clock = time.perf_counter()
 
     def _wait_for_a_later_name(self) -> None:
@@ -325,12 +379,13 @@ class Run:
             **metrics,
         }
         with self._writing():
-            for tag, value in scalars.items():
-                self.writer.add_scalar(tag, value, self.progress)
+            self.writer.add_update(scalars, self.progress)
         self._recent.extend(episodes.outcome.tolist())
         self._watch(episodes.outcome)
         self.bar.set_postfix_str(f"success {np.mean(self._recent):.2f}", refresh=False)
         self.bar.update(self.progress - before)
+        if self.view is not None and self._stop_signal is None:  # the message of Ctrl-C is not drawn over
+            self.view.add(self.progress, float(np.mean(self._recent)), episodes, metrics)
         if self._stop_signal is not None:
             self._leave()
         if self.update % self.args.save_every == 0 or self.progress >= self.budget:
@@ -347,6 +402,8 @@ class Run:
         if why is not None and self._equal[0] >= max(1024, 20 * len(outcome)) and not self._said:
             self._said = True
             self.bar.write(f"note: {why}", file=sys.stderr)
+            if self.view is not None:
+                self.view.forget()
 
     def _leave(self) -> NoReturn:
         self.save()
@@ -377,6 +434,8 @@ class Run:
             self.writer.file.check()  # events up to here must not be lost if the run dies and resumes from this checkpoint
             config = checkpoints.digest(self.folder / "config.json")
             write_checkpoint(target, self.parts, {**counters, "recent_outcomes": list(self._recent), "config": config})
+        if self.film is not None and self._stop_signal is None:
+            self._clock += self.film(self.folder, self.update)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -439,6 +498,8 @@ class Run:
         with self._writing():
             write_json(self.folder / "summary.json", self.summary)
         remove_leftovers(self.folder)
+        if self.tracker is not None:
+            self.tracker.finish({"success_before": before["rate"], "success_after": after.rate})
         low, high = before["interval"]
         few = {name: f" of the {n} that report it" for name, n in self.summary["after"].get("reported", {}).items()}
         measures = "".join(
@@ -466,11 +527,15 @@ class Run:
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        if self.view is not None:
+            self.view.close()
         if hasattr(self, "bar"):
             self.bar.close()
         if hasattr(self, "writer"):
             with contextlib.suppress(OSError, ValueError):  # an error in here would hide the one that ended the run
                 self.writer.close()
+        if self.tracker is not None:
+            self.tracker.finish()
 
     def _on_signal(self, number: int, frame: object) -> None:
         if self._stop_signal is not None:  # the second time: at once, leaving the last checkpoint as it is
@@ -510,10 +575,13 @@ def versions() -> dict[str, Any]:
     for extra in ("numba", "envpool", "mujoco", "box2d", "transformers", "trl"):
         with contextlib.suppress(PackageNotFoundError):
             packages[extra] = version(extra)
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    clone = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(clone), "rev-parse", "--show-toplevel", "HEAD"]
     try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        top, head = subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
+        # Installed in a virtual environment, it may be inside a repository of the user, whose commit says nothing.
+        commit = head if Path(top).resolve() == clone else None
+    except (OSError, ValueError, subprocess.SubprocessError):
         commit = None  # installed without its repository, or no git
     return {
         "git_commit": commit,

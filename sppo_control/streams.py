@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAINING = {"rollout": 0, "shuffle": 1, "evaluate": 2}
+TRAINING = {"rollout": 0, "shuffle": 1, "evaluate": 2, "prompts": 3}
 """Streams of a training update: the third number."""
-PURPOSES = {"evaluate.py": 1, "video": 2}
+PURPOSES = {"evaluate.py": 1, "video": 2, "critic_card.py": 3}
 """Everything else: the fourth number.
 
 contexts.py, probe.py and pretrain.py draw from [seed] or [seed, stage, count], as training does. docs/contexts.png, the

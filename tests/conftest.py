@@ -13,7 +13,7 @@ from sppo_control.extras import MissingExtra
 
 OPTIONAL = (
     "Box2D", "datasets", "envpool", "h5py", "imageio", "imageio_ffmpeg", "math_verify", "matplotlib", "minari",
-    "mujoco", "numba", "pandas", "pyarrow", "pygame", "ray", "scipy", "stable_baselines3", "threadpoolctl",
+    "mujoco", "numba", "optuna", "pandas", "pyarrow", "pygame", "ray", "scipy", "stable_baselines3", "threadpoolctl",
     "transformers", "trl",
 )  # fmt: skip
 MISSING = {name for name in OPTIONAL if find_spec(name) is None}

@@ -37,6 +37,7 @@ BOTH = [
     ("--resume", "absent/folder"),
     ("--resume", "a" * 5000),
     ("--no-such-flag", "1"),
+    *[("--track", x) for x in ("", "mlflow", "True")],
 ]
 CONTROL_ONLY = [
     *[("--horizon", x) for x in ("100000000", "0", "-5", str(2**31), str(2**63), "1e3", "nan")],
@@ -73,6 +74,11 @@ OWN = {
         ("--baseline", "mean"), ("--baseline", "tracked"),
     ],
 }  # fmt: skip
+SKIPPING = [
+    *[(f"--{name}", x) for name in ("skip-prompts-below", "skip-prompts-above", "retry-skipped-prompts")
+      for x in ("-0.1", "1.1", "nan", "inf", "x", "")],
+    ("--retry-skipped-prompts", "0.2"),
+]  # fmt: skip
 LANGUAGE_ONLY = [
     *[("--temperature", x) for x in ("1e-30", "nan", "inf", "0", "1e9")],
     *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
@@ -97,6 +103,7 @@ CASES = [
     *[(module, case) for module in CONTROL for case in CONTROL_ONLY],
     *[(module, case) for module, cases in OWN.items() for case in cases],
     *[(module, case) for module in LANGUAGE for case in LANGUAGE_ONLY],
+    *[(sppo_llm, case) for case in SKIPPING],
     *[(evaluate, case) for case in EVALUATE],
 ]
 

@@ -19,7 +19,7 @@ import torch
 import evaluate
 import sppo_cartpole
 import sppo_envs
-from sppo_control import cli, extras, streams
+from sppo_control import cli, extras, streams, videos
 from sppo_control.policies import load_policy, make_policy, save_policy
 from sppo_control.rollout import rollout
 from sppo_control.starts import shipped_policy
@@ -233,7 +233,7 @@ def test_a_played_episode_is_a_rollout_and_a_hand_stepped_one(env_id, greedy, tm
     policy, args = make_policy(envs), evaluate.Args((env_id,), greedy=greedy, seed=4)
 
     def make():
-        return evaluate.gym.make(env_id, **({} if env_id == "CartPole-v1" else {"horizon": 60}))
+        return gym.make(env_id, **({} if env_id == "CartPole-v1" else {"horizon": 60}))
 
     def task(env):
         return (
@@ -301,7 +301,7 @@ def test_film_strip_shows_those_episodes_at_those_moments(monkeypatch, tmp_path,
         cells = []
         for j, picture in enumerate(pictures):
             text = f"episode {number}: {'success' if success else 'failure'}, step {round(length * j / 5)}/{length}"
-            expected = np.asarray(evaluate.captioned(picture, width, text, success))
+            expected = np.asarray(videos.captioned(picture, width, text, success))
             top, left = 30 + i * height, 6 + j * (width + 6)
             cells.append(strip[top : top + expected.shape[0], left : left + width])
             np.testing.assert_array_equal(cells[-1], expected)
@@ -313,7 +313,7 @@ def test_film_strip_shows_those_episodes_at_those_moments(monkeypatch, tmp_path,
 @needs("PIL", "pygame")
 def test_captions_differ_in_words_and_colour():
     picture = np.full((50, 100, 3), 200, dtype=np.uint8)
-    good, bad = (np.asarray(evaluate.captioned(picture, 60, "x", s)).reshape(-1, 3) for s in (True, False))
+    good, bad = (np.asarray(videos.captioned(picture, 60, "x", s)).reshape(-1, 3) for s in (True, False))
     assert good.shape == (60 * (30 + 18), 3)
     assert any(g > r and g > b for r, g, b in good.astype(int))
     assert any(r > g and r > b for r, g, b in bad.astype(int))
@@ -356,7 +356,7 @@ def test_gif(monkeypatch, tmp_path, capsys):
     assert ends == [-(-lengths[0] // skip), len(frames) - 1], "each episode's end stays for a second"
     (end,), success, length = stepped_by_hand(number, lambda n: [n])
     text = f"episode {number}: {'success' if success else 'failure'}, step {length}/{length}"
-    expected = np.asarray(evaluate.captioned(end, frames[0].shape[1], text, success)).astype(int)
+    expected = np.asarray(videos.captioned(end, frames[0].shape[1], text, success)).astype(int)
     assert np.abs(frames[ends[0]] - expected).mean() < 3, "the palette changes colours a little, not the picture"
     assert np.abs(frames[0][18:] - frames[ends[0]][18:]).max() > 100, "nothing moves"
 
@@ -377,7 +377,7 @@ def test_mp4(monkeypatch, tmp_path, capsys):
 
 @needs("PIL", "pygame")
 def test_a_failure_half_way_leaves_the_old_file(monkeypatch, tmp_path):
-    calls, real = [], evaluate.captioned
+    calls, real = [], videos.captioned
 
     def breaks(*args):
         calls.append(1)
@@ -385,7 +385,7 @@ def test_a_failure_half_way_leaves_the_old_file(monkeypatch, tmp_path):
             raise RuntimeError("disk full")
         return real(*args)
 
-    monkeypatch.setattr(evaluate, "captioned", breaks)
+    monkeypatch.setattr(videos, "captioned", breaks)
     for ending in (".png", ".gif", *([] if missing("imageio", "imageio_ffmpeg") else [".mp4"])):
         out = tmp_path / f"v{ending}"
         out.write_bytes(b"precious")
@@ -461,8 +461,8 @@ def test_hopper_is_drawn_without_a_screen_and_stays_in_sight(monkeypatch, tmp_pa
 
 
 def test_what_works_here_is_chosen_for_mujoco(monkeypatch):
-    monkeypatch.setattr(evaluate.sys, "platform", "linux")
-    monkeypatch.setattr(evaluate.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(videos.sys, "platform", "linux")
+    monkeypatch.setattr(videos.importlib.util, "find_spec", lambda name: name)
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     tried, works = [], set()
@@ -471,21 +471,21 @@ def test_what_works_here_is_chosen_for_mujoco(monkeypatch):
         tried.append(env["MUJOCO_GL"])
         return subprocess.CompletedProcess(command, 0 if tried[-1] in works else 1)
 
-    monkeypatch.setattr(evaluate.subprocess, "run", trial)
+    monkeypatch.setattr(videos.subprocess, "run", trial)
     for usable, chosen in (({"egl", "osmesa"}, "egl"), ({"osmesa"}, "osmesa"), (set(), None)):
         works = usable
         monkeypatch.delenv("MUJOCO_GL", raising=False)
-        evaluate.prepare_drawing()
+        videos.prepare_drawing()
         assert os.environ.get("MUJOCO_GL") == chosen
     assert tried == ["egl", "egl", "osmesa", "egl", "osmesa"]
     assert os.environ["SDL_VIDEODRIVER"] == "dummy"
     tried.clear()
     monkeypatch.setenv("MUJOCO_GL", "glfw")  # the user's choice stands
-    evaluate.prepare_drawing()
+    videos.prepare_drawing()
     assert os.environ["MUJOCO_GL"] == "glfw"
     monkeypatch.delenv("MUJOCO_GL")
     monkeypatch.setenv("DISPLAY", ":0")
-    evaluate.prepare_drawing()
+    videos.prepare_drawing()
     assert "MUJOCO_GL" not in os.environ
     assert not tried
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 import inspect
+import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from terminal import pictures, terminal_for_errors
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import grpo_cartpole
@@ -15,7 +17,7 @@ import ppo_cartpole
 import remax_cartpole
 import rloo_cartpole
 import sppo_cartpole
-from sppo_control import core, runs
+from sppo_control import core, runs, videos
 from sppo_control.networks import Critic
 from sppo_control.policies import CategoricalPolicy
 from sppo_control.rollout import rollout
@@ -227,6 +229,84 @@ def test_from_scratch_and_hidden(name, tmp_path):
     run = script.train(script.Args(**args, from_scratch=True, hidden=(5, 3), runs_dir=str(tmp_path)))
     start = load_file(run.checkpoints()[0] / "policy.safetensors")
     assert [len(start[f"layers.{i}.weight"]) for i in range(3)] == [5, 3, 2]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_capture_video_films_the_trained_policy_after_each_checkpoint(name, tmp_path, monkeypatch):
+    """What a film is, and that it changes no number, is tested in test_hub.py."""
+    filmed, asked = [], []
+
+    def camera(args, policy):
+        asked.append(args.capture_video)
+        return lambda folder, update: filmed.append((folder, update, policy)) or 0.0
+
+    script = SCRIPTS[name]
+    monkeypatch.setattr(videos, "camera", camera)
+    args = {**COMMON, **OWN[name], "horizon": 2, "update_epochs": 1}
+    run = script.train(script.Args(**args, capture_video=True, runs_dir=str(tmp_path)))
+    assert asked == [True]
+    assert [(folder, update) for folder, update, _ in filmed] == [(run.folder, 0), (run.folder, 1)]
+    assert all(policy is run.parts["policy"] for *_, policy in filmed)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_track_names_the_service_that_gets_the_curves(name, tmp_path, monkeypatch):
+    """What reaches the service is tested in test_tracking.py."""
+    began, logged = [], []
+
+    class Tracker:
+        def __init__(self, service, folder, config):
+            began.append((service, config["env_id"]))
+
+        def log(self, scalars, step):
+            logged.append((scalars["charts/success_rate"], step))
+
+        def finish(self, summary=None):
+            pass
+
+    script = SCRIPTS[name]
+    monkeypatch.setattr(runs, "Tracker", Tracker)
+    args = {**COMMON, **OWN[name], "horizon": 2, "update_epochs": 1}
+    run = script.train(script.Args(**args, track="trackio", runs_dir=str(tmp_path)))
+    assert began == [("trackio", ID)]
+    assert [step for _, step in logged] == [run.steps]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_watched_run_is_drawn_and_is_the_same_run(name, tmp_path, monkeypatch):
+    """--watch: on a terminal, and where there is none; with what the last update logged below the picture."""
+    script, seen = SCRIPTS[name], []
+    values = {**COMMON, **OWN[name], "total_timesteps": 6_500, "kernels": "torch", "save_every": 1}
+    real = runs.Run.end_update
+
+    def end_update(self, episodes, metrics, *args, **kwargs):
+        seen.append((episodes.outcome.sum(), dict(metrics)))
+        return real(self, episodes, metrics, *args, **kwargs)
+
+    monkeypatch.setattr(runs.Run, "end_update", end_update)
+    plain = script.train(script.Args(**values, runs_dir=str(tmp_path / "plain")))
+    blind = script.train(script.Args(**values, watch=True, runs_dir=str(tmp_path / "blind")))
+    with terminal_for_errors(monkeypatch) as screen:
+        watched = script.train(script.Args(**values, watch=True, runs_dir=str(tmp_path / "watched")))
+    assert plain.view is None
+    assert blind.view is None
+    lines = screen.screen()
+    (title,) = pictures(lines)
+    (_, last), updates = seen[-1], len(seen) // 3
+    assert updates >= 2
+    assert [[won for won, _ in seen[i * updates : (i + 1) * updates]] for i in (1, 2)] == [
+        [won for won, _ in seen[:updates]]
+    ] * 2
+    numbers = f"V(s_0) {last['critic/v0_mean']:.2f}   KL {last['losses/approx_kl']:.4f}   clipped"
+    assert f"{numbers} {last['losses/clipfrac']:.3f}" in lines[title + 11]
+    assert re.search(r"success (\S+)  ", lines[title + 11])[1] in lines[title + 12]
+    assert lines[title + 12].startswith(f"{name}_cartpole:")
+    for run in (blind, watched):
+        assert [c.name for c in run.checkpoints()] == [c.name for c in plain.checkpoints()]
+        for one, other in zip(run.checkpoints(), plain.checkpoints(), strict=True):
+            for file in other.glob("*.safetensors"):
+                assert (one / file.name).read_bytes() == file.read_bytes()
+        assert run.summary["after"] == plain.summary["after"]
 
 
 # ------------------------------------------------------------------------------------------------------- baselines

@@ -292,6 +292,25 @@ def test_reinforce_plus_plus(tmp_path):
     assert seen.metrics["critic/v0_mean"] == pytest.approx(float(R.mean()))
 
 
+def test_spo_compares_a_response_with_the_prompts_earlier_ones(tmp_path):
+    """--baseline tracked: the prior for a prompt that is new, and its counts when it comes again."""
+    seen = watch("rloo", tmp_path, group_size=1, baseline="tracked")
+    tracker, R, rows = seen.run.parts["tracker"], seen.batch.outcome, list(seen.asked.rows)
+    prior = seen.run.summary["before"]["rate"]
+    parts = [part for mb in expected_order(seen) for part in micro(mb)]
+    for part, (x, _) in zip(parts, seen.surrogates, strict=True):
+        torch.testing.assert_close(x.advantage, R[part] - prior, rtol=1e-4, atol=1e-5)
+    assert len(tracker.alpha) == len(additions())
+    for i in range(len(tracker.alpha)):
+        here = [float(r) for r, row in zip(R, rows, strict=True) if row == i]
+        rho = 0.96 if here else 1.0  # the policy had not moved before this batch
+        assert float(tracker.alpha[i]) == pytest.approx(rho * 8 * prior + sum(here), abs=1e-4)
+        assert float(tracker.beta[i]) == pytest.approx(rho * 8 * (1 - prior) + len(here) - sum(here), abs=1e-4)
+    assert tracker.kl.unique().tolist() == pytest.approx([seen.metrics["losses/approx_kl"]], rel=1e-4)
+    with pytest.raises(ValueError, match="--group-size 1"):
+        rloo_llm.Args(baseline="tracked")
+
+
 def test_grpo_without_the_deviation_and_with_one_ratio_per_response(tmp_path):
     """--no-normalize-std and --ratio sequence, on each micro-batch."""
     seen = watch("grpo", tmp_path, normalize_std=False, ratio="sequence")
@@ -365,3 +384,23 @@ def test_critic_layers(tmp_path):
     with torch.no_grad():
         v0 = torch.sigmoid(seen.critic(*seen.batch.prompts))
     assert seen.metrics["critic/v0_mean"] == pytest.approx(float(v0.mean()), abs=1e-5)
+
+
+def test_prompts_with_v_outside_the_bounds_get_no_response(watched, tmp_path):
+    """--skip-prompts-below, --skip-prompts-above and --retry-skipped-prompts, by V of the critic at the start."""
+    plain = watched("sppo")
+    v0 = plain.critic.predict(additions().ids).numpy()
+    low, high = (float(np.quantile(v0, q)) for q in (0.2, 0.8))
+    inside = {row for row in range(48) if low <= v0[row] <= high}
+    before = list(plain.asked.rows)
+    kept = [row for row in before if row in inside]
+    assert 0 < len(kept) < B
+    none = watch("sppo", tmp_path, skip_prompts_below=low, skip_prompts_above=high, retry_skipped_prompts=0.0)
+    rows = list(none.asked.rows)
+    assert rows[: len(kept)] == kept
+    assert set(rows) <= inside
+    assert len(set(rows)) == B
+    assert none.metrics["prompts/below"] + none.metrics["prompts/above"] >= B - len(kept)
+    everything = watch("sppo", tmp_path, skip_prompts_below=low, skip_prompts_above=high, retry_skipped_prompts=1.0)
+    assert list(everything.asked.rows) == before
+    assert everything.metrics["prompts/retried"] == B - len(kept)

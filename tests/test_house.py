@@ -21,6 +21,9 @@ TRUNK = {
     "cli",
     "runs",
     "streams",
+    "tracking",
+    "tracker",
+    "watch",
 }
 """Shared by both halves."""
 ALLOWED = {
@@ -30,12 +33,16 @@ ALLOWED = {
     "markdown": set(),
     "outcomes": {"core"},
     "checkpoints": {"errors"},
-    "events": set(),
+    "events": {"tracking"},
+    "tracking": {"errors", "extras"},
+    "commands": set(),
     "limits": set(),
     "outputs": {"checkpoints", "errors", "limits"},
     "streams": set(),
+    "tracker": {"checkpoints"},
+    "watch": set(),
     "cli": {"checkpoints", "errors", "limits", "outputs"},
-    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams"},
+    "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking", "watch"},
     # the control half
     "compiled": {"core", "extras", "kernels"},
     "kernels": {"sppo_envs"},
@@ -44,6 +51,8 @@ ALLOWED = {
     "policies": {"checkpoints", "compiled", "errors", "networks", "spaces"},
     "rollout": {"checkpoints", "compiled", "outcomes", "policies", "spaces"},
     "starts": {"checkpoints", "policies", "sppo_envs"},
+    "videos": {"errors", "extras", "policies", "rollout", "spaces", "sppo_envs", "streams"},
+    "hub": {"checkpoints", "errors", "extras", "limits", "outcomes"},
     "arguments": {"compiled", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
@@ -52,6 +61,7 @@ ALLOWED = {
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},
     "conformance": {"cli", "core", "errors", "extras", "markdown", "outputs"},
+    "course": {"cli", "conformance", "errors", "markdown"},
     "pretrained": set(),
     "__init__": set(),
 }

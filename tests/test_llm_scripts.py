@@ -23,6 +23,7 @@ import torch
 
 pytest.importorskip("trl", reason="trl is not installed: extra llm")
 
+import first_page
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -102,7 +103,7 @@ def curves(folder):
     events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
     found = {}
     for tag in events.Tags()["tensors"]:
-        if tag.startswith("_hparams_"):  # for the tab of hyperparameters
+        if tag.startswith(("_hparams_", "custom_scalars__")):  # for the pages of hyperparameters and of chosen curves
             continue
         values = [(event.step, make_ndarray(event.tensor_proto).item()) for event in events.Tensors(tag)]
         found[tag] = [(step, value.decode() if isinstance(value, bytes) else value) for step, value in values]
@@ -283,8 +284,10 @@ def test_every_emitted_tag_is_documented_and_the_reverse(whole):
     emitted = {tag for tag in curves(whole.folder) if not tag.endswith("text_summary")} | {"charts/SPS"}
     assert re.search("do not log `charts/skipped`", " ".join(section.split()))
     absent = {f"measures/{why}" for why in ("unparsed", "answer_unparsed", "timed_out", "crashed")}  # of --reward math
+    absent |= {"prompts/v0_offered", "prompts/retried", "prompts/filled"}  # of --skip-prompts-below and -above
     absent |= {"charts/skipped"} | (set() if whole.script in WITH_CRITIC else {"losses/value_loss", "charts/warmup"})
     assert emitted == documented - absent
+    assert first_page.charts(whole.folder, emitted) == first_page.SIDE_BY_SIDE
 
 
 # ------------------------------------------------------------------------------------------------------- resuming
@@ -801,7 +804,7 @@ def test_a_critic_may_be_smaller_than_the_policy(script, kind, small_critic, tmp
     assert len(last.predict(["1+2="])) == 1, "it is saved with the policy's tokenizer"
 
 
-@pytest.mark.parametrize("whole", ["ppo_llm"], indirect=True)
+@pytest.mark.parametrize("whole", ["sppo_llm"], indirect=True)
 def test_another_run_starts_from_a_checkpoints_folders(whole, tmp_path):
     last = checkpoints(whole.folder)[-1]
     model = {"model": str(last / "policy"), "critic": str(last / "critic"), "max_response_length": 24}
@@ -882,7 +885,7 @@ def test_help_and_programs_and_config_have_the_same_defaults(script, given, tmp_
     assert stored == dataclasses.asdict(args) | {"runs_dir": str(tmp_path)}
     assert {name for name in stored if stored[name] is None} <= {
         "model", "dataset", "critic", "critic_layers", "max_prompt_length", "critic_batch_size", "micro_batch_size",
-        "resume", "stop", "critic_gae_lambda",
+        "resume", "stop", "track", "critic_gae_lambda", "skip_prompts_below", "skip_prompts_above",
     }, "elsewhere a number is shown"  # fmt: skip
 
 
@@ -947,7 +950,7 @@ def test_all_scripts_share_arguments():
         "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
-        "rloo_llm": {"group_size", "norm_adv"},
+        "rloo_llm": {"baseline", "group_size", "norm_adv"},
     }  # fmt: skip
     common = set(fields["sppo_llm"]) - own["sppo_llm"]
     for name, ours in fields.items():

@@ -23,7 +23,7 @@ import datasets
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import PreTrainedTokenizerFast, ProcessorMixin, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
 
 from sppo_control import core
 from sppo_control.llm import MathReward, PromptCritic, SPPOConfig, SPPOTrainer
@@ -703,18 +703,25 @@ def test_autocast_does_not_keep_old_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("zero_stage", "is_vlm", "message"),
-    [(3, False, "ZeRO-3.*use FSDP"), (None, True, "reads text alone"), (2, False, "copy of the policy.*pass critic=")],
+    ("zero_stage", "message"), [(3, "ZeRO-3.*use FSDP"), (2, "copy of the policy, which a quantised.*pass critic=")]
 )
-def test_policies_that_are_refused(zero_stage, is_vlm, message):
+def test_policies_that_are_refused(zero_stage, message):
     """Their libraries are not installed: the method is asked alone."""
-    plugin = None if zero_stage is None else SimpleNamespace(zero_stage=zero_stage)
-    quantised = policy()
-    quantised.is_quantized = True
-    state = SimpleNamespace(deepspeed_plugin=plugin)
-    made = SimpleNamespace(accelerator=SimpleNamespace(state=state), _is_vlm=is_vlm, model=quantised)
+    made = object.__new__(SPPOTrainer)
+    made.model = policy()
+    made.model.is_quantized = True
+    made.accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=zero_stage)))
     with pytest.raises(ValueError, match=message):
-        SPPOTrainer._make_critic(made, None)
+        made._make_critic(None)
+
+
+def test_processors_are_refused():
+    made = object.__new__(SPPOTrainer)
+    made.processing_class = tokenizer()
+    made._check_text()
+    made.processing_class = object.__new__(ProcessorMixin)
+    with pytest.raises(ValueError, match="reads text alone; give a tokenizer"):
+        made._check_text()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from properties import Properties, close, drawn, eps, refused
 
-from sppo_control import core, outcomes, rollout, runs, streams
+from sppo_control import core, outcomes, rollout, runs, streams, tracker
 from sppo_control.errors import NonFiniteError
 from sppo_control.policies import CategoricalPolicy, GaussianPolicy
 
@@ -32,7 +32,7 @@ NAMES = ("share", "laps", "fell", "episode_return", "episode_length")
 
 
 def test_every_public_function_has_a_property():
-    PROPERTIES.check(outcomes, rollout, runs)
+    PROPERTIES.check(outcomes, rollout, runs, tracker)
 
 
 # ------------------------------------------------------------------------------------------------------- outcomes
@@ -371,26 +371,26 @@ def test_seeds_of_the_environments_may_be_given(d, more):
     refused(lambda: rollout.rollout(envs, policy, np.random.default_rng(0), seeds=bad), "seeds")
 
 
-@of(rollout, "ValueTracker", "ValueTracker.value", "ValueTracker.named_tensors", "ValueTracker.load_tensors")
-@of(rollout, "ValueTracker.file_metadata")
+@of(tracker, "ValueTracker", "ValueTracker.value", "ValueTracker.named_tensors", "ValueTracker.load_tensors")
+@of(tracker, "ValueTracker.file_metadata")
 @given(st.integers(1, 5), st.floats(0, 1), st.floats(0.1, 100))
 def test_value_tracker(contexts, prior, weight):
-    found = rollout.ValueTracker(contexts, prior, weight)
+    found = tracker.ValueTracker(contexts, prior, weight)
     assert found.value.tolist() == pytest.approx([prior] * contexts, abs=1e-6)
     assert (found.alpha + found.beta).tolist() == pytest.approx([weight] * contexts, rel=1e-6)
     assert found.kl.tolist() == [0.0] * contexts
     found.alpha[-1], found.kl[0] = 3 * weight, 0.5
-    copy = rollout.ValueTracker(contexts, 0.5)
+    copy = tracker.ValueTracker(contexts, 0.5)
     copy.load_tensors({name: x.clone() for name, x in found.named_tensors().items()})
     assert copy.file_metadata() == {}
     assert copy.value.tolist() == found.value.tolist()
     assert copy.kl.tolist() == found.kl.tolist()
     for bad in (0, -1, 1.5):
-        refused(lambda bad=bad: rollout.ValueTracker(bad, 0.5), "contexts")
+        refused(lambda bad=bad: tracker.ValueTracker(bad, 0.5), "contexts")
     for bad in (-0.1, 1.1, math.nan):
-        refused(lambda bad=bad: rollout.ValueTracker(1, bad), "prior_value")
+        refused(lambda bad=bad: tracker.ValueTracker(1, bad), "prior_value")
     for bad in (0.0, -1.0, math.inf, math.nan):
-        refused(lambda bad=bad: rollout.ValueTracker(1, 0.5, bad), "prior_weight")
+        refused(lambda bad=bad: tracker.ValueTracker(1, 0.5, bad), "prior_weight")
     tensors = found.named_tensors()
     for bad, word in ((tensors["kl"] - 1, "KL"), (tensors["kl"] * math.nan, "kl")):
         refused(lambda bad=bad: copy.load_tensors({**tensors, "kl": bad}), word)

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import first_page
 import numpy as np
 import pytest
 import torch
@@ -227,6 +228,21 @@ def test_versions_of_a_source_tree_that_is_not_installed(monkeypatch):
     assert found == dict.fromkeys(
         ("sppo-control", "torch", "numpy", "gymnasium", "safetensors"), "unknown (not installed)"
     )
+
+
+def test_the_page_of_chosen_curves_is_written_once_per_run(tmp_path):
+    """As TensorBoard's page Custom Scalars reads it, also after the run was resumed."""
+    folder = None
+    for _ in range(2):
+        run = new_run(Args(str(tmp_path), resume=folder))
+        folder = str(run.folder)
+        run.end_update(batch(1, 0), {"critic/v0_mean": 0.5, "losses/approx_kl": 0.0, "losses/clipfrac": 0.0})
+        run.save()
+        run.writer.close()
+    assert len(list(run.folder.glob("events*"))) == 2
+    assert run.update == 2
+    assert len(first_page.layouts(run.folder)) == 1
+    assert first_page.charts(run.folder, curves(run.folder)) == first_page.SIDE_BY_SIDE
 
 
 def test_tensorboard_shows_the_arguments_and_opens_with_success(tmp_path):

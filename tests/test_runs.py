@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import first_page
 import numpy as np
 import pytest
 import torch
@@ -336,12 +337,14 @@ def test_every_emitted_tag_is_documented_and_the_reverse(uninterrupted):
     documented = set(re.findall(r"^\| `(\w+/\w+)` \|", section, flags=re.M))
     emitted = {tag for tag in curves(folder) if not tag.startswith("measures/")} | {"charts/SPS"}
     assert emitted == documented
+    assert first_page.charts(folder, emitted) == first_page.SIDE_BY_SIDE
 
 
 @pytest.mark.parametrize("script", CRITIC_FREE)
 def test_scripts_without_critic_emit_the_same_tags_but_its_loss_and_its_warm_up(script, tmp_path, uninterrupted):
     run = CRITIC_FREE[script].train(CRITIC_FREE[script].Args(**SMALL, runs_dir=str(tmp_path)))
     assert set(curves(run.folder)) == set(curves(uninterrupted[1])) - {"losses/value_loss", "charts/warmup"}
+    assert first_page.charts(run.folder, curves(run.folder)) == first_page.SIDE_BY_SIDE
 
 
 def test_logged_values_are_those_of_the_batch(uninterrupted):

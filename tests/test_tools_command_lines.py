@@ -10,14 +10,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import animations
 import arithmetic_data
 import benchmark
 import compare
 import compare_llm
 import contexts
 import credit
+import critic_card
+import critic_control
+import critic_filter
 import difficulty_llm
 import drawings
+import enjoy
 import evaluate_llm
 import fetch_smollm2
 import llm_real
@@ -29,24 +34,31 @@ import pretrain_llm
 import probe
 import report
 import report_rates
+import share
 import soak
 import speed
 import speed_llm
 import try_environments
+import tune
 from sppo_control import checkpoints, cli, limits, runs
 from sppo_control.study import rates
 
 ROOT = Path(__file__).resolve().parents[1]
 POLE = "sppo/PrecisionCartPole-v0"
 WORK = {
+    animations: ["train", "draw"],
     arithmetic_data: [],
     benchmark: ["results_of"],
     compare: [],
     compare_llm: ["table_of_runs", "draw"],
     contexts: ["success_by_context"],
     credit: ["setting_of", "pages", "horizon_panel", "measured_points", "measured_table"],
+    critic_card: ["evaluate", "make_card"],
+    critic_control: ["groups", "table", "draw"],
+    critic_filter: ["one_run", "draw", "table", "write"],
     difficulty_llm: ["measure"],
     drawings: [],
+    enjoy: ["watch", "window"],
     evaluate_llm: ["respond"],
     fetch_smollm2: ["fetch", "read_gguf", "whole_or_absent"],
     llm_real: ["train", "evaluate"],
@@ -58,10 +70,12 @@ WORK = {
     probe: ["tail", "calibration"],
     report: ["draw", "tables"],
     report_rates: [],
+    share: ["source"],
     soak: ["launch"],
     speed: ["measure", "measure_engines", "measure_sb3"],
     speed_llm: ["child", "measure_loss", "measure_real", "work"],
     try_environments: ["attempt"],
+    tune: ["train", "open_study"],
 }
 """Script -> the functions that do its work, none of which may be called."""
 HUGE = (str(2**63), "9" * 400)
@@ -103,6 +117,11 @@ RUNS = ("absent", "folder", "file", "run_of_list", "run_of_text", "run_without_a
 TABLES = ("absent", "text", "empty", "csv", "other", "types", "folder", "twice", "arguments")
 JSONS = ("absent", "text", "empty", "list", "rows", "runs", "deep", "nan")
 CASES = {
+    animations: [
+        *counts("--episodes", "--total-timesteps"), *counts("--seed", least=0), *folders("--out", "--runs-dir"),
+        *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
+        *[("--runs", x) for x in ("", "absent", "folder", "file")], ("--nope", "1"),
+    ],
     arithmetic_data: [
         *counts("--held-out"), ("--held-out", "5000"), *counts("--seed", least=0), *folders("--out"), ("--nope", "1"),
     ],
@@ -139,6 +158,20 @@ CASES = {
         ("--what", "all"), ("--deciding", "soon"), ("--critic-kind", "pink"), ("--horizon", "3"), ("--batch", "60"),
         ("--episodes", "64"), ("--right", "1"), ("--nope", "1"),
     ],
+    critic_card: [
+        *counts("--k", "--batch-size"), *counts("--seed", least=0), *folders("--out"),
+        *[("--run", x) for x in (*RUNS, "")], *[("--device", x) for x in ("nope", "meta", "mps", "cuda:99", "")],
+    ],
+    critic_control: [
+        *files("--out", ".png"), *[("--results", f"{name}.json") for name in JSONS],
+        *[("--results", x) for x in ("", "file", "table.csv")],
+    ],
+    critic_filter: [
+        *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
+        *[("--dataset", x) for x in ("", ".", "folder", "file/x.jsonl", "x.jsonl.zip", "absent/x.jsonl", "x.json")],
+        ("--variants", "none"), ("--variants", ""), ("--worker", "x"), ("--worker", ""),
+        *[("--out", f"{name}.json") for name in ("text", "empty", "list", "rows", "runs", "deep", "nan")],
+    ],
     difficulty_llm: [
         *counts("--prompts", "--samples", "--batch-size"), *counts("--seed", "--updates", least=0),
         ("--prompts", "2"), ("--samples", "1"), *folders("--out"), *files("--figure", ".png"), ("--reward", "none"),
@@ -147,6 +180,12 @@ CASES = {
         *[("--run", x) for x in (*RUNS, "")],
     ],
     drawings: [*folders("--out"), ("--what", "nothing"), ("--what", ""), ("--nope", "1")],
+    enjoy: [
+        *counts("--episodes", "--horizon"), *counts("--seed", least=0), *numbers("--success-return"),
+        *files("--video", ".gif"), ("--render", "slow"), ("--env-id", ""), ("--nope", "1"),
+        *[("--run", x) for x in ("absent", "folder", "file", "", "text.safetensors", "run_of_text")],
+        *[("--run", x) for x in ("hf:", "hf:one", "hf:a/../b")],
+    ],
     evaluate_llm: [
         *counts("--k", "--batch-size", "--max-response-length"), *counts("--seed", least=0),
         *numbers("--temperature", low="-0.1"), *folders("--out"), ("--out", "folder_with_file"),
@@ -215,6 +254,12 @@ CASES = {
         *[("--tuning", f"{name}.parquet") for name in TABLES], ("--tuning", ""), ("--starts", ""),
         *[("--algorithms", x) for x in ("dqn", "", "grpo")], *[("--env-ids", x) for x in ("nope", "")], ("--what", "all"),
     ],
+    share: [
+        *counts("--episodes", "--video-episodes"), *counts("--seed", least=0), *folders("--to-folder"),
+        *[("--to-folder", x) for x in ("folder_with_file", "taken")],
+        *[("--push-to-hub", x) for x in ("", "name", "a/b/c", "../x", "a b/c", "-a/b")],
+        *[("--run", x) for x in (*RUNS, "", POLE)], ("--nope", "1"),
+    ],
     soak: [
         *counts("--kills"), *counts("--seed", least=0), *numbers("--minutes", low="0"), *files("--json", ".json"),
         *[("--json", f"{name}.json") for name in ("text", "empty", "list", "trials", "rows", "deep")],
@@ -234,12 +279,23 @@ CASES = {
         *counts("--total-timesteps", "--timeout", "--jobs"), *files("--out", ".md"), ("--only", "no-such-id"),
         *[("--environments", f"{name}.toml") for name in ("absent", "text", "list", "types", "unknown", "deep", "tried")],
     ],
+    tune: [
+        *counts("--trials", "--rungs", "--eval-episodes", "--total-timesteps"), *counts("--startup-trials", least=0),
+        *counts("--seed", "--seeds", least=0), ("--seeds", "11"), ("--seeds", "30"),
+        *files("--storage", ".db", parent_made=True), *folders("--work-dir"), ("--sampler", "grid"), ("--pruner", "hard"),
+        *[("--env-id", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")], ("--algorithm", "dqn"),
+        *[("--settings", x) for x in ("", "=1", "horizon=", "--horizon=5", "no-such-flag=1", "horizon=0", "num-envs=7")],
+        ("--nope", "1"),
+    ],
 }  # fmt: skip
 BASE = {
     evaluate_llm: {"--benchmarks": ["addition"]},
     plot: {"run_of_text": []},
     probe: {"--what": ["tail"], "--runs": ["folder"], "--out": ["new.json"]},
     compare: {"--results": ["good.parquet"]},
+    enjoy: {"--run": [POLE]},
+    share: {"--run": ["folder"], "--to-folder": ["new"]},
+    critic_card: {"--run": ["run_of_other_types"]},
     compare_llm: {"file": []},
     difficulty_llm: {"--run": ["good_run"]},
     report: {"--results": ["good.parquet"]},
@@ -291,6 +347,8 @@ def strange(tmp_path, monkeypatch):
         "odd.json",
         "odd.md",
         "odd.parquet",
+        "odd.gif",
+        "odd.db",
     ):
         Path(name).mkdir()
     Path("taken", "PrecisionCartPole-v0.safetensors").mkdir(parents=True)
@@ -299,7 +357,7 @@ def strange(tmp_path, monkeypatch):
         Path(name).write_text(text)
     for name in ("bytes.md", "bytes.py"):
         Path(name).write_bytes(b"\xff\xfe\xfa")
-    for ending in ("png", "json", "md", "parquet") if hasattr(os, "mkfifo") else ():
+    for ending in ("png", "json", "md", "parquet", "gif", "db") if hasattr(os, "mkfifo") else ():
         os.mkfifo(f"pipe.{ending}")
     good = table()
     good.to_parquet("good.parquet")

@@ -7,7 +7,7 @@
 | v, value_logit | (B,)         | the scalar head at the last prompt token (SPPO, section 4)  |
 
 A critic is saved separately and is useful without its policy. `PromptCritic.from_pretrained(folder).predict(prompts)` says
-how likely the policy is to succeed on each prompt.
+how likely the policy is to succeed on each prompt. docs/critic.md is about all of this.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sppo_control import core
+from sppo_control import checkpoints, core
+from sppo_control.errors import UserError
+from sppo_control.llm import adapters
+from sppo_control.llm.context import check_context, check_ids
+from sppo_control.llm.critic_card import CriticCard, remove_card
 from sppo_control.llm.tokenizers import load_tokenizer, prompt_ids
 
 if TYPE_CHECKING:
@@ -51,12 +55,15 @@ class PromptCritic(nn.Module):
 
     Args:
         backbone: a Hugging Face model without a language-model head, whose output has `last_hidden_state`. Its last prompt
-            position must see the whole prompt, as in every decoder. It is not copied.
+            position must see the whole prompt, as in every decoder. It is not copied. It may be wrapped by PEFT with one
+            LoRA adapter (`adapters.add_adapter` does so).
         tokenizer: the backbone's tokenizer, for `predict`. It must also be the policy's (`check_same_tokenizer`).
     """
 
     def __init__(self, backbone: PreTrainedModel, tokenizer: Any = None) -> None:
         super().__init__()
+        if adapters.is_adapted(backbone):
+            adapters.check_backbone(backbone)
         self.backbone = backbone
         self.backbone.config.use_cache = False  # the keys and values of a prompt are never used again
         parameter = next(backbone.parameters())
@@ -114,38 +121,75 @@ class PromptCritic(nn.Module):
             V(s_p), (n,), float32, on the CPU.
 
         Raises:
-            ValueError: there is no tokenizer; one string instead of a list; an empty prompt, or one that begins with two
-                begin-of-text tokens; batch_size below 1.
+            TypeError: a prompt is no text, no chat and no list of token ids; batch_size is no whole number.
+            ValueError: there is no tokenizer for texts or chats; one string or one chat instead of a list; an empty prompt,
+                or one that begins with two begin-of-text tokens, has a token without an embedding, or is longer than the
+                model's positions; batch_size below 1; V is NaN.
         """
-        if self.tokenizer is None:
-            raise ValueError(
-                "predict needs a tokenizer; give one: critic.tokenizer = load_tokenizer(...) of sppo_control.llm"
-            )
         if isinstance(prompts, str):
             raise ValueError(f"prompts must be a list, got one string; pass [{prompts[:20]!r}...]")
+        if isinstance(prompts, Mapping) or (len(prompts) and isinstance(prompts[0], Mapping)):
+            raise ValueError("prompts must be a list of prompts, got the messages of one chat; pass [messages]")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer):
+            raise TypeError(f"batch_size must be a whole number, got {batch_size!r}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ids = [self._tokens(prompt) for prompt in prompts]
+        ids = [self._tokens(prompt, index) for index, prompt in enumerate(prompts)]
         if empty := [index for index, row in enumerate(ids) if not row]:
             raise ValueError(f"the prompt at index {empty[0]} has no token; leave empty prompts out")
+        check_ids(self.backbone, ids, "the critic")
+        check_context(self.backbone.config, "the critic", max(map(len, ids), default=0), 0, "")
         value = torch.empty(len(ids))
         by_length = sorted(range(len(ids)), key=lambda index: len(ids[index]))  # so each batch has little padding
         training = self.training
         self.eval()
-        for start in range(0, len(ids), batch_size):
-            rows = by_length[start : start + batch_size]
-            width = len(ids[rows[-1]])
-            padded = torch.tensor([ids[i] + [0] * (width - len(ids[i])) for i in rows], device=self.head.weight.device)
-            length = torch.tensor([len(ids[i]) for i in rows], device=padded.device)
-            mask = torch.arange(width, device=padded.device) < length[:, None]
-            value[rows] = torch.sigmoid(self(padded, mask.long())).float().cpu()
-        self.train(training)
+        try:
+            for start in range(0, len(ids), batch_size):
+                rows = by_length[start : start + batch_size]
+                width = len(ids[rows[-1]])
+                padded = torch.tensor(
+                    [ids[i] + [0] * (width - len(ids[i])) for i in rows], device=self.head.weight.device
+                )
+                length = torch.tensor([len(ids[i]) for i in rows], device=padded.device)
+                mask = torch.arange(width, device=padded.device) < length[:, None]
+                value[rows] = torch.sigmoid(self(padded, mask.long())).float().cpu()
+        finally:
+            self.train(training)
+        if bool(value.isnan().any()):
+            index = int(value.isnan().nonzero()[0, 0])
+            raise ValueError(
+                f"V of the prompt at index {index} is NaN: the critic's weights are not finite; take an earlier one"
+            )
         return value
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if not isinstance(prompt, str) and len(prompt) and isinstance(prompt[0], int):
-            return list(prompt)  # type: ignore[arg-type]
-        return prompt_ids(prompt, self.tokenizer)
+    def _tokens(self, prompt: Prompt, index: int = 0) -> list[int]:
+        """The ids of one prompt, by the one function that makes them."""
+        whole = (int, np.integer)
+        if isinstance(prompt, Tensor | np.ndarray):
+            prompt = prompt.tolist()
+        if isinstance(prompt, Sequence) and len(prompt) and not isinstance(prompt, str):
+            if all(isinstance(x, whole) and not isinstance(x, bool) for x in prompt):
+                ids = [int(x) for x in prompt]  # type: ignore[arg-type]
+                if min(ids) < 0:
+                    raise ValueError(f"the prompt at index {index} has the token {min(ids)}; ids are 0 or more")
+                return ids
+        elif isinstance(prompt, str | Sequence) and not len(prompt):
+            return []
+        if not isinstance(prompt, str) and not (
+            isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt)
+        ):
+            raise TypeError(
+                f"the prompt at index {index} is {str(prompt)[:40]!r}; give a text, a list of chat messages, or a list of "
+                "token ids"
+            )
+        if self.tokenizer is None:
+            raise ValueError(
+                "predict needs a tokenizer; give one: critic.tokenizer = load_tokenizer(...) of sppo_control.llm"
+            )
+        try:
+            return prompt_ids(prompt, self.tokenizer)
+        except ValueError as error:
+            raise ValueError(f"the prompt at index {index}: {error}") from error
 
     # ------------------------------------------------------------------------------------------ making, saving, loading
     @classmethod
@@ -160,9 +204,17 @@ class PromptCritic(nn.Module):
             tokenizer: None loads the one beside the weights, if there is one.
             kwargs: for `AutoModel.from_pretrained`. `revision` and where to look are used for the tokenizer too. `dtype` is
                 float32 unless given, because the critic is trained and bfloat16 weights lose small updates.
+
+        Raises:
+            TypeError: a model with an adapter of PEFT.
         """
         from transformers import AutoModel, PreTrainedModel
 
+        if adapters.is_adapted(model_or_path):
+            raise TypeError(
+                "a model with an adapter cannot be copied into a critic; merge it first (model.merge_and_unload()), or "
+                "wrap a model without language-model head and pass it to PromptCritic(...)"
+            )
         if isinstance(model_or_path, PreTrainedModel):
             backbone: PreTrainedModel = copy.deepcopy(model_or_path.base_model)  # type: ignore[assignment]
             backbone.requires_grad_(True)
@@ -174,32 +226,47 @@ class PromptCritic(nn.Module):
             tokenizer = load_tokenizer(model_or_path, **{name: kwargs[name] for name in where if name in kwargs})
         return cls(backbone, tokenizer).eval()
 
-    def save_pretrained(self, folder: str | os.PathLike[str], state_dict: Mapping[str, Tensor] | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        state_dict: Mapping[str, Tensor] | None = None,
+        card: CriticCard | None = None,
+    ) -> None:
         """Write the critic into a folder, which is made if needed.
 
         It writes the backbone as `AutoModel` saves it (safetensors and JSON), the head (`head.safetensors`), the tokenizer,
-        and last `prompt_critic.json`. Files with other names stay.
+        the card, the adapter if there is one (`adapters.ADAPTER`), and last `prompt_critic.json`. Files with other names
+        stay. The card of an earlier critic does not.
 
         Args:
             folder: where to write.
             state_dict: the whole weights, named as in `self.state_dict()`; needed where the critic has only shards of them.
+            card: what README.md says (`critic_card.make_card`); None writes none.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict
         parts: dict[str, dict[str, Tensor]] = {"backbone": {}, "head": {}}
+        backbone: Any = self.backbone
+        about: dict[str, Any] = {"format": 1, "tokenizer": self.tokenizer is not None}
         for name, x in weights.items():
             part, _, rest = name.partition(".")
             parts[part][rest] = x.detach().cpu().contiguous()
         (folder / _MARKER).unlink(missing_ok=True)  # from here to the end the folder does not contain a whole critic
         with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
-            self.backbone.save_pretrained(temporary, state_dict=parts["backbone"])
+            if adapters.is_adapted(backbone):  # format 2, because who does not know it would read another V
+                about |= {"format": 2, "adapter": adapters.adapter_fields(backbone.peft_config["default"])}
+                parts["backbone"], adapter = adapters.split_weights(parts["backbone"])
+                backbone = backbone.get_base_model()
+                save_file(adapter, Path(temporary, adapters.ADAPTER))
+            backbone.save_pretrained(temporary, state_dict=parts["backbone"])
             save_file(parts["head"], Path(temporary, "head.safetensors"))
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(temporary)
-            Path(temporary, _MARKER).write_text(
-                json.dumps({"format": 1, "tokenizer": self.tokenizer is not None}) + "\n"
-            )
+            if card is not None:
+                card.write(temporary)
+            remove_card(folder)
+            Path(temporary, _MARKER).write_text(json.dumps(about) + "\n")
             files = sorted(Path(temporary).iterdir(), key=lambda path: path.name == _MARKER)
             for path in files:
                 os.replace(path, folder / path.name)
@@ -214,7 +281,8 @@ class PromptCritic(nn.Module):
 
         Raises:
             FileNotFoundError: no critic in the folder, or one whose writing was interrupted.
-            ValueError: weights are missing.
+            MissingExtra: it has an adapter, and PEFT is not installed.
+            ValueError: weights are missing, or a newer version of this project wrote it.
         """
         from transformers import AutoModel
 
@@ -224,14 +292,21 @@ class PromptCritic(nn.Module):
                 f"no critic in {folder}: {_MARKER} is missing (save_pretrained writes it last); for a critic that starts "
                 "from a language model use PromptCritic.from_backbone"
             )
+        about = json.loads((folder / _MARKER).read_text())
+        if about.get("format") not in (1, 2):
+            raise ValueError(
+                f"{folder / _MARKER} has format {about.get('format')}, and this version reads 1 and 2; upgrade it"
+            )
         settings = {"dtype": "auto", **kwargs, "trust_remote_code": False, "use_safetensors": True}
         backbone, info = AutoModel.from_pretrained(folder, output_loading_info=True, **settings)
         if info["missing_keys"]:  # transformers would fill them with random numbers
             raise ValueError(f"{folder} lacks weights of the backbone: {', '.join(sorted(info['missing_keys'])[:5])}")
         tokenizer = None
-        if json.loads((folder / _MARKER).read_text())["tokenizer"]:
+        if about["tokenizer"]:
             tokenizer = load_tokenizer(folder)
-        critic = cls(backbone, tokenizer)
+        critic = cls(backbone, tokenizer).eval()
+        if "adapter" in about:
+            adapters.load_adapter(critic, about["adapter"], load_file(folder / adapters.ADAPTER))
         critic.head.load_state_dict(load_file(folder / "head.safetensors"))
         return critic.eval()
 
@@ -294,25 +369,59 @@ def check_same_tokenizer(policy_tokenizer: Any, critic_tokenizer: Any) -> None:
         )
 
 
+def find_critic(path: str | os.PathLike[str]) -> Path | None:
+    """The critic's folder that a path means: the path itself, or the one inside the output of an earlier run.
+
+    Such outputs are a run folder of sppo_llm.py (the newest checkpoint is taken), one of its checkpoints, and a folder or
+    checkpoint of SPPOTrainer.
+
+    Returns:
+        The folder; None where there is none.
+
+    Raises:
+        UserError: it is the critic of a run of ppo_llm.py with squared error, whose head says V and not its logit; a run
+            without a checkpoint.
+    """
+    path = Path(path)
+    run = path if (path / "checkpoints").is_dir() and (path / "config.json").is_file() else None
+    if run is not None:
+        path = checkpoints.newest(run)
+    found = next((folder for folder in (path, path / "critic") if (folder / _MARKER).is_file()), None)
+    if found is None:
+        return None
+    for above in found.resolve().parents[:3]:
+        if (above / "checkpoints").is_dir() and (above / "config.json").is_file():
+            config = checkpoints.read_config(above)
+            if config["script"] == "ppo_llm.py" and config["args"].get("critic_loss") != "bce":
+                raise UserError(
+                    f"{found} is a critic of ppo_llm.py with --critic-loss mse: its head says V itself, and SPPO's says "
+                    "the logit of V. Take the critic of an SPPO run or of one with --critic-loss bce, or a language model"
+                )
+    return found
+
+
 def load_critic(source: PromptCritic | str | os.PathLike[str], policy_tokenizer: Any, **kwargs: Any) -> PromptCritic:
     """A critic for a policy: a given one, one from a critic's folder, or a new one with the weights of a language model.
 
     Args:
-        source: a critic, a folder that `PromptCritic.save_pretrained` wrote, or the folder or Hub id of a language model.
+        source: a critic, a folder that `PromptCritic.save_pretrained` wrote, one that contains it (`find_critic`), or the
+            folder or Hub id of a language model.
         policy_tokenizer: becomes the critic's, so that the saved critic can predict.
         kwargs: for `AutoModel.from_pretrained`.
 
     Raises:
         OSError: there is neither a critic nor a language model.
+        UserError: see `find_critic`.
         ValueError: its tokenizer is not the policy's, or its vocabulary is smaller.
     """
     if isinstance(source, PromptCritic):
         critic = source
     else:
-        try:
-            critic = PromptCritic.from_pretrained(source, **kwargs)
-        except FileNotFoundError:  # not a critic's folder, so it must be a language model
+        there = find_critic(source)
+        if there is None:  # so it must be a language model
             critic = PromptCritic.from_backbone(source, **kwargs)
+        else:
+            critic = PromptCritic.from_pretrained(there, **kwargs)
     if critic.tokenizer is not None:
         check_same_tokenizer(policy_tokenizer, critic.tokenizer)
     elif (rows := len(critic.backbone.get_input_embeddings().weight)) < len(policy_tokenizer):  # type: ignore[arg-type]

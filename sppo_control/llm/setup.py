@@ -22,6 +22,7 @@ from sppo_control.limits import flag
 from sppo_control.llm import addition
 from sppo_control.llm.context import check_context, check_ids
 from sppo_control.llm.critic import PromptCritic, load_critic
+from sppo_control.llm.prompt_filter import PromptFilter, values_of
 from sppo_control.llm.prompts import (
     REWARDS,
     Prompts,
@@ -68,6 +69,11 @@ def check_args(args: Any) -> None:
     if (size := getattr(args, "baseline_size", getattr(args, "group_size", 2))) < 2:
         words = "--batch-size" if hasattr(args, "baseline_size") else "--group-size"
         raise ValueError(f"{words} must be at least 2, because a response is compared with others, got {size}")
+    if getattr(args, "baseline", "others") == "tracked" and args.group_size != 1:
+        raise ValueError(
+            f"--baseline tracked needs --group-size 1, got {args.group_size}: SPO has one response per prompt and compares "
+            "it with the prompt's earlier ones"
+        )
     for name in ("num_minibatches", "group_size"):
         if args.batch_size % getattr(args, name, 1):
             raise ValueError(f"{flag(name)} must divide --batch-size, got {getattr(args, name)} for {args.batch_size}")
@@ -84,9 +90,47 @@ def check_args(args: Any) -> None:
                     f"{flag(name)} {getattr(args, name)} means nothing with --critic-recipe paper, which trains the "
                     "critic on the policy's minibatches; leave it out, or use --critic-recipe window"
                 )
+    check_skipping(args)
     check_reward(args.reward)
     stop_texts(args.stop)
     check_device(args.device)
+
+
+SKIPPING = ("skip_prompts_below", "skip_prompts_above")
+"""The bounds on V(s_p) between which a prompt gets a response."""
+
+
+def check_skipping(args: Any) -> None:
+    """Refuse bounds on V between which no prompt can be.
+
+    Raises:
+        ValueError: see above; or the probability of a retry is given, and nothing is skipped.
+    """
+    low, high = (getattr(args, name, None) for name in SKIPPING)
+    if low is not None and high is not None and low >= high:
+        raise ValueError(
+            f"--skip-prompts-below must be below --skip-prompts-above, got {low} and {high}: no prompt would be left"
+        )
+    default = next((field.default for field in dataclasses.fields(args) if field.name == "retry_skipped_prompts"), None)
+    if low is None and high is None and (retry := getattr(args, "retry_skipped_prompts", default)) != default:
+        raise ValueError(
+            f"--retry-skipped-prompts {retry} means nothing where no prompt is skipped; leave it out, or give "
+            "--skip-prompts-below or --skip-prompts-above"
+        )
+
+
+def make_filter(args: Any, critic: PromptCritic, prompts: Prompts) -> PromptFilter:
+    """Which prompts get a response. It skips none unless a bound is given.
+
+    Raises:
+        ValueError: the bounds leave fewer prompts than one batch. It is asked at the start of a run that has no warm-up of
+            the critic; later the critic is another one, and `PromptFilter.choose` fills the batch.
+    """
+    made = PromptFilter(args.skip_prompts_below, args.skip_prompts_above, args.retry_skipped_prompts)
+    if made.active and args.resume is None and not args.critic_warmup_batches:
+        words = " and ".join(f"{flag(name)} {x}" for name in SKIPPING if (x := getattr(args, name)) is not None)
+        made.require(range(len(prompts)), values_of(critic, prompts, args.micro_batch_size), args.batch_size, words)
+    return made
 
 
 def stop_texts(stop: Sequence[str] | None) -> tuple[str, ...]:

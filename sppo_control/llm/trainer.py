@@ -1,4 +1,4 @@
-"""SPPO in TRL 1.16: a subclass of its GRPOTrainer, with one generation per prompt and a critic in place of the group.
+"""SPPO in TRL 1.14 and 1.16: a subclass of GRPOTrainer, with one generation per prompt and a critic in place of the group.
 
 Compared with a script that uses GRPOTrainer, the two names change, and three lines say how the critic learns:
 
@@ -37,9 +37,11 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections import defaultdict
+import shutil
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -59,18 +61,22 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from sppo_control import core
+from sppo_control.llm import adapters, trl_names
 from sppo_control.llm.context import check_context, check_ids, positions
 from sppo_control.llm.critic import PromptCritic, critic_batches, load_critic, train_critic
+from sppo_control.llm.critic_card import CriticCard, base_license, calibration, remove_card
+from sppo_control.llm.prompt_filter import RETRY, Chosen, PromptFilter
 from sppo_control.llm.prompts import report_answers
 from sppo_control.llm.rewards import COLUMNS, MathReward, check_outcomes
 from sppo_control.llm.tokenizers import is_generic, load_tokenizer, prompt_ids
 
 logger = logging.get_logger(__name__)
+trl_names.check(GRPOTrainer)
 
 LOSS_TYPES: dict[str, str] = {"token-mean": "dapo", "sequence-mean": "grpo", "fixed": "dr_grpo"}
 """core's reduction -> TRL's loss_type; the module's docstring has the divisors."""
@@ -108,6 +114,9 @@ class SPPOConfig(GRPOConfig):
         "Window recipe: contexts per critic update, of all processes; None is the whole newest batch, nothing is drawn.",
     )
     critic_warmup_batches: int = _argument(0, "Generation batches for the critic alone, before the first update.")
+    skip_prompts_below: float | None = _argument(None, "No response where V(s_p) is smaller: hopeless prompts.")
+    skip_prompts_above: float | None = _argument(None, "No response where V(s_p) is larger: solved prompts.")
+    retry_skipped_prompts: float = _argument(RETRY, "Probability that such a prompt is kept after all.")
     max_prompt_length: int | None = _argument(None, "Longest training prompt in tokens; None is no limit.")
     long_prompts: Literal["drop", "error"] = _argument(
         "drop", "drop counts longer prompts and leaves them out; error refuses them."
@@ -138,6 +147,7 @@ class SPPOConfig(GRPOConfig):
                 raise ValueError(f"{name} must be at least {least}, got {number}")
         if not self.critic_learning_rate > 0:
             raise ValueError(f"critic_learning_rate must be above 0, got {self.critic_learning_rate}")
+        self._check_skipping()
         given = self.num_generations, self.loss_type or LOSS_TYPES[self.reduction]
         self.num_generations, self.loss_type = _DividesAll(2), LOSS_TYPES[self.reduction]
         super().__post_init__()
@@ -153,6 +163,22 @@ class SPPOConfig(GRPOConfig):
             if value != wanted:
                 raise ValueError(f"{name} must be {wanted!r} for SPPO, got {value!r}: {why}; leave it out")
         self._check_critic()
+
+    def _check_skipping(self) -> None:
+        """Refuse bounds on V between which no prompt can be."""
+        low, high = self.skip_prompts_below, self.skip_prompts_above
+        for name in ("skip_prompts_below", "skip_prompts_above", "retry_skipped_prompts"):
+            if (x := getattr(self, name)) is not None and not 0 <= x <= 1:
+                raise ValueError(f"{name} must be a probability from 0 to 1, got {x}")
+        if low is not None and high is not None and low >= high:
+            raise ValueError(
+                f"skip_prompts_below must be below skip_prompts_above, got {low} and {high}: no prompt would be left"
+            )
+        if low is None and high is None and self.retry_skipped_prompts != RETRY:
+            raise ValueError(
+                f"retry_skipped_prompts={self.retry_skipped_prompts} means nothing where no prompt is skipped; leave it "
+                "out, or give skip_prompts_below or skip_prompts_above"
+            )
 
     def _check_critic(self) -> None:
         """Refuse what does not fit the critic's recipe."""
@@ -216,17 +242,23 @@ class SPPOTrainer(GRPOTrainer):
         model, reward_funcs, args and all others: as in GRPOTrainer; args is an SPPOConfig. R is the weighted sum of the
             reward functions, and must be 0 or 1.
         critic: PromptCritic, its folder, or the folder or Hub id of a language model with the policy's tokenizer. None
-            copies the policy into float32.
+            copies the policy into float32; of a policy with a LoRA adapter, the copy has the adapter added to its weights.
+        critic_peft_config: a `peft.LoraConfig`; then only an adapter and the head of the critic are trained. With
+            critic=None the frozen copy keeps the policy's dtype.
 
     Attributes:
         critic: the PromptCritic. With FSDP and DeepSpeed it is sharded, and all processes must call its methods together.
         num_long_prompts: training prompts longer than max_prompt_length, which are left out.
 
     Raises:
-        TypeError: args is not an SPPOConfig; critic has another type; the training dataset is streamed.
+        TypeError: args is not an SPPOConfig; critic or critic_peft_config has another type; the training dataset is
+            streamed.
+        ImportError: TRL lacks a name that this class needs (`trl_names`).
+        MissingExtra: PEFT is needed and not installed.
         ValueError: prompt and response are longer than the model's or the critic's context; a token, or the padding token,
             has no embedding; no answer can be read by `MathReward`; another tokenizer;
-            no critic for a policy that cannot be copied; DeepSpeed ZeRO-3; a multimodal model.
+            no critic for a policy that cannot be copied; an adapter that cannot be trained or saved (`adapters`);
+            DeepSpeed ZeRO-3; a multimodal model.
             The dataset lacks a column, is smaller than a generation batch, or has long prompts although
             long_prompts="error". While training: rewards that are not 0 or 1.
     """
@@ -239,6 +271,7 @@ class SPPOTrainer(GRPOTrainer):
     args: Any
     model: Any
     train_dataset: Any
+    processing_class: Any
     _logs: Any
 
     def __init__(
@@ -248,6 +281,7 @@ class SPPOTrainer(GRPOTrainer):
         args: SPPOConfig | None = None,
         *rest: Any,
         critic: PromptCritic | str | os.PathLike[str] | None = None,
+        critic_peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         if args is None:
@@ -258,17 +292,30 @@ class SPPOTrainer(GRPOTrainer):
         if len(rest) < 3 and kwargs.get("processing_class") is None:  # GRPOTrainer has it third in `rest`
             kwargs["processing_class"] = _saved_tokenizer(model, args)
         super().__init__(model, reward_funcs, args, *rest, **kwargs)
+        self._check_text()
         self._check_data()
         self._critic_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._critic_bf16 = bool(args.bf16) or self.model.dtype == torch.bfloat16
-        self.critic = self._make_critic(critic)
+        self.critic = self._make_critic(critic, critic_peft_config)
         check_context(self.critic.backbone.config, "the critic", self._longest, 0, "", "max_prompt_length")
         self._critic = self._distribute(self.critic)  # what is called in training
-        self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=args.critic_learning_rate)
+        trained = [x for x in self.critic.parameters() if x.requires_grad]  # all, or an adapter and the head
+        self.critic_optimizer = torch.optim.Adam(trained, lr=args.critic_learning_rate)
         self._warmup_left = args.critic_warmup_batches
         self._outcome = torch.empty(0)
+        self._skip = PromptFilter(args.skip_prompts_below, args.skip_prompts_above, args.retry_skipped_prompts)
+        self._judged: deque[tuple[float, float]] = deque(maxlen=JUDGED)  # V before the critic's update, and R
+        if self._skip.active and self.environment_factories is not None:
+            raise ValueError(
+                "skip_prompts_below and skip_prompts_above need prompts that are known before the rollout, and here they "
+                "are the environment's; leave both out"
+            )
 
     # ------------------------------------------------------------------------------------------------------- checks
+    def _check_text(self) -> None:
+        if isinstance(self.processing_class, ProcessorMixin):
+            raise ValueError("the critic reads text alone; give a tokenizer as processing_class, not a processor")
+
     def _check_data(self) -> None:
         data, limit, size = self.train_dataset, self.args.max_prompt_length, self.args.generation_batch_size
         if isinstance(data, IterableDataset):
@@ -312,7 +359,7 @@ class SPPOTrainer(GRPOTrainer):
         """Refuse what the policy cannot read, before anything is generated."""
         name = str(self.model.config._name_or_path or type(self.model).__name__)
         check_ids(self.model, ids, name)
-        check_ids(self.model, [[self._tokenizer.pad_token_id]], f"{name}, which needs one for the padding token,")
+        check_ids(self.model, [[self.processing_class.pad_token_id]], f"{name}, which needs one for the padding token,")
         self._longest = max(map(len, ids), default=0)
         response = self.args.max_completion_length
         if positions(self.model.config) is not None:
@@ -338,27 +385,44 @@ class SPPOTrainer(GRPOTrainer):
                 if both:
                     logger.warning(f"{both} of {len(data)} prompts of {name} are in train_dataset too")
 
-    def _make_critic(self, critic: PromptCritic | str | os.PathLike[str] | None) -> PromptCritic:
+    def _make_critic(
+        self, critic: PromptCritic | str | os.PathLike[str] | None, peft_config: Any = None
+    ) -> PromptCritic:
         plugin = self.accelerator.state.deepspeed_plugin
         if plugin is not None and plugin.zero_stage == 3:
             raise ValueError(
                 "DeepSpeed ZeRO-3 cuts every model into pieces while it is loaded, the critic too; "
                 "use FSDP (fsdp_version: 2) to shard the policy, or ZeRO stage 1 or 2"
             )
-        if self._is_vlm:
-            raise ValueError("the critic reads text alone; give a tokenizer as processing_class, not a processor")
         if critic is None:
-            policy = self.model
-            if not isinstance(policy, PreTrainedModel) or getattr(policy, "is_quantized", False):
-                raise ValueError(
-                    "without critic= the critic is a copy of the policy, which an adapter (PEFT) or a quantised model does "
-                    f"not allow; pass critic='<path or Hub id>' with the tokenizer of {policy.config._name_or_path!r}"
-                )
-            critic = PromptCritic.from_backbone(policy, self._tokenizer)
-            critic.backbone.float()  # small steps are lost in bfloat16 weights
+            critic = self._copy_policy()
+            if peft_config is None:
+                critic.backbone.float()  # small steps are lost in bfloat16 weights
+            else:
+                critic.backbone.to(self.model.dtype)
         elif not isinstance(critic, PromptCritic | str | os.PathLike):
             raise TypeError(f"critic must be a PromptCritic, a path or a Hub id, got {type(critic).__name__}")
-        return load_critic(critic, self._tokenizer)
+        critic = load_critic(critic, self.processing_class)
+        if peft_config is not None:
+            adapters.add_adapter(critic, peft_config)
+        if adapters.is_adapted(critic.backbone) and not any(x.requires_grad for x in critic.backbone.parameters()):
+            raise ValueError(
+                "no weight of the critic's adapter is trainable: PeftModel.from_pretrained needs is_trainable=True"
+            )
+        return critic
+
+    def _copy_policy(self) -> PromptCritic:
+        policy = self.model
+        adapted = adapters.is_adapted(policy)
+        base = policy.get_base_model() if adapted else policy
+        if not isinstance(base, PreTrainedModel) or getattr(base, "is_quantized", False):
+            raise ValueError(
+                "without critic= the critic is a copy of the policy, which a quantised model does not allow; "
+                f"pass critic='<path or Hub id>' with the tokenizer of {base.config._name_or_path!r}"
+            )
+        if adapted:
+            return PromptCritic(adapters.merged_backbone(policy), self.processing_class).eval()  # type: ignore[arg-type]
+        return PromptCritic.from_backbone(policy, self.processing_class)
 
     def _distribute(self, critic: PromptCritic) -> nn.Module:
         device, world = self.accelerator.device, self.accelerator.num_processes
@@ -383,11 +447,11 @@ class SPPOTrainer(GRPOTrainer):
     # --------------------------------------------------------------------------------------------------------- data
     def _tokenize_prompts(self, prompts: list[Any]) -> Any:
         """The ids that `critic.predict` makes. With tools, environments or another chat template they are TRL's."""
-        if self._is_vlm or self.environment_factories is not None or self.tools or self.chat_template is not None:
+        if self.environment_factories is not None or self.tools or self.chat_template is not None:
             return super()._tokenize_prompts(prompts)
         if self.chat_template_kwargs:
             return super()._tokenize_prompts(prompts)
-        return [prompt_ids(prompt, self._tokenizer) for prompt in prompts], None, {}
+        return [prompt_ids(prompt, self.processing_class) for prompt in prompts], None, {}
 
     def _order(self, epoch: int, stream: int = 0) -> list[int]:
         """The prompts' order in an epoch, the same on every process and after every resume."""
@@ -438,6 +502,8 @@ class SPPOTrainer(GRPOTrainer):
             return self._roll_out(inputs, "eval")[0]
         if self._warmup_left:
             self._warm_up()
+        if self._skip.active:
+            inputs = self._without_skipped(inputs)
         output, outcome = self._roll_out(inputs, "train")
         if self.args.critic_recipe == "window":
             self._log_critic(self._train_critic(output, outcome))
@@ -457,6 +523,43 @@ class SPPOTrainer(GRPOTrainer):
             self._log_critic(self._train_critic(output, output["outcome"]))
         return inputs
 
+    def _without_skipped(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The generation batch without prompts that the critic calls hopeless or solved; others take their places.
+
+        Each process replaces its own rows, by rows of its own share of the dataset. So a prompt may be in a batch twice.
+        """
+        accelerator, data, size = self.accelerator, self.train_dataset, self.args.per_device_train_batch_size
+        # What follows 2 is never 0, so these are no numbers that `_order` or the critic's batches draw.
+        rng = np.random.default_rng([self.args.seed, self._critic_updates(), accelerator.process_index, 2])
+        mine = np.random.default_rng([self.args.seed, self._critic_updates(), 0, 3]).permutation(len(data))
+        others = (data[row] for row in mine[accelerator.process_index :: accelerator.num_processes].tolist())
+
+        def value(rows: list[dict[str, Any]]) -> Tensor:
+            ids = self._tokenize_prompts([row["prompt"] for row in rows])[0]
+            # Every process makes as many forward passes: a sharded critic needs it.
+            passes = -(-len(inputs) // size)
+            parts = [ids[start : start + size] or ids[:1] for start in range(0, passes * size, size)]
+            with self._autocast():
+                return torch.cat([self.critic.predict(part, size) for part in parts])[: len(ids)]
+
+        def anyone(flag: bool) -> bool:
+            return bool(accelerator.gather(torch.tensor([int(flag)], device=accelerator.device)).any())
+
+        chosen: Chosen = self._skip.choose(inputs, others, value, rng, anyone)
+        numbers = list(chosen.scalars().items())
+        found = torch.tensor([[x for _, x in numbers]], device=accelerator.device)
+        found = accelerator.gather(found)  # (processes, 5)
+        if found[:, -1].sum() and not self._critic_updates():
+            raise ValueError(
+                f"skip_prompts_below={self._skip.low} and skip_prompts_above={self._skip.high} leave too few of the "
+                f"{len(data)} prompts for a generation batch (a new critic says 0.5 of every prompt); widen the bounds, "
+                "start from a trained critic, or give critic_warmup_batches"
+            )
+        for i, (name, _) in enumerate(numbers):
+            total = found[:, i].mean() if name == "prompts/v0_offered" else found[:, i].sum()
+            self._metrics["train"][name].append(total.item())
+        return chosen.kept
+
     def _log_critic(self, losses: Tensor) -> None:
         self._metrics["train"]["critic/loss"].append(losses[0].item())
         self._metrics["train"]["critic/last_loss"].append(losses[-1].item())
@@ -471,6 +574,8 @@ class SPPOTrainer(GRPOTrainer):
         logit = self.accelerator.gather(logit)  # (B,) of all processes, like the outcomes
         outcome = self._outcome.to(logit.dtype)
         advantage = core.sequence_advantage(outcome, logit)
+        if mode == "train":
+            self._judged.extend(zip(logit.float().sigmoid().tolist(), outcome.tolist(), strict=True))
         start = self.accelerator.process_index * len(ids)
         output["advantages"] = advantage[start : start + len(ids)]
 
@@ -542,14 +647,45 @@ class SPPOTrainer(GRPOTrainer):
 
     # -------------------------------------------------------------------------------------------------- checkpoints
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save as GRPOTrainer does, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`."""
+        """Save as GRPOTrainer does, and the critic into the folder `critic` inside, for `PromptCritic.from_pretrained`.
+
+        Outside of checkpoints the critic gets a card, whose numbers are of the newest responses of the training.
+        """
         folder = os.path.join(output_dir or self.args.output_dir, "critic")
         weights = self.critic.state_dict()
         if self._critic_sharded:  # whole on rank 0, empty elsewhere
             weights = get_model_state_dict(self.critic, options=_WHOLE)
         if self.args.should_save and weights:
-            self.critic.save_pretrained(folder, weights)
+            final = output_dir is None or not _internal_call
+            self.critic.save_pretrained(folder, weights, self.critic_card() if final else None)
         super().save_model(output_dir, _internal_call)
+
+    def critic_card(self) -> CriticCard:
+        """The critic's card. Each V in it is of a critic that had not yet seen the outcome it is compared with."""
+        name = str(self.model.config._name_or_path) or type(self.model).__name__
+        base = str(self.critic.backbone.config._name_or_path) or name
+        judged = torch.tensor(list(self._judged), dtype=torch.float64)
+        skipping = ""
+        if self._skip.active:
+            skipping = (
+                f" Prompts with V below {self._skip.low} or above {self._skip.high} were skipped: few are among them."
+            )
+        return CriticCard(
+            data=f"the newest {len(judged):,} responses of the training since it was last started, at most {JUDGED:,}. A "
+            f"prompt counts as often as it came. V is that of the critic before it was trained on the response.{skipping}",
+            policy=name, base_model=base, calibration=calibration(judged[:, 0], judged[:, 1]) if len(judged) else None,
+            trained_on=f"{len(self.train_dataset):,} prompts, {self.state.global_step:,} optimiser steps of the policy",
+            sampling=f"temperature {self.args.temperature:g}, at most {self.args.max_completion_length:,} tokens",
+            license=base_license(base),
+        )  # fmt: skip
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """transformers copies the policy's files to what it uploads while training. The critic goes with them."""
+        critic = os.path.join(checkpoint_folder, "critic")
+        if self.is_world_process_zero() and os.path.isdir(critic):
+            remove_card(Path(self.args.output_dir, "critic"))  # of an earlier critic
+            shutil.copytree(critic, os.path.join(self.args.output_dir, "critic"), dirs_exist_ok=True)
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -577,6 +713,11 @@ class SPPOTrainer(GRPOTrainer):
         read = self.args.process_index == 0 or not self._critic_sharded
         weights = PromptCritic.from_pretrained(os.path.join(checkpoint, "critic")).state_dict() if read else {}
         state = torch.load(paths[0], map_location="cpu", weights_only=True) if read else {}
+        if read and (other := weights.keys() ^ set(self.critic.state_dict())):
+            raise ValueError(
+                f"cannot resume: the critic of {checkpoint} has other weights than this run's, such as {min(other)}; "
+                "give the same critic and the same critic_peft_config as before"
+            )
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=self._critic_sharded)
         set_model_state_dict(self.critic, weights, options=options)
         set_optimizer_state_dict(self.critic, self.critic_optimizer, state, options=options)
@@ -593,6 +734,9 @@ class SPPOTrainer(GRPOTrainer):
 
 SequenceLevelPPOTrainer, SequenceLevelPPOConfig = SPPOTrainer, SPPOConfig
 """The same classes. "SPPO" also names Self-Play Preference Optimization, which is another method."""
+
+JUDGED = 4096
+"""Responses that the critic's card is made of, at most."""
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 

@@ -29,8 +29,8 @@ the mean over the tokens of each micro-batch. With one sequence per micro-batch 
 `seq-mean-token-mean`; with two (1.5B) it is none of the three. The critic's loss is always the mean over the mini-batch's
 sequences, without the rows that verl fills up with.
 
-Run on CPU (tests_verl): registration by stock verl; the recipes through verl's validation; losses and gradients against
-core. With verl's FSDP2 engine on gloo: the critic worker, and SPPOTrainerSync.fit on Ray with two ranks.
+Run on CPU (tests_verl): registration by stock verl; a dry run of the recipes; losses and gradients against core. With
+verl's FSDP2 engine on gloo: a whole update by the policy's and the critic's worker; SPPOTrainerSync.fit on Ray, two ranks.
 Not run: CUDA, NCCL, flash attention, FSDP1, Megatron, generation by vLLM or SGLang and the transfer of weights to it,
 models of real size. So `verl.trainer.main_ppo` has not been run from end to end.
 """
@@ -47,7 +47,7 @@ import torch
 from torch import Tensor
 
 from sppo_control import core, extras
-from sppo_control.llm.rewards import MathReward
+from sppo_control.llm.rewards import MathReward, paper_answer
 
 INSTALL = f"pip install torch==2.13.0; {extras.install('verl')}"
 """verl needs torch first, and a separate environment, because TRL needs another version of transformers."""
@@ -248,10 +248,22 @@ def boxed_reward(solution_str: str, ground_truth: Any, **unused: Any) -> float:
     return float(_judge().verdict(solution_str, ground_truth) == "correct")
 
 
+def paper_reward(solution_str: str, ground_truth: Any, **unused: Any) -> float:
+    """`boxed_reward` with the official code's reading (`rewards.paper_answer`): only the text after the last </think> is
+    judged, and numbers have a relative tolerance of 1e-4. It is the reward of the recipes, and of
+    `evaluate_llm.py --protocol sppo-paper`.
+
+    Raises:
+        ValueError: the right answer is neither text nor a number.
+        MissingExtra: math-verify is not installed.
+    """
+    return float(_judge(1e-4).verdict(paper_answer(solution_str), ground_truth) == "correct")
+
+
 @functools.cache
-def _judge() -> MathReward:
+def _judge(tolerance: float = 0.0) -> MathReward:
     """One verifier for each process of verl."""
-    return MathReward()
+    return MathReward(tolerance=tolerance)
 
 
 # ------------------------------------------------------------------------------------------------ in verl's processes

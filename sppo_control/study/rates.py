@@ -78,6 +78,7 @@ class Choice(NamedTuple):
 
     @property
     def rate(self) -> float:
+        """The learning rate of the chosen setting."""
         return rate_of(self.setting)
 
 

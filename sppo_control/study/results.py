@@ -56,10 +56,12 @@ class StudyRun:
 
     @property
     def budget(self) -> int:
+        """Environment steps that the run was given."""
         return self.arguments["total_timesteps"]
 
     @property
     def area(self) -> float:
+        """Success averaged over the steps of the budget."""
         ends = np.minimum(self.x["steps"], self.budget)  # the last update may exceed the budget
         return float(np.sum(self.success * np.diff(ends, prepend=0)) / ends[-1])
 
@@ -240,6 +242,7 @@ class Study:
         self.tasks = list(dict.fromkeys(task for task, _, _ in self.arms))
 
     def read_json(self, path: Path) -> None:
+        """Add the rows of a .json file that `scripts/probe.py` wrote."""
         content = read_json(path)
         try:
             if any("curve" in row for row in content.get("rows", [])):
