@@ -400,7 +400,7 @@ def test_a_lengthened_run_equals_a_long_one(whole, tmp_path, monkeypatch):
 def test_what_may_change_when_a_run_is_resumed(whole, monkeypatch, capsys):
     error = refusal(monkeypatch, capsys, whole.script, "--resume", whole.folder, "--temperature", "0.5")
     assert "--temperature is 1.0 in the run to be resumed and cannot become 0.5" in error
-    assert error.endswith("These may change: --resume, --save-every, --total-episodes")
+    assert error.endswith("These may change: --resume, --save-every, --total-episodes, --track")
     error = refusal(monkeypatch, capsys, whole.script, "--resume", whole.folder, "--eval-prompts", "8")
     assert "--eval-prompts is 16" in error, "other held-out prompts would be other prompts to train on"
 
@@ -947,7 +947,8 @@ def test_all_scripts_share_arguments():
     fields = {name: {f.name: f.type for f in dataclasses.fields(s.Args)} for name, s in SCRIPTS.items()}
     critic = {"critic", "critic_learning_rate", "critic_warmup_batches"}
     own = {
-        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio"},
+        "sppo_llm": critic | {"critic_recipe", "critic_steps", "critic_batch_size", "critic_layers", "norm_adv", "ratio",
+                             "skip_prompts_below", "skip_prompts_above", "retry_skipped_prompts"},
         "ppo_llm": critic | {"critic_loss", "gamma", "gae_lambda", "critic_gae_lambda", "norm_adv"},
         "grpo_llm": {"group_size", "normalize_std", "ratio"},
         "rloo_llm": {"baseline", "group_size", "norm_adv"},

@@ -477,7 +477,7 @@ def test_what_a_run_computes_from_its_counters(seed, update, stream, number, uni
     run.args = SimpleNamespace(seed=seed, total_timesteps=10, total_episodes=20)
     run.update, run.steps, run.episodes, run.unit, run.checkpoints = update, 3, 4, unit, lambda: ["the last one"]
     assert (run.progress, run.budget) == ((3, 10) if unit == "step" else (4, 20))
-    expected = np.random.default_rng([seed, update, {"rollout": 0, "shuffle": 1, "evaluate": 2}[stream]])
+    expected = np.random.default_rng([seed, update, {"rollout": 0, "shuffle": 1, "evaluate": 2, "prompts": 3}[stream]])
     assert run.new_rng(stream).integers(2**63, size=3).tolist() == expected.integers(2**63, size=3).tolist()
     value = torch.tensor(number, requires_grad=True)
     if math.isfinite(number):

@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "_tokenize_prompts": "replaced for text: the ids that the critic makes",
     "_save_optimizer_and_scheduler": "wrapped (of transformers' Trainer): the critic's state is saved as well",
     "_load_optimizer_and_scheduler": "wrapped (of transformers' Trainer): the critic's state is loaded as well",
+    "_push_from_checkpoint": "wrapped (of transformers' Trainer): the critic is uploaded as well",
     "save_model": "wrapped (public): the critic is saved as well",
 }
 """Methods that SPPOTrainer overrides -> what it does there."""
