@@ -118,22 +118,10 @@ class Exports(SphinxDirective):
         return self.parse_text_to_nodes(f"Names of the package: {', '.join(links)}.")
 
 
-class ModulesIfThere(SphinxDirective):
-    """A section for each module that is named and installed."""
-
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        there = [name for name in self.content if name.strip() and importlib.util.find_spec(name)]
-        text = "".join(f"## `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n\n" for name in there)
-        return self.parse_text_to_nodes(text, allow_section_headings=True)
-
-
 def setup(app: Any) -> dict[str, bool]:
     app.plain_docstrings = {}
     app.connect("autodoc-process-docstring", _before_napoleon, priority=100)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("html-collect-pages", _without_builtins, priority=1)
     app.add_directive("exports", Exports)
-    app.add_directive("modules-if-there", ModulesIfThere)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
