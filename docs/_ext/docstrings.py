@@ -1,7 +1,6 @@
 """Docstrings of this project are Markdown with Google's sections. Here their text becomes what Sphinx reads."""
 
 import importlib
-import importlib.util
 import itertools
 import re
 from typing import Any
