@@ -20,6 +20,7 @@ def row(rate, n=10, **changes):
     return made | changes
 
 
+@pytest.mark.slow
 def test_a_perfect_v_has_the_brier_score_of_chance_alone():
     """Mean p (1 - p), and 10 / 9 of it, because rates of 10 episodes are themselves chance."""
     found = critic_control.numbers(row([0.0, 0.5, 1.0, 0.2]))
