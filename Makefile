@@ -100,10 +100,12 @@ clean:  ## remove the virtual environment; runs/ stays
 	@touch $@
 
 .venv/.test: .venv/.core
+	@echo "Installing what the tests need: simulators, Ray and transformers, about 1 GB (one to five minutes) ..."
 	@$(PIP) -e '.[test]'
 	@touch $@
 
 .venv/.docs: .venv/.test  # all extras, because the API pages are made of the docstrings of what is imported
+	@echo "Installing Sphinx (half a minute) ..."
 	@$(PIP) -e '.[docs]'
 	@touch $@
 
