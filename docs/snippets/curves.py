@@ -44,4 +44,6 @@ def main(folders, out):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3 or not sys.argv[-1].endswith(".png"):
+        sys.exit("usage: python docs/snippets/curves.py RUN_FOLDER [RUN_FOLDER ...] PICTURE.png")
     main(sys.argv[1:-1], sys.argv[-1])
