@@ -285,7 +285,7 @@ WHOLE_UPDATE = Function(
         "update_advantage_not_detached": "The advantage is not detached, so the policy's loss also trains the critic.",
         "update_critic_trained_before_the_advantage": "The advantage is computed with a critic that was trained on "
         "these outcomes before.",
-        "update_old_log_probability_computed_again": "logp_old is computed again with the current weights, so the ratio is 1.",
+        "update_old_log_probability_computed_again": "logp_old is computed again with current weights, so the ratio is 1.",
         "update_ascends": "The weights move up the loss, not down.",
         "update_steps_on_each_micro_batch": "Each micro-batch makes an optimiser step of its own.",
         "update_micro_batch_means_added": "The micro-batches' means are added, so the step grows with their number.",
