@@ -1,5 +1,7 @@
 """The conformance kit: it accepts what is right, finds what is wrong, and calls the mistake by its name."""
 
+import ast
+import inspect
 import json
 import re
 import subprocess
@@ -138,6 +140,57 @@ def test_what_is_not_offered_is_said():
     assert reasons["update.one_step"] == "the adapter has no such function"
 
 
+def gae_without_defaults(reward, value, mask, gamma, gae_lambda):
+    return core.generalized_advantage(reward, value, mask, gamma, gae_lambda)
+
+
+def loss_without_defaults(logp, logp_old, advantage, mask, clip_coef, *, reduction, denominator, ratio):
+    return core.clipped_surrogate(logp, logp_old, advantage, mask, clip_coef, reduction, denominator, ratio).loss
+
+
+def test_options_without_a_default_are_passed():
+    def squared_value_loss(value, returns, mask, denominator, value_old, clip_coef):
+        return core.squared_value_loss(value, returns, mask, denominator, value_old, clip_coef)
+
+    adapter = {"generalized_advantage": gae_without_defaults, "policy_loss": loss_without_defaults}
+    report = check({**adapter, "squared_value_loss": squared_value_loss}, examples=0)
+    assert report.ok, report
+    statistics = {f"policy_loss.{s}" for s in ("old_approx_kl", "approx_kl", "clipfrac", "ratio_min", "ratio_max")}
+    absent = {r.prop.id for r in report.results if r.prop.function.name in adapter and r.status == "not offered"}
+    assert absent == statistics | {"policy_loss.kl_of_a_sequence_ratio"}, "it returns a scalar"
+
+
+def test_a_bug_in_an_adapter_without_defaults_is_named():
+    def clipped_from_above(logp, logp_old, advantage, mask, clip_coef):
+        A = advantage.detach() if advantage.ndim == 2 else advantage.detach()[:, None]
+        r = torch.where(mask, logp - logp_old.detach(), 0.0).exp()
+        return -torch.where(mask, torch.minimum(r * A, r.clamp(max=1 + clip_coef) * A), 0.0).sum() / mask.sum()
+
+    def lambda_ignored(reward, value, mask, gamma, gae_lambda):
+        return core.generalized_advantage(reward, value, mask, gamma, 1.0)
+
+    only = ["policy_loss.clip", "policy_loss.clip_coef", "policy_loss.padding", "policy_loss.approx_kl"]
+    report = check({"policy_loss": clipped_from_above}, only=only, examples=0)
+    assert named(report) == {"ratio_clipped_from_above_only"}
+    assert status(report)["policy_loss.approx_kl"] == "not offered"
+    assert named(check({"generalized_advantage": lambda_ignored}, examples=0)) == {"gae_lambda_ignored"}
+
+
+@pytest.mark.parametrize("function", spec.FUNCTIONS, ids=lambda f: f.name)
+def test_the_defaults_are_those_of_core_and_of_the_page(function):
+    name = "clipped_surrogate" if function.name == "policy_loss" else function.name
+    if function.name == "update":
+        assert not function.defaults
+        return
+    parameters = inspect.signature(getattr(core, name)).parameters.values()
+    of_core = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in function.arrays}
+    assert dict(function.defaults) == of_core
+    row = next((line for line in PAGE.splitlines() if line.startswith(f"| `{function.name}`")), None)
+    if row is not None:
+        written = dict(re.findall(r"(\w+) = (\S+?)[, ]", row))
+        assert {key: ast.literal_eval(x) for key, x in written.items()} == of_core
+
+
 MISTAKES = [(f.name, name) for f in spec.FUNCTIONS for name in f.faults]
 SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in MISTAKES]
 
@@ -191,7 +244,12 @@ class Update:
     def update(self, state, batch):
         weights, optimizer = state
         mask = torch.ones_like(batch["mask"]) if self.fault == "update_trains_padding" else batch["mask"]
-        size = batch["micro_batch_size"]
+        size, critic = batch["micro_batch_size"], weights["critic"]
+        if self.fault == "update_critic_trained_before_the_advantage":
+            ahead, trainer = self.load(self.save(state))
+            core.bernoulli_value_loss(batch["context"] @ ahead["critic"], batch["outcome"]).backward()
+            trainer.step()
+            critic = ahead["critic"]
         if self.fault != "update_gradient_never_cleared":
             optimizer.zero_grad()
         for i in range(0, len(mask), size):
@@ -199,8 +257,10 @@ class Update:
             logits = batch["obs"][part] @ weights["policy"]
             logp = logits.log_softmax(-1).gather(-1, batch["action"][part][..., None])[..., 0]
             v, R = batch["context"][part] @ weights["critic"], batch["outcome"][part]
-            A = core.sequence_advantage(R, v)
+            A = core.sequence_advantage(R, batch["context"][part] @ critic)
             m, old = mask[part], batch["logp_old"][part]
+            if self.fault == "update_old_log_probability_computed_again":
+                old = logp
             steps, episodes = mask.sum(), len(mask)
             if self.fault in ("update_micro_batch_means_added", "update_steps_on_each_micro_batch"):
                 steps, episodes = m.sum(), len(R)
@@ -242,12 +302,34 @@ def test_a_right_update_holds(optimizer):
         ("sgd", "update_trains_padding"),
         ("sgd", "update_micro_batch_means_added"),
         ("sgd", "update_steps_on_each_micro_batch"),
+        ("sgd", "update_critic_trained_before_the_advantage"),
+        ("adam", "update_critic_trained_before_the_advantage"),
+        ("sgd", "update_old_log_probability_computed_again"),
         ("adam", "update_gradient_never_cleared"),
         ("adam", "update_moments_lost_on_resume"),
     ],
 )
 def test_a_wrong_update_is_named(optimizer, fault):
     assert named(check(Update(optimizer, fault), examples=0)) == {fault}
+
+
+def test_later_failures_of_an_update_point_to_the_first():
+    sentence = "fails for the same reason as update.one_step, perhaps"
+
+    class Third(Update):
+        """The new weights are a third of what is right: not one of the known mistakes."""
+
+        def params(self, state):
+            return {name: w / 3 for name, w in state[0].items()}
+
+    report = check(Third(), examples=0)
+    assert {status(report)[f"update.{p}"] for p in ("one_step", "padding", "two_updates")} == {"fails"}
+    assert named(report) == set()
+    first, *later = (r for r in report.results if r.status == "fails")
+    assert sentence not in first.lines()
+    assert all(sentence in r.lines() and r.as_dict()["same_as"] == "update.one_step" for r in later)
+    alone = check(Update(fault="update_trains_padding"), examples=0)
+    assert sentence not in str(alone), "one_step holds"
 
 
 # ------------------------------------------------------------------------------------------------ kinds of adapters
@@ -348,6 +430,9 @@ def test_the_exit_status_and_the_json_file(in_folder, tmp_path, capsys):
         (["absent"], "cannot be imported"),
         (["my_losses:absent"], "has no 'absent'; its names"),
         (["my losses"], "module:name"),
+        (["my_losses.py"], "write my_losses, without .py"),
+        (["my_losses.py:adapter"], "write my_losses, without .py"),
+        (["code/my_losses.py"], "without .py, in the folder code"),
         ([], "name one adapter"),
         (["my_losses", "--list"], "name one adapter"),
         (["my_losses", "--only", "nothing"], "'nothing', which is neither"),
@@ -375,6 +460,7 @@ def test_the_pytest_option_makes_a_test_of_each_property(pytester):
     result.assert_outcomes(passed=1, failed=1, skipped=1)
     text = result.stdout.str()
     assert "the episode itself included" in text
+    assert "FAILED my_losses::leave_one_out_advantage.value" in text
     assert "Traceback" not in text
 
 

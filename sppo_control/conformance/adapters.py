@@ -32,9 +32,13 @@ def load(place: str) -> Any:
     """The adapter that `module:name` names, or `module` alone, which is an adapter itself.
 
     Raises:
-        UserError: there is no such module or name, or its import fails.
+        UserError: there is no such module or name, it is a file's name, or its import fails.
     """
     module, _, name = place.partition(":")
+    if module.endswith(".py"):
+        folder, _, stem = module.removesuffix(".py").replace(os.sep, "/").rpartition("/")
+        where = f", in the folder {folder}" if folder else ""
+        raise UserError(f"an adapter is a module, not a file, got {place!r}; write {stem}, without .py{where}")
     if not module or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")] if part or name):
         raise UserError(f"an adapter is module:name, such as my_losses:adapter, got {place!r}")
     if os.getcwd() not in sys.path:
@@ -160,7 +164,9 @@ class Adapter:
         missing = [name for name in named if name not in names and not any_name]
         if missing:
             raise NotOffered(f"{function.name} has no argument {missing[0]}")
-        return call(*first, **named)
+        # without this, an option without a default would be a TypeError in all properties that do not set it
+        needed = _without_default(call, len(first))
+        return call(*first, **{name: x for name, x in function.defaults.items() if name in needed} | named)
 
     def answer(self, prop: Property, case: Case) -> Answer:
         """What the adapter says in this case: outputs and gradients as float64 arrays, or `error`.
@@ -261,6 +267,17 @@ def _parameters(call: Callable[..., Any]) -> tuple[list[str], bool]:
     except (TypeError, ValueError):
         return [], True
     return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def _without_default(call: Callable[..., Any], first: int) -> set[str]:
+    """Names of the parameters that have no default, behind the `first` ones, which are passed by position."""
+    try:
+        parameters = list(inspect.signature(call).parameters.values())
+    except (TypeError, ValueError):
+        return set()
+    by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    behind = [p for p in by_position[first:] if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return {p.name for p in [*behind, *(p for p in parameters if p.kind is p.KEYWORD_ONLY)] if p.default is p.empty}
 
 
 def _outputs(function: Function, result: Any, wanted: list[str]) -> dict[str, Any]:

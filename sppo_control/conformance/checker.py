@@ -41,6 +41,8 @@ class Result:
     """names of the mistakes that together give the adapter's answers"""
     batches: int = 0
     """number of batches on which they do"""
+    same_as: str = ""
+    """an earlier property that fails, perhaps for the same reason"""
 
     @property
     def sentence(self) -> str:
@@ -60,6 +62,8 @@ class Result:
             lines.append(f"    (with it the equation gives your answers on all {self.batches} batches tried)")
         else:
             lines.append("likely mistake: none of the known ones gives these answers")
+        if self.same_as:
+            lines.append(f"fails for the same reason as {self.same_as}, perhaps")
         return [*lines, f"equation: {prop.equation}   ({prop.source})"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,6 +82,8 @@ class Result:
                 "equation": self.prop.equation,
                 "source": self.prop.source,
             }
+            if self.same_as:
+                plain["same_as"] = self.same_as
         return plain
 
 
@@ -285,6 +291,11 @@ def _check_function(
         else:
             own = [evidence[result.prop.id]]
             result.mistakes, result.batches = _diagnose(own, own)
+    # The later properties of an update contain the one step. A name of their own is a reason of their own.
+    if failed[0].prop.id == "update.one_step":
+        for result in failed[1:]:
+            if result.mistakes == failed[0].mistakes:
+                result.same_as = failed[0].prop.id
     return results
 
 

@@ -41,7 +41,9 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         return cache[name][prop.id]
 
     items.extend(
-        PropertyItem.from_parent(session, name=prop.id, prop=prop, result=result, place=place)
+        PropertyItem.from_parent(
+            session, name=prop.id, nodeid=f"{place}::{prop.id}", prop=prop, result=result, place=place
+        )
         for prop in spec.PROPERTIES
         if prop.function.name in door.functions
     )

@@ -10,6 +10,7 @@ Nothing is imported from `core.py`, so that a defect there is found too. A test 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -447,13 +448,24 @@ def update(x: Arrays, options: Options, faults: Faults) -> Arrays:
     for number in range(options["updates"]):
         if number and options["resume"]:
             optimizer.resume()
-        for gradient in _update_gradients(weights, x, options, faults):
+        judge = None
+        if "update_critic_trained_before_the_advantage" in faults:
+            trained, ahead = weights, copy.deepcopy(optimizer)
+            for gradient in _update_gradients(weights, x, options, faults):
+                trained = ahead.step(trained, gradient)
+            judge = trained["critic"]
+        for gradient in _update_gradients(weights, x, options, faults, judge):
             weights = optimizer.step(weights, gradient)
     return weights
 
 
-def _update_gradients(weights: Arrays, x: Arrays, options: Options, faults: Faults) -> list[Arrays]:
-    """The gradient of each optimiser step of an update: one of them, if it is right."""
+def _update_gradients(
+    weights: Arrays, x: Arrays, options: Options, faults: Faults, judge: Tensor | None = None
+) -> list[Arrays]:
+    """The gradient of each optimiser step of an update: one of them, if it is right.
+
+    `judge` has the critic's weights for the advantage where they are not those of `weights`.
+    """
     mask, size, rows = x["mask"], options["micro_batch_size"], len(x["outcome"])
     if "update_trains_padding" in faults:
         mask = torch.ones_like(mask)
@@ -466,11 +478,12 @@ def _update_gradients(weights: Arrays, x: Arrays, options: Options, faults: Faul
         logits = x["obs"][part] @ leaves["policy"]
         logp = logits.log_softmax(-1).gather(-1, x["action"][part][..., None])[..., 0]
         v, R = x["context"][part] @ leaves["critic"], x["outcome"][part]
-        A = R - torch.sigmoid(v)
+        A = R - torch.sigmoid(v if judge is None else x["context"][part] @ judge)
         if "update_advantage_normalised" in faults:
             A = (A - A.mean()) / (A.std(correction=0) + 1e-8)
         A = _stop(A, "update_advantage_not_detached" in faults)[:, None]
-        m, r = mask[part], (logp - x["logp_old"][part]).exp()
+        old = logp.detach() if "update_old_log_probability_computed_again" in faults else x["logp_old"][part]
+        m, r = mask[part], (logp - old).exp()
         eps = options["clip_coef"]
         L = torch.where(m, torch.minimum(r * A, r.clamp(1 - eps, 1 + eps) * A), 0.0)
         own = {"update_micro_batch_means_added", "update_micro_batch_means_averaged"} & faults

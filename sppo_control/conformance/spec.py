@@ -47,6 +47,8 @@ class Function:
     """whether the first output is a scalar to minimise"""
     also: tuple[str, ...] = ()
     """other names under which adapters may offer it"""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """options that are passed to an adapter without a default for them: the defaults of `core.py`"""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ GENERALIZED_ADVANTAGE = Function(
         "gae_returns_are_rewards_to_go": "The returns are discounted rewards, not A + V.",
         "gae_advantage_whitened": "The advantages are normalised over the batch, inside the function that computes them.",
     },
+    defaults={"gamma": 1.0, "gae_lambda": 1.0},
 )  # fmt: skip
 INTERLEAVED = {"groups_are_interleaved_rows": "Each N-th row is taken as one group, not N rows in a row."}
 GROUP_RELATIVE = Function(
@@ -121,6 +124,7 @@ GROUP_RELATIVE = Function(
         "group_epsilon_1e_5": "1e-5 is added to the standard deviation.",
         "group_epsilon_1e_6": "1e-6 is added to the standard deviation.",
     },
+    defaults={"normalize_std": True},
 )  # fmt: skip
 LEAVE_ONE_OUT = Function(
     "leave_one_out_advantage", ("outcome",), ("advantage",), reference.leave_one_out_advantage,
@@ -150,6 +154,7 @@ NORMALIZED = Function(
         "normalised_over_padding": "Padding counts in the mean and in the deviation.",
         "advantage_not_centred": "The mean is not subtracted.",
     },
+    defaults={"eps": 1e-8, "eps_in": "std"},
 )  # fmt: skip
 TRACKER = Function(
     "beta_tracker", ("alpha", "beta", "outcome", "context", "kl"), ("alpha", "beta"), reference.beta_tracker,
@@ -159,6 +164,7 @@ TRACKER = Function(
         "tracker_counts_successes_as_failures": "The count of failures grows with successes.",
         "tracker_half_life_in_e": "The forgetting is a power of e, not of 2, of the KL divergence in half-lives.",
     },
+    defaults={"kl_half": 0.06, "rho_min": 0.875, "rho_max": 0.96},
 )  # fmt: skip
 POLICY = Function(
     "policy_loss", ("logp", "logp_old", "advantage", "mask"),
@@ -205,6 +211,7 @@ POLICY = Function(
     },
     loss=True,
     also=("clipped_surrogate",),
+    defaults={"clip_coef": 0.2, "reduction": "token-mean", "denominator": None, "ratio": "step"},
 )  # fmt: skip
 BERNOULLI = Function(
     "bernoulli_value_loss", ("value_logit", "outcome"), ("loss",), reference.bernoulli_value_loss,
@@ -219,6 +226,7 @@ BERNOULLI = Function(
         **NO_GRADIENT,
     },
     loss=True,
+    defaults={"denominator": None},
 )  # fmt: skip
 SQUARED = Function(
     "squared_value_loss", ("value", "returns", "mask"), ("loss",), reference.squared_value_loss,
@@ -237,6 +245,7 @@ SQUARED = Function(
     },
     optional_arrays=("value_old",),
     loss=True,
+    defaults={"denominator": None, "value_old": None, "clip_coef": 0.2},
 )  # fmt: skip
 MASKED_MEAN = Function(
     "masked_mean", ("x", "mask"), ("mean",), reference.masked_mean,
@@ -260,6 +269,7 @@ CALIBRATION = Function(
         "calibration_bins_rounded": "Predictions go to the nearest edge of a bin, not into the bin that they are in.",
         "calibration_gaps_never_cancel": "The gaps of single predictions are added up, not those of a bin's means.",
     },
+    defaults={"num_bins": 10},
 )  # fmt: skip
 WILSON = Function(
     "wilson_interval", (), ("low", "high"), reference.wilson_interval,
@@ -267,11 +277,15 @@ WILSON = Function(
         "wilson_interval_too_wide": "In the Wilson interval z^2 / 4n replaces z^2 / 4n^2.",
         "normal_interval_for_wilson": "The interval is the normal one, p +- z sqrt(p (1 - p) / n).",
     },
+    defaults={"z": 1.959964},
 )  # fmt: skip
 WHOLE_UPDATE = Function(
     "update", (), ("policy", "critic"), reference.update,
     {
         "update_advantage_not_detached": "The advantage is not detached, so the policy's loss also trains the critic.",
+        "update_critic_trained_before_the_advantage": "The advantage is computed with a critic that was trained on "
+        "these outcomes before.",
+        "update_old_log_probability_computed_again": "logp_old is computed again with current weights, so the ratio is 1.",
         "update_ascends": "The weights move up the loss, not down.",
         "update_steps_on_each_micro_batch": "Each micro-batch makes an optimiser step of its own.",
         "update_micro_batch_means_added": "The micro-batches' means are added, so the step grows with their number.",
