@@ -104,7 +104,7 @@ def attempt(entry: dict[str, Any], args: Args) -> tuple[str, str, str]:
         for key in ("success-return", "horizon"):
             words += [f"--{key}", str(entry[key])] if key in entry else []
         code, text = run(folder, [*words, "--check"], args)
-        counts = re.search(r"(\d+) hold, (\d+) fail, (\d+) notes", text)
+        counts = re.search(r"(\d+) hold, (\d+) fail, (\d+) notes?", text)
         check = f"{counts[1]} hold, {counts[2]} fail" if counts else "-"
         fails = [line.split(";")[0].split(maxsplit=1)[1] for line in text.splitlines() if line.startswith("  fails")]
         check += f" ({', '.join(fails)})" if fails else ""

@@ -31,6 +31,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import tyro
 
+from . import commands
 from .checkpoints import check_layout, check_module, read_config, run_folder, short
 from .errors import FileError, NonFiniteError, UserError
 from .limits import check_limits
@@ -90,9 +91,13 @@ def main(
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with one line for what the user can mend; also around imports that need an extra."""
+    """End the program with one line for what the user can mend; also around imports that need an extra.
+
+    Output that nobody reads any more is no error; see `commands.may_stay_unread`.
+    """
     try:
-        yield
+        with commands.may_stay_unread():
+            yield
     except NonFiniteError as error:
         sys.exit(f"stopped: {error}")
     except Exception as error:
@@ -330,7 +335,9 @@ def _read_words(args_type: type[ArgsT], description: str | None, words: Sequence
         if not {"-h", "--help"} & set(words):
             os.environ["COLUMNS"] = "10000"  # a box that is narrower would cut long words in two
         with contextlib.redirect_stderr(said):
-            args = cast(Any, tyro.cli)(args_type, description=_wrapped(description), args=words, default=default)
+            args = cast(Any, tyro.cli)(
+                args_type, prog=commands.typed, description=_wrapped(description), args=words, default=default
+            )
     except SystemExit:
         if not said.getvalue():  # --help
             raise

@@ -10,12 +10,16 @@ can be read, copied and changed. This module imports nothing of the package and 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import runpy
+import select
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 ALGORITHMS = {
     "sppo": ("sppo_cartpole", ()),
@@ -46,6 +50,8 @@ MODULES = {
     "course": ("sppo_control.course", "exercises that grade themselves"),
 }
 """Command -> a module that is run as with python -m, and what it is for."""
+typed: str | None = None
+"""What the user typed, such as "sppo train". Help shows it in place of a file's path; None where a file was run."""
 
 
 def scripts_folder() -> Path:
@@ -129,8 +135,52 @@ def usage() -> str:
     )
 
 
+@contextlib.contextmanager
+def may_stay_unread() -> Iterator[None]:
+    """End without a word if nobody reads the output any more, as in `sppo --help | head -1`.
+
+    The exit status is then 141 (128 + SIGPIPE), as a shell reports it of other programs. A pipe to something else that
+    breaks, such as one to a worker process, is still an error.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # after --help
+            _flush()
+            raise
+        _flush()
+    except BrokenPipeError:
+        left = [file for file in (sys.stdout, sys.stderr) if _reader_left(file)]
+        if not left:
+            raise
+        for file in left:  # what is not written yet goes nowhere; else Python complains of it at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+        sys.exit(141)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def _reader_left(file: TextIO | None) -> bool:
+    """Whether a file is a pipe whose other end is closed."""
+    try:
+        poll = select.poll()
+        poll.register(file.fileno(), 0)  # type: ignore[union-attr]
+        return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll on this system, or no file behind it
+        return False
+
+
 def main() -> None:
     """The console command. Exit status 2 and one line after wrong use; else the exit status of the script."""
+    with may_stay_unread():
+        _main()
+
+
+def _main() -> None:
+    global typed
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
         print(usage())
@@ -139,7 +189,8 @@ def main() -> None:
         module, _ = MODULES[command]
         if find_spec(module) is None:
             _refuse(f"sppo {command} needs the module {module}, which this version does not have; update sppo-control")
-        sys.argv = [f"sppo {command}", *words]
+        typed = f"sppo {command}"
+        sys.argv = [typed, *words]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         return
     if command == "train":
@@ -148,7 +199,10 @@ def main() -> None:
         except ValueError as error:
             _refuse(str(error))
         if {"-h", "--help"} & set(words):
-            print(f"sppo train --algorithm {'|'.join(ALGORITHMS)}: without it, or with this one, it runs {script}.py\n")
+            print(
+                f"sppo train --algorithm NAME, where NAME is one of {', '.join(ALGORITHMS)}. The default is sppo.\n"
+                f"This help is that of {script}.py, the file that this command runs.\n"
+            )
     elif command in SCRIPTS:
         script = SCRIPTS[command][0]
     else:
@@ -158,6 +212,7 @@ def main() -> None:
     file = folder / f"{script}.py"
     if not file.is_file():
         _refuse(f"{file} is missing; install the package again")
+    typed = f"sppo {command}"
     sys.argv = [str(file), *words]
     sys.path.insert(0, str(folder))  # as for `python scripts/X.py`: scripts may import their neighbours
     runpy.run_path(str(file), run_name="__main__")
@@ -169,4 +224,6 @@ def _refuse(message: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    from sppo_control import commands  # not this copy: `typed` is read from the imported one
+
+    commands.main()

@@ -100,12 +100,20 @@ def _mean(x: npt.NDArray[Any]) -> float:
     return float(x.mean(dtype=np.float64))  # in float32 a sum of large numbers is infinite
 
 
-def nothing_to_learn(outcomes: npt.NDArray[Any] | Tensor, unit: str) -> str | None:
+_REWARDS = {
+    "math": r"the answer must be in \boxed{}",
+    "exact": "the whole response must be the answer",
+    "after-equals": 'the answer must follow the last "="',
+}
+
+
+def nothing_to_learn(outcomes: npt.NDArray[Any] | Tensor, unit: str, reward: str | None = None) -> str | None:
     """Why binary outcomes teach nothing, if all of a number of episodes failed or all succeeded; None otherwise.
 
     Args:
         outcomes: (episodes,), in [0, 1], at least one.
         unit: "step" for control, "response" for a language model.
+        reward: name of a language model's reward. If every response failed, the text says what that reward asks for.
 
     Raises:
         ValueError: no outcome, one outside [0, 1], or another unit.
@@ -120,6 +128,10 @@ def nothing_to_learn(outcomes: npt.NDArray[Any] | Tensor, unit: str) -> str | No
     if mean == 0:
         way_out = "lower the threshold (--success-return), or give a policy that succeeds sometimes (--start)"
         way_out = way_out if unit == "step" else "take easier prompts, or a model that succeeds sometimes"
+        if reward is not None:
+            asks = f": {_REWARDS[reward]}" if reward in _REWARDS else ""
+            others = ", ".join(name for name in (*_REWARDS, "module:function") if name != reward)
+            way_out += f". The reward is {reward}{asks}; other rewards: --reward {others}"
         return f"no {what} of {n:,} succeeded: nothing can be learnt from binary outcomes; {way_out}"
     if mean == 1:
         return f"all {n:,} {what}s succeeded: nothing is left to learn from binary outcomes; make the task harder"

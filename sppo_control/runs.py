@@ -268,7 +268,7 @@ class Run:
         """Evaluate before `start`, and note it in summary.json under `key`. A resumed run reads what was noted before."""
         if key not in self.summary:
             result = compute()
-            if why := nothing_to_learn(result.outcome, self.unit):
+            if why := nothing_to_learn(result.outcome, self.unit, getattr(self.args, "reward", None)):
                 print(f"note: {why}", file=sys.stderr)
             self.summary[key] = result.as_dict()  # `start` writes it, when no checkpoint can be refused any more
         return self.summary[key]
@@ -398,7 +398,8 @@ class Run:
         self._equal = (self._equal[0] + len(outcome) if self._equal[1] == first else len(outcome), first)
         if not equal:
             self._equal = (0, math.nan)
-        why = nothing_to_learn(np.full(self._equal[0], first), self.unit) if equal else None
+        reward = getattr(self.args, "reward", None)
+        why = nothing_to_learn(np.full(self._equal[0], first), self.unit, reward) if equal else None
         if why is not None and self._equal[0] >= max(1024, 20 * len(outcome)) and not self._said:
             self._said = True
             self.bar.write(f"note: {why}", file=sys.stderr)

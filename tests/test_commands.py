@@ -20,6 +20,8 @@ WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["b
 def ran(monkeypatch):
     """Run the command; returns what would be executed, with its command line and the first folder of imports."""
 
+    monkeypatch.setattr(commands, "typed", None)
+
     def run(*words):
         done = []
         monkeypatch.setattr(sys, "argv", ["sppo", *words])
@@ -123,6 +125,39 @@ def test_help_is_fast_because_it_imports_nothing():
     assert not {"torch", "numpy", "gymnasium", "tyro", "sppo_control.cli"} & set(loaded.split())
     for command in ("train", *commands.SCRIPTS, *commands.MODULES):
         assert any(line.startswith(f"  {command} ") for line in text), command
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["-m", "sppo_control.commands", "train", "--help"], "usage: sppo train "),
+        (["-m", "sppo_control.commands", "check", "--help"], "usage: sppo check "),
+        (["scripts/plot.py", "--help"], "usage: scripts/plot.py "),
+    ],
+)
+def test_help_shows_what_was_typed(words, usage):
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert usage in done.stdout
+    if "train" in words:
+        assert "The default is sppo.\nThis help is that of sppo_cartpole.py," in done.stdout
+
+
+@pytest.mark.parametrize("words", ["-m sppo_control.commands --help", "scripts/plot.py --help"])
+def test_output_that_nobody_reads_is_no_error(words):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, *words.split()], stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_still_an_error():
+    with pytest.raises(BrokenPipeError, match="worker"), commands.may_stay_unread():
+        raise BrokenPipeError("worker")
 
 
 def test_the_wheel_has_every_script_of_a_command():

@@ -970,6 +970,9 @@ def ready(env_id, n):
     return envs
 
 
+gym.register("Endless-v0", Counting)
+
+
 def never(obs, info):
     return False
 
@@ -1009,6 +1012,17 @@ make_task = sppo_envs.make_task
             ValueError,
             r"CartPole-v1 has no success rule: pass --success-return .*\(it is registered as solved at 475\)$",
         ),
+        (
+            lambda: make_task("Endless-v0", 2),
+            ValueError,
+            r"Endless-v0 has no success rule: .* It also has no step limit .* --horizon N",
+        ),
+        (
+            lambda: make_task("Endless-v0", 2, 1.0),
+            ValueError,
+            "^Endless-v0 has no step limit of its own: pass --horizon N",
+        ),
+        (lambda: OutcomeReward(gym.make("Endless-v0"), never), ValueError, "^Endless-v0 has no step limit of its own"),
         (lambda: make_task("Pendulum-v1", 2), ValueError, "Pendulum-v1 has no success rule: .*counts as a success$"),
         (lambda: make_task("CartPole-v1", 2, engine="envpool"), ValueError, "CartPole-v1 has no success rule"),
         (

@@ -41,7 +41,7 @@ ALLOWED = {
     "streams": set(),
     "tracker": {"checkpoints"},
     "watch": set(),
-    "cli": {"checkpoints", "errors", "limits", "outputs"},
+    "cli": {"checkpoints", "commands", "errors", "limits", "outputs"},
     "runs": {"checkpoints", "core", "errors", "events", "outcomes", "streams", "tracking", "watch"},
     # the control half
     "compiled": {"core", "extras", "kernels"},
@@ -56,7 +56,7 @@ ALLOWED = {
     "arguments": {"compiled", "limits"},
     "demonstrations": {"errors", "extras", "policies", "spaces"},
     # environments
-    "sppo_envs": {"extras", "spaces"},
+    "sppo_envs": {"core", "extras", "spaces"},
     # the language-model half and the study
     "llm": TRUNK,
     "study": {"core", "errors", "checkpoints", "extras", "limits", "markdown", "sppo_envs"},

@@ -45,10 +45,11 @@ import ppo_llm
 import pretrain_llm
 import rloo_llm
 import sppo_llm
-from sppo_control import cli, core, limits
+from sppo_control import cli, core, limits, runs
 from sppo_control.llm import PromptCritic, addition, prompts, responses, setup
 from sppo_control.llm.setup import ADDER
 from sppo_control.llm.tokenizers import load_tokenizer
+from sppo_control.outcomes import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm, "rloo_llm": rloo_llm}
@@ -1176,3 +1177,18 @@ def test_a_run_on_cuda_is_resumed_bit_for_bit(script, tmp_path, monkeypatch):
     assert next(whole.parts["policy"].model.parameters()).is_cuda
     run_main(monkeypatch, script, "--resume", short.folder, "--total-episodes", "64")
     assert_same_run(short.folder, whole.folder)
+
+
+def test_a_note_that_all_failed_names_the_reward(capsys):
+    book = SimpleNamespace(
+        summary={}, unit="response", args=SimpleNamespace(reward="math"), _equal=(0, 0.0), _said=False
+    )
+    book.bar, book.view = SimpleNamespace(write=print), None
+    runs.Run.once(book, "before", lambda: Evaluation(np.zeros(8, dtype=bool), {}))
+    for _ in range(20):
+        runs.Run._watch(book, torch.zeros(64))
+    before, after = capsys.readouterr().err.splitlines()
+    asks = r"the answer must be in \boxed{}; other rewards: --reward exact, after-equals, module:function"
+    for line, number in ((before, "8"), (after, "1,280")):
+        assert line.startswith(f"note: no response of {number} ")
+        assert line.endswith(f"The reward is math: {asks}")

@@ -127,6 +127,12 @@ def test_nothing_to_learn(numbers, unit):
             assert found.startswith("no " if numbers[0] == 0 else "all ")
             assert f" {len(numbers)} " in found
             assert ("response" in found) == (unit == "response")
+    for reward, asks in (
+        ("math", r"math: the answer must be in \boxed{}; other rewards: --reward exact,"),
+        ("my:judge", "my:judge; "),
+    ):
+        found = outcomes.nothing_to_learn(np.zeros(3), unit, reward)
+        assert f". The reward is {asks}" in found
     for bad in ([], [*numbers, math.nan], [*numbers, -1.0], [1.5]):
         refused(lambda bad=bad: outcomes.nothing_to_learn(np.array(bad), unit), "outcomes")
     refused(lambda: outcomes.nothing_to_learn(np.array(numbers), "episode"), "unit")

@@ -17,7 +17,7 @@ ENTRY = {"id": "Some-v0", "success-return": 3}
 @pytest.fixture
 def scripts(monkeypatch):
     """In place of the scripts: what --check and training return, and the words that they were given."""
-    words, answers = [], {"check": (0, "Some-v0: 9 hold, 0 fail, 1 notes\n"), "train": (0, ""), "summary": None}
+    words, answers = [], {"check": (0, "Some-v0: 9 hold, 0 fail, 1 note\n"), "train": (0, ""), "summary": None}
 
     def run(folder, given, args):
         words.append(given)

@@ -27,6 +27,7 @@ from .outcome import (
     Success,
     WrappedOutcome,
     find_outcome,
+    step_limit,
 )
 from .task import Axis, Defaults, Recipe, Task, accepts, import_module, register, table, task, task_defaults
 
@@ -218,12 +219,19 @@ def _single(
         if success_return is not None:
             raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")
         return lambda: WrappedOutcome(make(), horizon)
+    limit = (
+        ""
+        if horizon is not None or step_limit(probe) is not None
+        else ("no step limit of its own: pass --horizon N, the longest episode in steps")
+    )
     if success_return is None:
         solved = "" if spec.reward_threshold is None else f" (it is registered as solved at {spec.reward_threshold:g})"
         raise ValueError(
             f"{env_id} has no success rule: pass --success-return X, and an episode whose return reaches X counts as a "
-            f"success{solved}"
+            f"success{solved}" + (f". It also has {limit}" if limit else "")
         )
+    if limit:
+        raise ValueError(f"{env_id} has {limit}")
     reached = _reaches(success_return)
     return lambda: OutcomeReward(make(), reached, horizon)
 

@@ -77,7 +77,8 @@ class Report:
 
     def __str__(self) -> str:
         counts = {v: sum(check.verdict == v for check in self.checks) for v in ("holds", "fails", "note")}
-        total = f"{counts['holds']} hold, {counts['fails']} fail, {counts['note']} notes"
+        s = "" if counts["note"] == 1 else "s"
+        total = f"{counts['holds']} hold, {counts['fails']} fail, {counts['note']} note{s}"
         return "\n".join([f"{self.env}: {total}", *(f"  {check}" for check in self.checks)])
 
     def add(self, name: str, verdict: Verdict = "holds", case: str = "", change: str = "") -> None:
@@ -350,10 +351,22 @@ def _context(report: Report, envs: Any, played: Played, seed: int) -> None:
 def _outcomes(report: Report, played: Played) -> None:
     success = played.info.get("success", np.zeros(0))
     equal = len(success) > 0 and (success == success[0]).all()
-    what = (
-        "" if not equal else f"all {len(success)} episodes of random actions {'succeeded' if success[0] else 'failed'}"
-    )
-    change = "" if not equal else "training needs both outcomes: begin with a policy that succeeds sometimes (--start)"
+    what = change = ""
+    if equal:
+        from sppo_control.core import (
+            wilson_interval,
+        )  # here, because it imports torch, which worker processes do not need
+
+        n = len(success)
+        low, high = wilson_interval(n if success[0] else 0, n)
+        what = (
+            f"all {n} episodes of random actions {'succeeded' if success[0] else 'failed'}, so the success rate may be "
+        )
+        what += f"as low as {low:.2f} (95 %)" if success[0] else f"up to {high:.2f} (95 %)"
+        change = "training needs both outcomes: if its success rate stays at "
+        change += (
+            "1, make the task harder" if success[0] else "0, begin with a policy that succeeds sometimes (--start)"
+        )
     report.add("both outcomes occur", "note" if equal else "holds", what, change)
 
 

@@ -77,7 +77,8 @@ class OutcomeReward(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         limit = step_limit(env)
         if horizon is None and limit is None:
-            raise ValueError(f"{env} has no step limit of its own; pass a horizon (--horizon)")
+            name = env if env.spec is None else env.spec.id
+            raise ValueError(f"{name} has no step limit of its own; pass a horizon (--horizon)")
         if horizon is not None:
             checked_horizon(horizon)
         self.horizon: int = min(x for x in (horizon, limit) if x is not None)
