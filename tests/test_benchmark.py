@@ -506,6 +506,7 @@ def test_impossible_arguments(words, message, monkeypatch, capsys, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_missing_packages_are_named(tmp_path):
     for package, extra, words in (("pyarrow", "study", []), ("ray", "ray", ["--ray-address", "auto"])):
         code = (

@@ -191,7 +191,7 @@ gym.register("own/Broken-v0", Broken, max_episode_steps=5)
 """
 
 
-@pytest.mark.parametrize("engine", ["sync", "processes"])
+@pytest.mark.parametrize("engine", ["sync", pytest.param("processes", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -294,6 +294,7 @@ def modules():
     return found + [path.stem for path in sorted((ROOT / "scripts").glob("*.py"))]
 
 
+@pytest.mark.slow
 def test_nothing_imports_a_module_of_unix_only():
     """Every module is imported in a process where those modules are not there."""
     pytest.importorskip("trl")

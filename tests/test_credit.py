@@ -326,6 +326,7 @@ def test_one_setting_is_printed_and_drawn(tmp_path, capsys, monkeypatch):
     assert "gain at B = 8" in out
 
 
+@pytest.mark.slow
 def test_the_page_has_the_numbers_of_its_files():
     made = script.pages(script.Args(), MEASURED)
     made["learning"] = script.learning_table(ROOT / "results" / "credit.parquet")

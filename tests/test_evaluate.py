@@ -426,6 +426,7 @@ def test_pictures_of_a_foreign_environment_follow_its_success_rule(foreign_run):
 
 
 @needs("PIL", "mujoco", "imageio")
+@pytest.mark.slow
 def test_hopper_is_drawn_without_a_screen_and_stays_in_sight(monkeypatch, tmp_path):
     from PIL import Image
 

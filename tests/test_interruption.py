@@ -183,6 +183,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_real_limit_of_file_sizes(tmp_path):
     """safetensors raises no OSError; the log grows until it meets the limit, too."""
     done = launch(LIMITED, 3000, *words(tmp_path / "small"))  # the first checkpoint does not fit
@@ -199,6 +200,7 @@ def test_a_real_limit_of_file_sizes(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="needs root and unshare")
+@pytest.mark.slow
 def test_a_real_full_disk_and_a_real_read_only_one(tmp_path):
     mount = f"mount -t tmpfs -o size=96k none {tmp_path}"
     shell = f"{mount} && {sys.executable} scripts/sppo_cartpole.py {' '.join(words(tmp_path))}"

@@ -908,7 +908,9 @@ def test_auto_is_cuda_where_there_is_one(monkeypatch):
         assert setup.find_device("cuda:1") == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize("script", EVERY)
+@pytest.mark.parametrize(
+    "script", ["sppo_llm", *(pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS if name != "sppo_llm")]
+)
 def test_help_needs_no_extra_and_a_run_names_it_in_one_line(script, tmp_path):
     code = (
         "import runpy, sys; sys.modules.update(dict.fromkeys(('transformers', 'tokenizers', 'datasets', 'trl')))\n"

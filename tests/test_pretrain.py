@@ -216,6 +216,7 @@ def test_demonstrations_are_successes_only_and_in_pendulum_balanced_ones():
     assert (obs.view(5, 1000, 3)[:, -90:, 0] > 0.8).all()
 
 
+@pytest.mark.slow
 def test_cloning_goes_back_when_success_leaps_over_the_band(tmp_path):
     """At a high learning rate success leaps from 0 to above the band; taken back and halved, it stops inside."""
     args = make(tmp_path, "a", clone_updates=4000, min_success=0.02, max_success=0.2, clone_learning_rate=3e-3)

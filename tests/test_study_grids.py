@@ -196,6 +196,7 @@ def test_a_cell_of_two_grids_is_run_once_and_never_in_two_ways():
 
 
 # ------------------------------------------------------------------------------------------- a script from elsewhere
+@pytest.mark.slow
 def test_a_script_of_ones_own_runs_in_a_grid_and_is_drawn(tmp_path, monkeypatch, capsys):
     """A changed copy of SPPO, named by a path relative to the current folder; two results files, two grids."""
     monkeypatch.chdir(tmp_path)
