@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"Tensor|Path|PreTrainedModel|PreTrainedTokenizer(Base|Fast)|Qwen2Config|Dataset"),
     ("py:.*", r"FloatArray|IntArray|BoolArray|Looks"),  # names for arrays of NumPy and for a dictionary
     ("py:.*", r"(.*\.)?_\w+"),  # private classes are no part of the API
-    ("py:.*", r".*\.ArgsT"),  # a type variable
+    ("py:.*", r".*\.(ArgsT|T)"),  # type variables
     ("py:.*", r"(dict|tuple)\[str"),  # a piece of the type of a constant, which Sphinx cuts at the comma
 ]
 
