@@ -35,6 +35,7 @@ from sppo_control.llm.critic import PromptCritic
 from sppo_control.llm.prompts import check_reward
 from sppo_control.llm.setup import check_device
 from sppo_control.markdown import markdown_table
+from sppo_control.outcomes import correlation, ranks
 from sppo_control.outputs import File, Folder
 
 Array = npt.NDArray[np.float64]
@@ -81,18 +82,10 @@ class Args:
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
-def ranks(x: Array) -> Array:
-    """Ranks from 1, (n,); equal values share their mean rank."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[inverse])
-
-
 def spearman(x: Array, y: Array) -> float | None:
     """Spearman's rank correlation of (n,) and (n,); None if all values of one are equal."""
-    a, b = ranks(x), ranks(y)
-    if a.std() == 0 or b.std() == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
+    rho = correlation(ranks(x), ranks(y))
+    return None if np.isnan(rho) else rho
 
 
 def interval(x: Array, y: Array, seed: int, resamples: int = 2000) -> list[float]:

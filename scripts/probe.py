@@ -35,6 +35,7 @@ import sppo_envs
 from evaluate import check_task
 from sppo_control import checkpoints, cli, core, errors, limits, runs
 from sppo_control.networks import Critic
+from sppo_control.outcomes import correlation, ranks
 from sppo_control.outputs import File
 from sppo_control.policies import Policy, load_policy
 from sppo_control.rollout import rollout, success_by_context
@@ -206,17 +207,6 @@ def auc(successes: FloatArray, failures: FloatArray) -> FloatArray:
     # Mann-Whitney: the rank of a success among all episodes says how many failures are below it.
     rank = np.stack([ranks(column) for column in np.concatenate([successes, failures]).T])  # (K, n + m)
     return (rank[:, :n].sum(1) - n * (n + 1) / 2) / (n * m)
-
-
-def ranks(x: FloatArray) -> FloatArray:
-    """Ranks, 1 for the smallest; equal numbers share the mean of their ranks. (n,) -> (n,)."""
-    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[index]
-
-
-def correlation(x: FloatArray, y: FloatArray) -> float:
-    """Pearson's correlation; NaN if x or y is constant."""
-    return np.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
 def calibration(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:

@@ -29,6 +29,17 @@ class Padded:
         return int(self.mask.sum())
 
 
+def ranks(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Ranks of (n,) numbers, 1 for the smallest; equal numbers share the mean of their ranks."""
+    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return np.asarray((counts.cumsum() - (counts - 1) / 2)[index], dtype=np.float64)
+
+
+def correlation(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
+    """Pearson's correlation of (n,) and (n,), NaN if one is constant. Of `ranks` it is Spearman's."""
+    return np.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
+
+
 def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Further measures that an environment reports at the end of each episode: numbers and booleans.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import difficulty_llm
-from sppo_control import errors
+from sppo_control import errors, outcomes
 
 pytest.importorskip("transformers", reason="needs the extra llm")
 pytest.importorskip("datasets", reason="needs the extra llm")
@@ -17,7 +17,7 @@ from sppo_control.llm import PromptCritic, addition
 
 
 def test_ranks_and_their_correlation():
-    assert difficulty_llm.ranks(np.array([0.5, 0.1, 0.5, 0.9])).tolist() == [2.5, 1.0, 2.5, 4.0]
+    assert outcomes.ranks(np.array([0.5, 0.1, 0.5, 0.9])).tolist() == [2.5, 1.0, 2.5, 4.0]
     x = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     assert difficulty_llm.spearman(x, x**3) == pytest.approx(1)
     assert difficulty_llm.spearman(x, -x) == pytest.approx(-1)

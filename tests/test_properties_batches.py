@@ -58,6 +58,20 @@ def infos():
     return st.builds(info_of, st.integers(1, 5), st.integers(0, len(NAMES)), st.integers(0, 2**32 - 1))
 
 
+@of(outcomes, "ranks", "correlation")
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
+def test_ranks_and_correlation(pairs):
+    x, y = np.array(pairs, dtype=float).T
+    for values in (x, y):
+        by_hand = [(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values]
+        assert outcomes.ranks(values).tolist() == by_hand
+    found = outcomes.correlation(x, y)
+    assert math.isnan(found) == (len(set(x)) == 1 or len(set(y)) == 1)
+    if not math.isnan(found):
+        a, b = x - x.mean(), y - y.mean()
+        assert found == pytest.approx((a @ b) / math.sqrt((a @ a) * (b @ b)), abs=1e-9)
+
+
 def measures_by_hand(info):
     """name -> the finite numbers, one at a time."""
     found = {}

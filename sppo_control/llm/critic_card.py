@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sppo_control import core
 from sppo_control.markdown import markdown_table
+from sppo_control.outcomes import correlation, ranks
 
 if TYPE_CHECKING:
     from sppo_control.llm.critic import Prompt, PromptCritic
@@ -111,27 +112,21 @@ def calibration(v0: Tensor, outcomes: Tensor) -> Calibration:
         prompts=len(V), outcomes=len(flat), success=mean, brier=float(core.brier_score(each, flat)),
         base_rate_brier=mean * (1 - mean), ece=float(core.expected_calibration_error(each, flat, BINS)),
         auc=_auc(each.numpy(), flat.numpy()),
-        spearman=_correlation(_ranks(V.numpy()), _ranks(R.mean(1).numpy())) if R.shape[1] > 1 else None,
+        spearman=_spearman(V.numpy(), R.mean(1).numpy()) if R.shape[1] > 1 else None,
         bins=tuple(bins),
     )  # fmt: skip
-
-
-def _ranks(x: Floats) -> Floats:
-    """1 for the smallest; equal numbers share the mean of their ranks."""
-    _, index, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ranks: Floats = (counts.cumsum() - (counts - 1) / 2)[index]
-    return ranks
 
 
 def _auc(v0: Floats, outcome: Floats) -> float | None:
     n, m = int((outcome == 1).sum()), int((outcome == 0).sum())
     if not n or not m:
         return None
-    return float((_ranks(v0)[outcome == 1].sum() - n * (n + 1) / 2) / (n * m))  # Mann-Whitney
+    return float((ranks(v0)[outcome == 1].sum() - n * (n + 1) / 2) / (n * m))  # Mann-Whitney
 
 
-def _correlation(x: Floats, y: Floats) -> float | None:
-    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
+def _spearman(x: Floats, y: Floats) -> float | None:
+    rho = correlation(ranks(x), ranks(y))
+    return None if np.isnan(rho) else rho
 
 
 @dataclass(frozen=True)
