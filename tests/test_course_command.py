@@ -194,7 +194,7 @@ def fast(monkeypatch):
         try:
             module = grading.load(path)
         except grading.Mistake as mistake:
-            return grading.Outcome(message=str(mistake))
+            return grading.Outcome(message=str(mistake), failed="the file can be imported")
         return grading.run_checks(module, grading.checks_of(path.stem).CHECKS)
 
     monkeypatch.setattr(grading, "outcome_of", outcome_of)
@@ -286,13 +286,43 @@ def test_check_takes_the_named_or_the_first_unsolved_exercise(folder, monkeypatc
     assert "3 of" in text
 
 
-def test_hints_come_one_by_one(folder, monkeypatch, capsys):
-    hints = grading.checks_of("e01_bandit").HINTS
-    for number, hint in enumerate([*hints, hints[-1]], start=1):
-        status, text = run(monkeypatch, capsys, "hint", "1", "--folder", folder.path)
-        assert status == 0
-        assert f"Hint {min(number, len(hints))} of {len(hints)}: {hint}" in text
-        assert ("solutions/e01_bandit.py" in text) == (number >= len(hints))
+def test_hints_come_one_by_one_for_the_check_that_fails(folder, monkeypatch, capsys):
+    path = folder.path / "e02_sequence_advantage.py"
+    hints = grading.checks_of("e02_sequence_advantage").HINTS
+    tries = (
+        (TEMPLATE, "the advantage is R - sigmoid(v)"),
+        (SOLUTION.replace(".detach()", ""), "the advantage has no gradient"),
+        (SOLUTION.replace("torch.where(mask, advantage[:, None], 0.0)", "advantage[:, None] * mask"),
+         "what is in the padding never matters"),
+    )  # fmt: skip
+    for text, check in tries:
+        path.write_text(text)
+        for number, hint in enumerate([*hints[check], hints[check][-1]], start=1):
+            status, said = run(monkeypatch, capsys, "hint", "2", "--folder", folder.path)
+            assert status == 0
+            assert f"The check that fails: {check}\n" in said
+            assert f"Hint {min(number, len(hints[check]))} of {len(hints[check])}: {hint}" in said
+            assert ("solutions/e02_sequence_advantage.py" in said) == (number >= len(hints[check]))
+    solve(folder, "e02_sequence_advantage")
+    assert "is solved" in run(monkeypatch, capsys, "hint", "2", "--folder", folder.path)[1]
+
+
+def test_a_check_without_hints_of_its_own_says_how_to_go_back(folder, monkeypatch, capsys):
+    (folder.path / "e01_bandit.py").write_text("1 / 0\n")
+    text = run(monkeypatch, capsys, "hint", "1", "--folder", folder.path)[1]
+    assert "The check that fails: the file can be imported" in text
+    assert f"Hint 1 of 1: {grading.NO_HINT[0]}" in text
+
+
+def test_a_report_says_how_many_checks_were_not_tried(folder, monkeypatch, capsys):
+    path = folder.path / "e02_sequence_advantage.py"
+    path.write_text(SOLUTION.replace(".detach()", ""))
+    assert (
+        "(check 2 of 5 fails, 3 later ones are not tried yet)"
+        in run(monkeypatch, capsys, "check", "2", "--folder", folder.path)[1]
+    )
+    path.write_text(SOLUTION.replace("torch.where(mask, advantage[:, None], 0.0)", "advantage[:, None] * mask"))
+    assert "(check 5 of 5 fails)" in run(monkeypatch, capsys, "check", "2", "--folder", folder.path)[1]
 
 
 def test_reset_keeps_the_students_text(folder, monkeypatch, capsys):
@@ -308,7 +338,7 @@ def test_reset_keeps_the_students_text(folder, monkeypatch, capsys):
     path.unlink()
     assert run(monkeypatch, capsys, "reset", "e01", "--folder", folder.path)[0] == 0
     assert path.read_text() == template
-    assert run(monkeypatch, capsys, "hint", "e01", "--folder", folder.path)[1].startswith("Hint 1 ")
+    assert run(monkeypatch, capsys, "hint", "e01", "--folder", folder.path)[1].startswith("The check that fails: ")
     status, text = run(monkeypatch, capsys, "reset", "e01", "--folder", EXERCISES)
     assert status == 2
     assert "git checkout" in text
@@ -340,8 +370,7 @@ def test_watch_obeys_what_is_typed(folder, fast, capsys):
     command.watch(folder, catalog.find("e02"), typed, wait=lambda seconds: typed.put(words.pop(0).lower()))
     text = capsys.readouterr().out
     assert words == []
-    assert "Hint 1 of" in text
-    assert "Hint 2 of" in text
+    assert text.count("Hint 1 of 1: ") == 2
     assert fast == ["e02_sequence_advantage"]
 
 
@@ -350,7 +379,9 @@ def test_a_damaged_state_file_is_read_as_none(folder):
         (folder.path / catalog.STATE_FILE).write_text(text)
         again = catalog.Folder(folder.path)
         assert again.status(catalog.find("e01")) == "not started"
-        assert again.hint(catalog.find("e01"))[1] == 1
+        found = again.hint(catalog.find("e01"))
+        assert found is not None
+        assert found[1] == 1
 
 
 @pytest.mark.parametrize(

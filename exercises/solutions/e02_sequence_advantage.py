@@ -12,7 +12,8 @@ episode (SPPO, arXiv 2604.08865, eq. 1):
     A = R - V(s_0)
 
 All steps of the episode get this same number. Episodes have different lengths, so a batch of B
-episodes is padded to T steps. mask[b, t] is True on real steps.
+episodes is padded to T steps. mask[b, t] is True on real steps. A row can be padding alone, and
+then its advantage may even be NaN: no padding may show it.
 
 The advantage weighs the policy's gradient. It must not train the critic, so it has no gradient
 itself.

@@ -9,8 +9,9 @@ baseline (Shao et al., arXiv 2402.03300, section 4.1.2):
 
     A_i = (R_i - mean) / std            mean and std of the N outcomes of the group
 
-The std is that of the population: the mean of (R - mean)^2, divided by N and not by N - 1. No
-epsilon is added to it. A group whose outcomes are all equal has std 0. Its advantage is exactly 0.
+An outcome may also be a fraction, such as 0.3 for a task that is solved in part. The std is that
+of the population: the mean of (R - mean)^2, divided by N and not by N - 1. No epsilon is added to
+it. A group whose outcomes are all equal has std 0. Its advantage is exactly 0.
 
 In a batch the first N rows are the first group, the next N rows the second, and so on.
 

@@ -4,7 +4,7 @@
     python -m sppo_control.course list               # number, title, difficulty, minutes, state, and what it teaches
     python -m sppo_control.course watch              # grade the current exercise at each save; go on when it is solved
     python -m sppo_control.course check e02          # grade one now; without a name, the first that is not solved
-    python -m sppo_control.course hint e02           # one more hint
+    python -m sppo_control.course hint e02           # one more hint for the check that fails
     python -m sppo_control.course reset e02          # put the template back; your text is kept in a backup file
     python -m sppo_control.course progress           # how far you are
 
@@ -126,9 +126,16 @@ def progress(folder: Folder) -> str:
 
 def hint(folder: Folder, exercise: Exercise) -> str:
     """The next hint as text."""
-    text, number, total = folder.hint(exercise)
-    end = f"\nThat was the last one. A solution: {catalog.shipped() / 'solutions' / exercise.stem}.py"
-    return f"Hint {number} of {total}: {text}" + (end if number == total else "")
+    found = folder.hint(exercise)
+    if found is None:
+        return f"{exercise.stem} is solved, so there is nothing to hint at."
+    text, number, total, check = found
+    end = (
+        f"\nThat was the last one for this check. A solution: {catalog.shipped() / 'solutions' / exercise.stem}.py"
+        if number == total
+        else ""
+    )
+    return f"The check that fails: {check}\nHint {number} of {total}: {text}{end}"
 
 
 # ------------------------------------------------------------------------------------------------------------ watch

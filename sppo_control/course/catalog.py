@@ -133,14 +133,31 @@ class Folder:
         """The student's file."""
         return self.path / f"{exercise.stem}.py"
 
-    def hint(self, exercise: Exercise) -> tuple[str, int, int]:
-        """The next hint, its number from 1, and how many there are; after the last one, the last one again."""
-        hints = grading.checks_of(exercise.stem).HINTS
-        given = self.state["hints"].get(exercise.stem, 0)
-        number = min(given + 1 if isinstance(given, int) else 1, len(hints))
-        self.state["hints"][exercise.stem] = number
+    def hint(self, exercise: Exercise) -> tuple[str, int, int, str] | None:
+        """The next hint for the check that fails now. A file that was changed since it was graded is graded first.
+
+        Returns:
+            The hint, its number from 1, how many this check has, and the check's name. After the last hint it is the last
+            one again. None if the exercise is solved.
+
+        Raises:
+            UserError: the file is not there.
+        """
+        grade = self.state["grades"].get(exercise.stem)
+        if not isinstance(grade, dict) or grade.get("key") != self._key(exercise) or "failed" not in grade:
+            self.grade(exercise)
+            grade = self.state["grades"][exercise.stem]
+        if grade["solved"]:
+            return None
+        check = grade["failed"]
+        hints = grading.hints_of(exercise.stem, check)
+        given = self.state["hints"].get(exercise.stem)
+        given = given if isinstance(given, dict) else {}
+        before = given.get(check, 0)
+        number = min(before + 1 if isinstance(before, int) else 1, len(hints))
+        self.state["hints"][exercise.stem] = {**given, check: number}
         self._save()
-        return hints[number - 1], number, len(hints)
+        return hints[number - 1], number, len(hints), check
 
     def grade(self, exercise: Exercise) -> Outcome:
         """Grade the student's file now, and keep the grade.
@@ -155,7 +172,7 @@ class Folder:
             )
         found = grading.outcome_of(path)
         self.state["grades"][exercise.stem] = {
-            "key": key, "solved": found.solved, "passed": len(found.passed), "total": found.total
+            "key": key, "solved": found.solved, "passed": len(found.passed), "total": found.total, "failed": found.failed
         }  # fmt: skip
         self._save()
         return found

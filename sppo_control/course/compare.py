@@ -125,7 +125,10 @@ def _what_is_wrong(answers: Sequence[tuple[Tensor, Tensor, Any]]) -> str:
     largest = right.abs().argmax()
     factor = mine[largest] / right[largest]
     if right[largest] and mine.isfinite().all() and factor and same(mine, factor * right):
-        return f"It is {show(factor)} times what is right."
+        # One number alone is always some multiple of what is right; that helps only if it is a small whole number of times.
+        whole = any(1 < round(f) <= 64 and abs(f - round(f)) < 1e-4 for f in (float(factor), float(1 / factor)))
+        if whole or (right != 0).sum() > 1:
+            return f"It is {show(factor)} times what is right."
     masks = [torch.as_tensor(mask) for _, _, mask in answers if mask is not None]
     if len(masks) == len(answers) and all(m.shape == a[0].shape for m, a in zip(masks, answers, strict=True)):
         real = torch.cat([mask.flatten() > 0 for mask in masks])

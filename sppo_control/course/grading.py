@@ -53,6 +53,13 @@ class Check:
     """takes the student's module, and raises `Mistake` if it does not hold"""
 
 
+NO_HINT = (
+    "The message of `check` says what is wrong. If a given part is broken, `reset` puts the template back and keeps "
+    "your text in a backup file.",
+)
+"""For a check without hints of its own, such as that the settings are as they were."""
+
+
 @dataclass
 class Outcome:
     """What grading found."""
@@ -216,8 +223,19 @@ def load(path: Path) -> ModuleType:
     return module
 
 
+def hints_of(stem: str, check: str) -> tuple[str, ...]:
+    """The hints for one check of an exercise, from the first to the most open.
+
+    Args:
+        stem: such as e01_bandit.
+        check: the check's name.
+    """
+    hints: dict[str, tuple[str, ...]] = checks_of(stem).HINTS
+    return hints.get(check, NO_HINT)
+
+
 def checks_of(stem: str) -> ModuleType:
-    """The module of checks of an exercise, which has `CHECKS` and `HINTS`.
+    """The module of checks of an exercise: `CHECKS`, and `HINTS`, which has the hints for each check by its name.
 
     Raises:
         ValueError: there is none of this name.
@@ -395,7 +413,11 @@ def report(path: Path, found: Outcome) -> str:
     if found.solved:
         return "\n".join([f"{path.stem}: solved ({found.total} checks, {found.seconds:.1f} s)", *lines])
     state = "not finished" if found.todo else "not solved"
-    count = f" ({len(found.passed)} of {found.total} checks hold)" if found.total else ""
+    later = found.total - len(found.passed) - 1
+    rest = f", {later} later {'one is' if later == 1 else 'ones are'} not tried yet" if later > 0 else ""
+    count = f" (check {len(found.passed) + 1} of {found.total} fails{rest})" if found.total else ""
+    if found.todo:
+        count = f" ({len(found.passed)} of {found.total} checks hold)"
     lines += [f"    {'to do' if found.todo else 'FAILS':7} {found.failed}", ""]
     for line in found.message.splitlines():  # lines of code, which begin with spaces, are not wrapped
         lines += [f"    {line}"] if line.startswith(" ") else textwrap.wrap(line, 100, **INDENT)

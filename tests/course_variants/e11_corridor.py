@@ -39,6 +39,11 @@ WRONG = {
     "the planted bug": (PLANTED, "The curve is not mended: after 40 updates"),
     "smaller learning rate": (PLANTED + "\n\nLEARNING_RATE = 0.02", "LEARNING_RATE is 0.02, and was 0.1"),
     "shorter training": (PLANTED + "\n\nUPDATES = 8", "UPDATES is 8"),
+    "an odd factor": (
+        "right_loss = policy_loss\n\ndef policy_loss(*args): return 378.4 * right_loss(*args)",
+        "none of the usual mistakes",
+    ),
+    "twice": ("right_loss = policy_loss\n\ndef policy_loss(*args): return 2 * right_loss(*args)", "It is 2 times what is"),
     "padding with another action": (
         PLANTED + "\n\n" + changed(STEM, "rollout", ("actions = np.zeros", "actions = np.ones")),
         "Padding is trained",

@@ -139,9 +139,17 @@ CHECKS = (
     Check("the variance of the estimate is right", variance),
     Check("the best baseline has the smallest variance", best),
 )
-HINTS = (
-    "log pi(1) = log sigmoid(theta). Its derivative is 1 - p. log pi(0) = log(1 - p), and its derivative is -p.",
-    "E[g] = (1 - p) g(0) + p g(1), with g(a) = (r_a - b) s(a).",
-    "The mean of g does not depend on b. So only E[g^2] = E[(r - b)^2 s^2] must be small.",
-    "d/db E[(r - b)^2 s^2] = -2 E[(r - b) s^2] = 0, so b = E[r s^2] / E[s^2].",
-)
+HINTS = {
+    "the score is the derivative of log pi": (
+        "log pi(1) = log sigmoid(theta). Its derivative is 1 - p. log pi(0) = log(1 - p), and its derivative is -p.",
+    ),
+    "the mean of the estimate is right": ("E[g] = (1 - p) g(0) + p g(1), with g(a) = (r_a - b) s(a).",),
+    "no baseline changes the mean": (
+        "E[s] = (1 - p) (-p) + p (1 - p) = 0. So b E[s] = 0 for each b, and the mean of the estimate has no b in it.",
+    ),
+    "the variance of the estimate is right": ("Var[g] = E[g^2] - E[g]^2, with E[g^2] = (1 - p) g(0)^2 + p g(1)^2.",),
+    "the best baseline has the smallest variance": (
+        "The mean of g does not depend on b. So only E[g^2] = E[(r - b)^2 s^2] must be small.",
+        "d/db E[(r - b)^2 s^2] = -2 E[(r - b) s^2] = 0, so b = E[r s^2] / E[s^2].",
+    ),
+}

@@ -89,9 +89,16 @@ CHECKS = (
     Check("also where there are as many steps as episodes", square),
     Check("what is in the padding never matters", nan),
 )
-HINTS = (
-    "The critic returns a logit. torch.sigmoid makes a probability of it.",
-    "tensor.detach() has the same numbers and no gradient.",
-    "A (B,) and a (B, T) do not broadcast as you want. advantage[:, None] is (B, 1), which does.",
-    "torch.where(mask, a, 0.0) selects a where the mask is True. It does not multiply, so NaN in padding is harmless.",
-)
+HINTS = {
+    "the advantage is R - sigmoid(v)": ("The critic returns a logit. torch.sigmoid makes a probability of it.",),
+    "the advantage has no gradient": ("tensor.detach() has the same numbers and no gradient.",),
+    "each real step has its episode's advantage": (
+        "advantage[:, None] is (B, 1): each row has its own advantage. Where the mask is False there is 0.",
+    ),
+    "also where there are as many steps as episodes": (
+        "A (B,) and a (B, T) do not broadcast as you want. advantage[:, None] is (B, 1), which does.",
+    ),
+    "what is in the padding never matters": (
+        "torch.where(mask, a, 0.0) selects a where the mask is True. It does not multiply, so NaN in padding is harmless.",
+    ),
+}

@@ -106,9 +106,20 @@ CHECKS = (
     Check("NaN in padding does no harm", lambda s: _compare(s, SPOILED, "advantage", "returns")),
     Check("nothing has a gradient", detached),
 )
-HINTS = (
-    "Go backwards: t = T - 1 first. A_{t+1} and V_{t+1} start at 0, because the last state is terminal.",
-    "The last real step of a short row is not the last column. Its V_{t+1} is 0, whatever the next column has.",
-    "Make the padding harmless before the loop: reward = torch.where(mask, reward, 0.0), and the same for the value.",
-    "Then V_{t+1} of the last real step is 0 by itself. Set A to 0 where the mask is False, at each step of the loop.",
-)
+HINTS = {
+    "at gamma = lambda = 1 the advantage is R - V_t": (
+        "Go backwards: t = T - 1 first. A_{t+1} and V_{t+1} start at 0, because the last state is terminal.",
+    ),
+    "gamma and lambda weigh what comes later": (
+        "delta_t = r_t + gamma V_{t+1} - V_t, and A_t = delta_t + gamma lambda A_{t+1}. V_{t+1} has gamma alone.",
+    ),
+    "the return is A + V": ("Add the value that the advantage was made with: R_t = A_t + V_t.",),
+    "padding changes nothing, and has 0": (
+        "The last real step of a short row is not the last column. Its V_{t+1} is 0, whatever the next column has.",
+        "Then V_{t+1} of the last real step is 0 by itself. Set A to 0 where the mask is False, at each step of the loop.",
+    ),
+    "NaN in padding does no harm": (
+        "Make the padding harmless before the loop: reward = torch.where(mask, reward, 0.0), and the same for the value.",
+    ),
+    "nothing has a gradient": ("torch.no_grad() around it all, or detach() at the end, for both results.",),
+}

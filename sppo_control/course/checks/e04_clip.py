@@ -145,9 +145,21 @@ CHECKS = (
     Check("only logp has a gradient", gradients),
     Check("you know where the gradient is 0", zero),
 )
-HINTS = (
-    "r = (logp - logp_old).exp(). torch.clamp(r, 1 - eps, 1 + eps) clips it.",
-    "Multiply by A first, then take the minimum: for A < 0 the order of r A and clip(r) A is turned round.",
-    "advantage[:, None] is (B, 1), so that each row has its own.",
-    "For A > 0 the objective grows with r up to 1 + eps, and is flat above. For A < 0 it is flat below 1 - eps.",
-)
+HINTS = {
+    "the objective of an episode with A > 0": (
+        "r = (logp - logp_old).exp(). torch.clamp(r, 1 - eps, 1 + eps) clips it.",
+    ),
+    "the objective of an episode with A < 0": (
+        "Multiply by A first, then take the minimum: for A < 0 the order of r A and clip(r) A is turned round.",
+    ),
+    "each row has its own advantage, each step its own ratio": (
+        "advantage[:, None] is (B, 1), so that each row has its own.",
+    ),
+    "only logp has a gradient": (
+        "Do not detach logp, and do not write .item() or .data. logp_old and the advantage are data: they have no "
+        "gradient.",
+    ),
+    "you know where the gradient is 0": (
+        "For A > 0 the objective grows with r up to 1 + eps, and is flat above. For A < 0 it is flat below 1 - eps.",
+    ),
+}

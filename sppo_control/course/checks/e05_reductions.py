@@ -157,9 +157,25 @@ CHECKS = (
     Check("NaN in padding reaches neither the loss nor its gradient", spoiled),
     Check("micro-batches add up to the whole batch", micro),
 )
-HINTS = (
-    "Make the padding 0 first: torch.where(mask, x, 0.0). The sums are then those of the real steps.",
-    "mask.sum(dim=1) are the episodes' lengths. For a row of padding it is 0: divide by lengths.clamp(min=1).",
-    "The last divisor is mask.sum(), (lengths > 0).sum() or mask.numel(), if no denominator is given.",
-    "For whole_batch, count the real steps of all parts first, and give that number to each part as the denominator.",
-)
+HINTS = {
+    "token-mean: each real step counts the same": (
+        "Make the padding 0 first: torch.where(mask, x, 0.0). The sums are then those of the real steps.",
+    ),
+    "sequence-mean: each episode counts the same": (
+        "mask.sum(dim=1) are the episodes' lengths. For a row of padding it is 0: divide by lengths.clamp(min=1).",
+    ),
+    "fixed: divided by B x T": ("mask.numel() is B x T. It counts the padding too, and that is the point of it.",),
+    "in sequence-mean a row without a real step does not count": (
+        "Where the mask is all False the length is 0. Such a row has no mean: divide by lengths.clamp(min=1), and "
+        "leave it out of the last divisor.",
+    ),
+    "a given denominator replaces the last divisor": (
+        "The last divisor is mask.sum(), (lengths > 0).sum() or mask.numel(), if no denominator is given.",
+    ),
+    "NaN in padding reaches neither the loss nor its gradient": (
+        "Multiply NaN by 0 and it stays NaN. torch.where(mask, x, 0.0) first, before anything is computed from x.",
+    ),
+    "micro-batches add up to the whole batch": (
+        "For whole_batch, count the real steps of all parts first, and give that number to each part as the denominator.",
+    ),
+}

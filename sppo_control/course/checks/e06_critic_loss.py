@@ -114,9 +114,21 @@ CHECKS = (
     Check("the gradient of the cross-entropy", cross_entropy),
     Check("the gradient of the squared error", squared),
 )
-HINTS = (
-    "F.softplus(-v) is -log V, and F.softplus(v) is -log(1 - V).",
-    "Weigh both by R and 1 - R, and take the mean over the batch. Do not detach: the critic learns by this loss.",
-    "d softplus(v) / d v = sigmoid(v), so d L / d v = R (V - 1) + (1 - R) V = V - R. The mean divides it by B.",
-    "By the chain rule d / d v (V - R)^2 / 2 = (V - R) dV/dv, and dV/dv = V (1 - V).",
-)
+HINTS = {
+    "the loss is the mean cross-entropy, and trains the critic": (
+        "F.softplus(-v) is -log V, and F.softplus(v) is -log(1 - V).",
+        "Weigh both by R and 1 - R, and take the mean over the batch. Do not detach: the critic learns by this loss.",
+    ),
+    "an outcome can be a success rate": (
+        "R is a weight between 0 and 1, not a choice of two. R softplus(-v) + (1 - R) softplus(v) works for each R.",
+    ),
+    "large logits give finite losses and gradients": (
+        "log(sigmoid(v)) is -inf for v = -200. F.softplus and F.logsigmoid stay finite.",
+    ),
+    "the gradient of the cross-entropy": (
+        "d softplus(v) / d v = sigmoid(v), so d L / d v = R (V - 1) + (1 - R) V = V - R. The mean divides it by B.",
+    ),
+    "the gradient of the squared error": (
+        "By the chain rule d / d v (V - R)^2 / 2 = (V - R) dV/dv, and dV/dv = V (1 - V).",
+    ),
+}

@@ -129,10 +129,18 @@ CHECKS = (
     Check("the curve of both advantages against p", curve),
     Check("how often a group teaches something", share),
 )
-HINTS = (
-    "outcome.reshape(-1, group_size) has one group per row. Take means with dim=1 and keepdim=True.",
-    "torch.std divides by N - 1 unless you say correction=0.",
-    "Where all outcomes are equal, replace the std by 1 and the result by 0. Compare the largest with the smallest.",
-    "A success has R - mean = 1 - p, and std = sqrt(p (1 - p)). Divide, and shorten the fraction under the root.",
-    "All N outcomes are successes with probability p^N, and all are failures with (1 - p)^N.",
-)
+HINTS = {
+    "the advantage is (R - mean) / std within each group": (
+        "outcome.reshape(-1, group_size) has one group per row. Take means with dim=1 and keepdim=True.",
+        "torch.std divides by N - 1 unless you say correction=0.",
+    ),
+    "a group of equal outcomes has 0": (
+        "Where all outcomes are equal, replace the std by 1 and the result by 0. Compare the largest with the smallest.",
+    ),
+    "the curve of both advantages against p": (
+        "A success has R - mean = 1 - p, and std = sqrt(p (1 - p)). Divide, and shorten the fraction under the root.",
+    ),
+    "how often a group teaches something": (
+        "All N outcomes are successes with probability p^N, and all are failures with (1 - p)^N.",
+    ),
+}

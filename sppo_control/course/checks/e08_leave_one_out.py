@@ -157,9 +157,15 @@ CHECKS = (
     Check("RLOO has no bias", unbiased),
     Check("the bias of the mean of the whole group", factor),
 )
-HINTS = (
-    "The sum of the others is the sum of the group minus R_i. There are N - 1 of them.",
-    "itertools.product((0.0, 1.0), repeat=N) gives all groups. Each 1 has the factor p, each 0 has 1 - p.",
-    "For each group: its probability times the mean of A_i (R_i - p). Add all 2^N of them.",
-    "Call expected_estimate(0.5, 2, lambda R: R - R.mean()) and compare with p (1 - p) = 0.25. Then N = 3.",
-)
+HINTS = {
+    "the baseline is the mean of the others": (
+        "The sum of the others is the sum of the group minus R_i. There are N - 1 of them.",
+    ),
+    "the expectation over all groups": (
+        "itertools.product((0.0, 1.0), repeat=N) gives all groups. Each 1 has the factor p, each 0 has 1 - p.",
+    ),
+    "RLOO has no bias": ("For each group: its probability times the mean of A_i (R_i - p). Add all 2^N of them.",),
+    "the bias of the mean of the whole group": (
+        "Call expected_estimate(0.5, 2, lambda R: R - R.mean()) and compare with p (1 - p) = 0.25. Then N = 3.",
+    ),
+}

@@ -138,8 +138,13 @@ CHECKS = (
     Check("GRPO's signal", grpo),
     Check("the weight that GRPO gives to a context", weight),
 )
-HINTS = (
-    "math.comb(N, k) counts the orders in which k of N episodes succeed.",
-    "A success in a group with k successes has R - k/N = 1 - k/N. There are k of N of them.",
-    "GRPO: k/N times (1 - k/N) / sqrt(k/N (1 - k/N)) is sqrt(k/N (1 - k/N)), which is 0 for k = 0 and k = N by itself.",
-)
+HINTS = {
+    "the probability of k successes": ("math.comb(N, k) counts the orders in which k of N episodes succeed.",),
+    "RLOO's signal is p (1 - p)": (
+        "A success in a group with k successes has R - k/N = 1 - k/N. There are k of N of them.",
+    ),
+    "GRPO's signal": (
+        "GRPO: k/N times (1 - k/N) / sqrt(k/N (1 - k/N)) is sqrt(k/N (1 - k/N)), which is 0 for k = 0 and k = N by itself.",
+    ),
+    "the weight that GRPO gives to a context": ("Divide grpo_signal by rloo_signal, for the same p and N.",),
+}

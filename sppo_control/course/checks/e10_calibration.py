@@ -150,8 +150,15 @@ CHECKS = (
     Check("V at the edge of a bin, and V = 1", edges),
     Check("the skill compares with a constant critic", skill),
 )
-HINTS = (
-    "The number of the bin is (V * K).long(). For V = 1 it is K, which is one too many.",
-    "In each bin that is not empty: |mean V - mean R|, times the number of its episodes, divided by B.",
-    "The constant critic says R.mean() everywhere. Its Brier score is the variance of R, divided by B and not B - 1.",
-)
+HINTS = {
+    "the Brier score is the mean squared error": ("(V - R)^2, and the mean over the batch.",),
+    "the ECE compares means within bins": (
+        "In each bin that is not empty: |mean V - mean R|, times the number of its episodes, divided by B.",
+    ),
+    "V at the edge of a bin, and V = 1": (
+        "The number of the bin is (V * K).long(). For V = 1 it is K, which is one too many.",
+    ),
+    "the skill compares with a constant critic": (
+        "The constant critic says R.mean() everywhere. Its Brier score is the variance of R, divided by B and not B - 1.",
+    ),
+}

@@ -118,9 +118,16 @@ CHECKS = (
     Check("success rises and stays", curve),
     Check("the loss of two small episodes is right", lambda student: small_loss(student, before_the_curve=False)),
 )
-HINTS = (
+CLOSER = (
     "When does success fall: when episodes are long, or when they have become short? Print logits[0] at each update. The "
     "policy unlearns one action in one cell. Which steps of the batch could teach it that?",
     "Print batch['cell'][0] and batch['action'][0] of an episode that succeeds early. What is there after its end?",
     "In policy_loss the mask is used once, in the denominator. What does the numerator sum over?",
+)
+HINTS = dict.fromkeys(
+    (
+        "success rises and stays",
+        "the loss of two small episodes is right",
+    ),
+    CLOSER,
 )

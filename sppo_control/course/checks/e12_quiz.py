@@ -180,11 +180,19 @@ CHECKS = (
     Check("a batch has what it should have", lambda student: first_episode(student, before_the_curve=False)),
     Check("also when no quiz ends early", whole_episode),
 )
-HINTS = (
+CLOSER = (
     "What has the policy learned? Print softmax(logits) after training. For which way of counting would that be the best "
     "policy?",
     "A policy that answers at once is right in 15 % of the quizzes. Call rollout with such a policy. What is the mean of "
     "batch['outcome'], and how many steps does the mask have?",
     "An environment that ends starts again in the same step. All that happens after the first `done` belongs to another "
     "episode: it must change neither the outcome nor the mask.",
+)
+HINTS = dict.fromkeys(
+    (
+        "success rises, in training and in evaluation",
+        "a batch has what it should have",
+        "also when no quiz ends early",
+    ),
+    CLOSER,
 )

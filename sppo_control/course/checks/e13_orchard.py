@@ -199,10 +199,18 @@ CHECKS = (
     Check("the reward per day rises", curve),
     Check("the advantages of three steps are right", lambda student: three_steps(student, before_the_curve=False)),
 )
-HINTS = (
+CLOSER = (
     "How far ahead does the policy look? A tree of ripeness 1 pays 0.01, and one of ripeness 10 pays 1. Print the critic's "
     "values after training. Can they be right, if nothing ever has to end?",
     "An episode ends for two reasons. The tree died: then there is no future. Or it was cut off: then there is one, but it "
     "was not observed. What knows about that future?",
     "In generalized_advantage the sum must stop at both. V(s_{t+1}) must be left out at one of them only.",
+)
+HINTS = dict.fromkeys(
+    (
+        "the values are those of the right states",
+        "the reward per day rises",
+        "the advantages of three steps are right",
+    ),
+    CLOSER,
 )

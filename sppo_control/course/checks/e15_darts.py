@@ -136,10 +136,18 @@ CHECKS = (
     Check("success rises and stays", curve),
     Check("the loss of six throws is right", lambda student: six_ratios(student, before_the_curve=False)),
 )
-HINTS = (
+CLOSER = (
     "One epoch is harmless, five are not. So the fault shows only where the ratio is not 1. Print the largest and the "
     "smallest ratio in each epoch.",
     "Take one throw with A = 1 and ratio = 1.5: the policy has already moved far enough. Is its gradient 0? Then take "
     "A = -1 with ratio = 0.5.",
     "The paper takes a minimum of two objectives, which are maximised. Here are two losses, with a minus.",
+)
+HINTS = dict.fromkeys(
+    (
+        "old probabilities are those of the policy that threw",
+        "success rises and stays",
+        "the loss of six throws is right",
+    ),
+    CLOSER,
 )

@@ -129,11 +129,19 @@ CHECKS = (
     Check("the best words are learned", curve),
     Check("the advantages of a batch are right", lambda student: groups(student, before_the_curve=False)),
 )
-HINTS = (
+CLOSER = (
     "Which prompts go wrong? Print the mean advantage of each prompt's four answers in the first update. What should it be "
     "in GRPO?",
     "sample gives 48 answers in one row. In which order are the prompts? Call group_advantage with points that are the "
     "number of the prompt.",
     "reshape keeps the order of a row: the first answers fill the first row of the table. In which axis are the answers to "
     "one prompt now?",
+)
+HINTS = dict.fromkeys(
+    (
+        "equal points are no reason to learn",
+        "the best words are learned",
+        "the advantages of a batch are right",
+    ),
+    CLOSER,
 )

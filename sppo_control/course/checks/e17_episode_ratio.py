@@ -159,9 +159,19 @@ CHECKS = (
     Check("the clip fraction", fraction),
     Check("NaN in padding does no harm", spoiled),
 )
-HINTS = (
-    "Make log r = logp - logp_old first, and set it to 0 in the padding with torch.where.",
-    "The mean is over real steps: divide the sum of a row by mask.sum(dim=1).",
-    "x[mask] is a flat tensor of the real steps alone. Its mean is the mean over all real steps of the batch.",
-    "The clip fraction looks at the ratio itself, (r - 1).abs() > eps, not at its logarithm.",
-)
+HINTS = {
+    "the ratio is the geometric mean": (
+        "Make log r = logp - logp_old first, and set it to 0 in the padding with torch.where.",
+        "The mean is over real steps: divide the sum of a row by mask.sum(dim=1).",
+    ),
+    "padding is not in the mean": (
+        "After torch.where(mask, log r, 0.0) the padding adds nothing to the sum. Divide by the number of real "
+        "steps, not by T.",
+    ),
+    "k1 and k3": (
+        "x[mask] is a flat tensor of the real steps alone. Its mean is the mean over all real steps of the batch.",
+        "k1 is -log r and k3 is r - 1 - log r. In both r = pi / pi_old.",
+    ),
+    "the clip fraction": ("The clip fraction looks at the ratio itself, (r - 1).abs() > eps, not at its logarithm.",),
+    "NaN in padding does no harm": ("torch.where(mask, x, 0.0) selects; x * mask multiplies, and NaN times 0 is NaN.",),
+}

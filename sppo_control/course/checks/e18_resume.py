@@ -158,9 +158,27 @@ CHECKS = (
     Check("a checkpoint can be loaded twice", twice),
     Check("a checkpoint can be written and read as a file", plain),
 )
-HINTS = (
-    "What do the next updates depend on? Weights, Adam's moments and count, random numbers, and the learning rate's clock.",
-    "optimizer.state_dict() and load_state_dict(), generator.get_state() and set_state().",
-    "state_dict() and detach() do not copy. copy.deepcopy does.",
-    "Do not replace trainer.policy by another tensor: the optimizer holds the old one. Use copy_ under torch.no_grad().",
-)
+HINTS = {
+    "saving changes nothing": ("Saving only reads. Draw no random number in it, and change no tensor.",),
+    "all of the state is loaded": (
+        "What do the next updates depend on? Weights, Adam's moments and count, random numbers, and the learning "
+        "rate's clock.",
+        "optimizer.state_dict() and load_state_dict(), generator.get_state() and set_state().",
+    ),
+    "a resumed run gives the numbers of one that was not interrupted": (
+        "num_updates is the clock of the learning rate. A run that begins it again trains with another rate.",
+        "Do not replace trainer.policy by another tensor: the optimizer holds the old one. Use copy_ under "
+        "torch.no_grad().",
+    ),
+    "a checkpoint does not change while the trainer trains on": (
+        "state_dict() and detach() do not copy. copy.deepcopy does.",
+    ),
+    "a checkpoint can be loaded twice": (
+        "load must not keep the checkpoint's own tensors: what it trains on would change them. Copy once more when "
+        "you load.",
+    ),
+    "a checkpoint can be written and read as a file": (
+        "A checkpoint has tensors, numbers, strings, lists and dictionaries. torch.save and "
+        "torch.load(weights_only=True) take no others.",
+    ),
+}

@@ -228,9 +228,23 @@ CHECKS = (
     Check("the only reward is success, at the end", reward),
     Check("observations are new arrays, and environments are apart", copies),
 )
-HINTS = (
-    "super().reset(seed=seed) first. Then self.np_random.uniform(-1, 1).",
-    "Keep x, v and t in self, and set all three in reset.",
-    "In step: v first, then x, then t. end = self.t >= HORIZON is `terminated`; `truncated` is always False.",
-    "float(end and abs(self.x) < 0.1 and abs(self.v) < 0.1) is the reward.",
-)
+HINTS = {
+    "an episode starts as it should": ("super().reset(seed=seed) first. Then self.np_random.uniform(-1, 1).",),
+    "the seed decides the start": (
+        "Only self.np_random is seeded by super().reset(seed=seed). np.random and random are not.",
+    ),
+    "the dynamics": (
+        "Keep x, v and t in self, and set all three in reset.",
+        "In step: v first, then x, then t. end = self.t >= HORIZON is `terminated`; `truncated` is always False.",
+    ),
+    "an episode is terminated after 20 steps": (
+        "Count the steps in self.t. After the 20th, terminated is True, and truncated never is.",
+    ),
+    "the only reward is success, at the end": (
+        "float(end and abs(self.x) < 0.1 and abs(self.v) < 0.1) is the reward.",
+    ),
+    "observations are new arrays, and environments are apart": (
+        "np.array([...], dtype=np.float32) makes a new array at each call. What belongs to one environment is in "
+        "self, not in the class.",
+    ),
+}

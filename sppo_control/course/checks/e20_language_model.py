@@ -321,10 +321,18 @@ CHECKS = (
     Check("one update is one step on both losses", update),
     Check("a second update starts from a cleared gradient", again),
 )
-HINTS = (
-    "A token is in the response from place prompt_length on, if no EOS of the response came before it. cumsum counts.",
-    "logits[:, :-1] predict tokens[:, 1:]. gather picks one number per token. F.pad(x, (1, 0)) puts a 0 in front.",
-    "value_logits.gather(1, prompt_length[:, None] - 1)[:, 0]",
-    "The token-mean is over the response tokens of the whole batch: L[mask].mean().",
-    "torch.autograd.grad(loss, weights) leaves no .grad behind, so nothing needs to be cleared.",
-)
+HINTS = {
+    "the mask has the response and its EOS": (
+        "A token is in the response from place prompt_length on, if no EOS of the response came before it. cumsum counts.",
+    ),
+    "each token has the log-probability that predicted it": (
+        "logits[:, :-1] predict tokens[:, 1:]. gather picks one number per token. F.pad(x, (1, 0)) puts a 0 in front.",
+    ),
+    "the critic is read at the last prompt token": ("value_logits.gather(1, prompt_length[:, None] - 1)[:, 0]",),
+    "one update is one step on both losses": (
+        "The token-mean is over the response tokens of the whole batch: L[mask].mean().",
+    ),
+    "a second update starts from a cleared gradient": (
+        "torch.autograd.grad(loss, weights) leaves no .grad behind, so nothing needs to be cleared.",
+    ),
+}
