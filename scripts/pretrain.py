@@ -55,7 +55,7 @@ from sppo_control.checkpoints import (
     write_json,
 )
 from sppo_control.demonstrations import read_demonstrations
-from sppo_control.networks import Critic
+from sppo_control.networks import Adam, Critic
 from sppo_control.outputs import File, Folder, check_output
 from sppo_control.policies import GaussianPolicy, Policy, load_policy, make_policy, save_policy
 from sppo_control.rollout import evaluate, rollout
@@ -205,7 +205,7 @@ def train_expert(args: Args, folder: Path) -> Policy:
     if isinstance(policy, GaussianPolicy):
         nn.init.constant_(policy.log_std, args.expert_log_std)
     critic = Critic(envs.single_observation_space.shape[0], obs_scale=policy.obs_scale.tolist())
-    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], lr=args.expert_learning_rate, fused=True)
+    optimizer = Adam([*policy.parameters(), *critic.parameters()], lr=args.expert_learning_rate, fused=True)
     policy.env_id = args.env_id
     parts: dict[str, Part] = {"policy": policy, "critic": critic, "optimizer": OptimizerState(optimizer)}
     state: dict[str, Any] = {"update": 0, "steps": 0, "success": 0.0}
@@ -303,7 +303,7 @@ def clone(args: Args, obs: Tensor, actions: Tensor) -> tuple[Policy, int]:
     if isinstance(policy, GaussianPolicy):
         nn.init.constant_(policy.log_std, args.log_std)
         parameters = [policy.flat]
-    optimizer = torch.optim.Adam(parameters, lr=args.clone_learning_rate, fused=True)
+    optimizer = Adam(parameters, lr=args.clone_learning_rate, fused=True)
     rng = generator(args, 4, 0)
 
     before = policy.flat.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 
 import sppo_cartpole
 import sppo_llm
+from sppo_control import networks
 from sppo_control.llm import PromptCritic, SPPOConfig, SPPOTrainer
 from sppo_control.llm.responses import Responses, policy_log_probs
 from sppo_control.outcomes import Evaluation
@@ -75,8 +76,9 @@ class OneUpdate:
 @pytest.fixture
 def no_step(monkeypatch):
     """Adam leaves weights and gradients as they are; zero_grad before the critic's own step would take the policy's."""
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: None)
-    monkeypatch.setattr(torch.optim.Adam, "zero_grad", lambda self, *args, **kwargs: None)
+    for cls in (torch.optim.Adam, networks.Adam):
+        monkeypatch.setattr(cls, "step", lambda self, *args: None)
+        monkeypatch.setattr(cls, "zero_grad", lambda self, *args, **kwargs: None)
 
 
 def one_update(monkeypatch, script, args):

@@ -1,6 +1,10 @@
 """Networks against plain torch, sampling, starting policies, whole episodes."""
 
+import copy
 import itertools
+import subprocess
+import sys
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import sppo_cartpole
 import sppo_envs
 from sppo_control import networks, starts
 from sppo_control.networks import Critic
@@ -79,6 +84,54 @@ def test_gradients_are_clipped_as_by_torch_bit_for_bit():
             assert torch.equal(p.grad, q.grad), case
     with pytest.raises(ValueError, match="no gradient"):
         networks.clip_grad_norm_(ours[-1:], 0.5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adam_is_torchs_bit_for_bit_also_after_a_checkpoint(fused):
+    rng = np.random.default_rng(0)
+    classes = networks.Adam, torch.optim.Adam
+    params = [[nn.Parameter(torch.arange(5.0)), nn.Parameter(torch.ones(2, 3))] for _ in classes]
+    optimizers = [
+        cls(p, lr=0.1, eps=1e-5, weight_decay=0.01, fused=fused) for cls, p in zip(classes, params, strict=True)
+    ]
+    for step in range(12):
+        if step == 6:  # each takes the other's state
+            states = [copy.deepcopy(optimizer.state_dict()) for optimizer in optimizers]
+            for optimizer, state in zip(optimizers, reversed(states), strict=True):
+                optimizer.load_state_dict(state)
+        grads = [torch.from_numpy(rng.normal(size=p.shape)).float() for p in params[0]]
+        seen = []
+
+        def closure(step=step, seen=seen):
+            seen.append(torch.is_grad_enabled())
+            return step
+
+        for mine, optimizer in zip(params, optimizers, strict=True):
+            optimizer.zero_grad()
+            assert all(p.grad is None for p in mine)
+            for p, grad in zip(mine, grads, strict=True):
+                p.grad = grad.clone()
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+            assert optimizer.step(closure) == step
+        assert seen == [True, True]
+        for p, q in zip(*params, strict=True):
+            assert torch.equal(p, q), step
+    optimizers[0].zero_grad(set_to_none=False)
+    assert all((p.grad == 0).all() for p in params[0])
+    assert isinstance(optimizers[0], torch.optim.Adam)  # what looks for torch's class finds ours
+
+
+def test_a_training_run_does_not_import_what_compiles(tmp_path):
+    """torch._dynamo takes a second, and torch's own Adam imports it."""
+    code = (
+        "import sys, sppo_cartpole as s\nfrom sppo_control import cli\n"
+        "args = cli.make_args(s.Args, num_envs=4, num_minibatches=2, total_timesteps=1, eval_episodes=2, "
+        f"runs_dir={str(tmp_path)!r})\n"
+        "print(s.train(args).update, 'torch._dynamo' in sys.modules)"
+    )
+    scripts = str(Path(sppo_cartpole.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=scripts)
+    assert done.stdout.split()[-2:] == ["1", "False"], done.stderr
 
 
 @pytest.mark.parametrize("policy", [CategoricalPolicy(4, 3), GaussianPolicy(4, 2)], ids=["categorical", "gaussian"])
