@@ -83,8 +83,8 @@ starts: .venv/.tasks  ## make the starting policies of results/starts/0.03, 0.1 
 soak: .venv/.test  ## kill and resume training runs 100 times, about 20 minutes
 	$(BIN)/python scripts/soak.py --kills 100
 
-llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: about an hour, resumable
-	$(BIN)/python scripts/llm_real.py
+llm-real: .venv/.llm-real  ## train SmolLM2-135M, a real pretrained model, by SPPO on sums: about an hour, resumable; ARGS="--bf16 --seed 2"
+	$(BIN)/python scripts/llm_real.py $(ARGS)
 
 clean:  ## remove the virtual environment; runs/ stays
 	rm -rf .venv
