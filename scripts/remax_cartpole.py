@@ -23,7 +23,7 @@ import torch
 
 import sppo_envs
 from sppo_control import arguments, cli, compiled, core, runs
-from sppo_control.networks import clip_grad_norm_
+from sppo_control.networks import Adam, clip_grad_norm_
 from sppo_control.outcomes import advantage_scalars
 from sppo_control.rollout import evaluate, rollout
 from sppo_control.starts import look_first, starting_policy
@@ -101,7 +101,7 @@ def train(args: Args) -> runs.Run:
     envs = sppo_envs.make_task(args.env_id, args.num_envs, args.success_return, args.horizon, args.engine)
     policy = starting_policy(envs, args.env_id, args.start, args.from_scratch, args.hidden, args.resume)
     # fused: one call per step instead of a dozen. The network is so small that calls cost more than arithmetic.
-    optimizer = torch.optim.Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
+    optimizer = Adam(policy.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
 
     with compiled.use(args), runs.Run(args, __file__, args.env_id) as run:
         before = run.once("before", lambda: evaluate(envs, policy, args.eval_episodes, run.new_rng("evaluate")))

@@ -5,6 +5,7 @@ Each has one flat parameter vector. A forward pass in torch serves training, one
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -163,6 +164,28 @@ def clip_grad_norm_(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     for grad in grads:
         grad.mul_(scale)
     return norm
+
+
+class Adam(torch.optim.Adam):
+    """`torch.optim.Adam`, whose very code runs here: equal bit for bit, with the same checkpoints.
+
+    torch marks the methods of an optimizer for torch.compile. The first call of a marked method imports torch._dynamo, and
+    that takes a second. Each further call costs some microseconds (docs/speed.md). Here the marks are taken off. So do not
+    step it inside of a function that torch.compile compiles; torch's own class is for that.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """As that of `torch.optim.Adam`."""
+        return _adam_step(self, closure)
+
+
+_adam_step = inspect.unwrap(torch.optim.Adam.step)
 
 
 # ------------------------------------------------------------------------------------------ the hand-written gradient
