@@ -62,6 +62,8 @@ probes: .venv/.study  ## make results/*.json, which look into critics; trains th
 figures: .venv/.study  ## make the figures and tables of the docs from results/, about two minutes
 	$(BIN)/python scripts/report.py --commands results/commands/figures.toml
 	$(BIN)/python scripts/report_rates.py --what table
+	$(BIN)/python scripts/compare.py --results results/second.parquet
+	$(BIN)/python scripts/critic_control.py
 	$(BIN)/python scripts/credit.py --what map
 
 pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes

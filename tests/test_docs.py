@@ -68,3 +68,28 @@ def test_commands_name_files_and_flags_that_exist(page):
         for flag in re.findall(r"(?<!\S)--([a-z][a-z0-9-]*)", rest.split("#")[0]):
             name = flag.removeprefix("no-").replace("-", "_")
             assert flag == "help" or re.search(rf"^    {name}: ", source, flags=re.M), f"{page.name}: {script} --{flag}"
+
+
+INTERVAL = re.compile(r"([-+]?\d\.\d+) \[([-+]?\d\.\d+),\s+([-+]?\d\.\d+)\]")
+TABLES = ("tables.md", "second.md", "rates.md")
+
+
+def in_table(number, table):
+    """Whether a value and its interval are in a table, perhaps with more digits there or as the difference the other way."""
+    digits = 0.5 * 10 ** -len(number[0].split(".")[1]) + 1e-9
+    value, low, high = map(float, number)
+    return any(
+        max(abs(value - v), abs(low - a), abs(high - b)) <= digits
+        or max(abs(value + v), abs(low + b), abs(high + a)) <= digits
+        for v, a, b in table
+    )
+
+
+def test_each_interval_of_the_results_is_in_a_table_that_a_command_makes():
+    """So a page that was not rewritten after new runs is noticed."""
+    text = "".join((ROOT / "docs" / "figures" / name).read_text() for name in TABLES)
+    table = [tuple(map(float, found)) for found in INTERVAL.findall(text)]
+    page = INTERVAL.findall((ROOT / "docs" / "results.md").read_text())
+    assert len(page) > 40
+    assert [number for number in page if not in_table(number, table)] == []
+    assert not in_table(("0.123", "0.045", "0.678"), table)  # the helper can say no
