@@ -53,8 +53,10 @@ from sppo_control.outcomes import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"sppo_llm": sppo_llm, "ppo_llm": ppo_llm, "grpo_llm": grpo_llm, "rloo_llm": rloo_llm}
-EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name == "rloo_llm" else []) for name in SCRIPTS]
-"""rloo_llm.py differs from grpo_llm.py in its advantage alone, which tests/test_flags_llm.py checks."""
+REPEATS = ("rloo_llm", "ppo_llm")
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name in REPEATS else []) for name in SCRIPTS]
+"""rloo_llm.py differs from grpo_llm.py in its advantage alone, which tests/test_flags_llm.py checks. ppo_llm.py saves and
+resumes by the same lines as sppo_llm.py."""
 WITH_CRITIC = ["sppo_llm", "ppo_llm"]
 SMALL = {"batch_size": 16, "num_minibatches": 2, "total_episodes": 64, "eval_prompts": 16, "save_every": 2,
          "device": "cpu", "seed": 9}  # fmt: skip

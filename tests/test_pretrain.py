@@ -80,7 +80,9 @@ def make(tmp_path, name, **changes):
     return args
 
 
-@pytest.mark.parametrize("band", [(0.02, 0.9), (0.9, 0.95)], ids=["met", "missed"])
+@pytest.mark.parametrize(
+    "band", [pytest.param((0.02, 0.9), id="met"), pytest.param((0.9, 0.95), id="missed", marks=pytest.mark.slow)]
+)
 def test_is_deterministic_and_writes_a_card(tmp_path, band):
     """A missed band is an error and must not take the place of a policy that is there already."""
     met, contents = band[0] < 0.5, []

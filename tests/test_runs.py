@@ -52,7 +52,10 @@ def train(script, tmp_path, **changes):
     return json.loads((script.train(args).folder / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("script", [s for s in ALL if s != "remax_cartpole"])
+@pytest.mark.parametrize(
+    "script",
+    [pytest.param(s, marks=[] if s == "sppo_cartpole" else [pytest.mark.slow]) for s in ALL if s != "remax_cartpole"],
+)
 def test_learns_precision_cartpole(script, tmp_path):
     script = ALL[script]
     summary = train(script, tmp_path, total_timesteps=450_000, seed=11, kernels="torch")
