@@ -75,7 +75,7 @@ TABLES = ("tables.md", "second.md", "rates.md")
 
 
 def in_table(number, table):
-    """Whether a value and its interval are in a table, perhaps with more digits there or as the difference the other way."""
+    """Whether a value and its interval are in a table, perhaps with more digits there, or as the opposite difference."""
     digits = 0.5 * 10 ** -len(number[0].split(".")[1]) + 1e-9
     value, low, high = map(float, number)
     return any(
