@@ -35,7 +35,8 @@ def reward():
     [
         # math-verify takes these letters for units
         ("3t", "3", 0), ("x^{2}t", "x^2", 0), ("2ab", "2", 0), ("5d", "5", 0), (r"\frac{1}{2}h", r"\frac{1}{2}", 0),
-        ("3t", "t \\cdot 3", 1), ("2mg", "2", None), ("12n", "12", 0),
+        ("3t", "t \\cdot 3", 1), ("2 i", "2i", 1), (r"1+2\mathrm{i}", r"1 + 2 \cdot i", 1), ("2i", "2", 0), ("2i", "3i", 0),
+        ("2mg", "2", None), ("12n", "12", 0),
         # two units
         ("5 kg", "5 g", 0), ("5 kg", "5000 g", 1), ("5 kg", "5 pounds", 0), ("2 hours", "2 minutes", 0),
         ("2 hours", "120 min", 1), (r"\frac{5}{2}\text{ hours}", "150 minutes", 1), (r"5\text{ cm}", r"5\text{ m}", 0),

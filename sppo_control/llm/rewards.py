@@ -594,6 +594,9 @@ def _compare_exactly(tolerance: float) -> None:
 
     latex2sympy2._Latex2Sympy.parse_number = parse_number
     grader.sympy_numeric_eq = equal
+    # Its own pattern finds a complex number in "2 i" and none in "2i", so the two had different symbols.
+    parser: Any = sys.modules["math_verify.parser"]
+    parser.should_treat_as_complex = lambda text: re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text) is not None
 
 
 def _numbers_equal(x: Any, gold: Any, tolerance: float) -> bool:
