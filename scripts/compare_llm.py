@@ -3,7 +3,7 @@
     for seed in 11 12 13; do for algorithm in sppo grpo; do
         python scripts/llm_real.py --bf16 --algorithm $algorithm --seed $seed --out runs/seed$seed; done; done
     python scripts/compare_llm.py runs/seed11 runs/seed12 runs/seed13 --out runs/compare.json --figure runs/compare.png
-    python scripts/compare_llm.py docs/llm_real.json                # the tables of docs/llm.md again, from its file
+    python scripts/compare_llm.py docs/llm_real.json                # the tables of docs/llm_real.md again, from its file
 
 Seconds are processor seconds of the updates, generation included, without evaluations and checkpoints (a run's
 `charts/cpu_seconds`). Other work on the machine lengthens them hardly. docs/llm_real_cuda.json has seconds on the clock. A

@@ -38,6 +38,7 @@ from sppo_control.llm.prompts import (
     load_prompts,
     make_reward,
     read_dataset,
+    report_answers,
 )
 from sppo_control.llm.responses import generate
 from sppo_control.llm.rewards import COLUMNS, MathReward, answer_text, paper_answer
@@ -236,8 +237,11 @@ def load_problems(name: str, source: str, tokenizer: Any, args: Args) -> Prompts
         if isinstance(prompt, str):  # chat messages get only the chat template
             prompt = template.replace("{question}", prompt)
             prompt = [{"role": "user", "content": prompt}] if chat else prompt
-        texts.append(prompt_text(prompt, tokenizer))
-        ids.append(prompt_ids(prompt, tokenizer))
+        try:
+            texts.append(prompt_text(prompt, tokenizer))
+            ids.append(prompt_ids(prompt, tokenizer))
+        except ValueError as error:
+            raise ValueError(f"{source or hub_id}, row {index}: {error}") from error
         answers.append(right)
     if not ids:
         raise ValueError(f"{source or hub_id} has no rows")
@@ -324,6 +328,9 @@ def main(args: Args) -> dict[str, dict[str, Any]]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if args.bf16 else torch.float32)
     for name, prompts in problems.items():
         check_length(prompts, name, model, args)
+        if name != "addition" and args.reward in (None, "math"):
+            for line in report_answers(prompts.answers, args.sources[name] or name):
+                print(line)
     names = ("k", "temperature", "max_response_length", "reward", "prompt_template", "prompt_format", "seed", "bf16",
              "batch_size", "device")  # fmt: skip
     settings = {"model": path, **{key: getattr(args, key) for key in names}, "weights": fingerprint(model)}

@@ -15,7 +15,7 @@ pip install -c constraints.txt -e '.[llm]'.
 The x-axis counts all N responses per prompt.
 
 Source: Shao et al., arXiv 2402.03300. Equations: sppo_control/core.py. Logged values: docs/metrics.md. Results:
-docs/llm.md.
+docs/llm_addition.md.
 """
 
 from __future__ import annotations

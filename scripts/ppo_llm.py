@@ -16,7 +16,7 @@ pip install -c constraints.txt -e '.[llm]'.
 As in the control scripts, advantages are not normalised.
 
 Source: Schulman et al., arXiv 1707.06347 (PPO) and 1506.02438 (GAE). Equations: sppo_control/core.py. Logged values:
-docs/metrics.md. Results: docs/llm.md.
+docs/metrics.md. Results: docs/llm_addition.md.
 """
 
 from __future__ import annotations

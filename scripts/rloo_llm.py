@@ -23,7 +23,7 @@ The x-axis counts all N responses per prompt.
 Source: Kool et al., 2019; Ahmadian et al., arXiv 2402.14740 (without clipping there, because it makes one step per
 batch). REINFORCE++: Hu et al., arXiv 2501.03262. SPO: Xu and Ding, arXiv 2509.13232 (docs/rloo.md says what differs). This
 file differs from scripts/grpo_llm.py in the advantage. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
-Results: docs/llm.md.
+Results: docs/llm_addition.md.
 """
 
 from __future__ import annotations

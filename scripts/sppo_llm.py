@@ -19,7 +19,7 @@ One default is not the paper's: how the critic is trained. Here it makes 4 updat
 batch. With --critic-recipe paper it is trained on the minibatches of the policy.
 
 Source: Wang et al., arXiv 2604.08865, equations 1 to 3. Equations: sppo_control/core.py. Logged values: docs/metrics.md.
-Results: docs/llm.md.
+Results: docs/llm_addition.md.
 """
 
 from __future__ import annotations

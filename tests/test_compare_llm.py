@@ -128,11 +128,11 @@ def test_folders_become_a_file_that_gives_the_same_tables(tmp_path, capsys):
 
 
 def test_the_runs_on_a_gpu_are_read_too():
-    """Their first table in docs/llm.md was made by other code, the second by this script."""
+    """Their first table in docs/llm_real.md was made by other code, the second by this script."""
     found = compare_llm.read([ROOT / "docs" / "llm_real_cuda.json"])
     rows = cells(compare_llm.table_of_runs(found, 4))
     assert [row["seed"] for row in rows] == ["1", "2", "3"] * 2
-    page = (ROOT / "docs" / "llm.md").read_text()
+    page = (ROOT / "docs" / "llm_real.md").read_text()
     for row in rows:
         at = [row[f"to {x}: responses; seconds"].partition(";")[0] for x in (0.6, 0.8)]
         name = row["algorithm"][:4]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import io
 import json
+import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,10 +149,7 @@ def load_prompts(
         ("answer", answer is not None or not needs_answer, " or ".join(COLUMNS)),
     ):
         if not there:
-            raise ValueError(
-                f"{dataset} has no column {wanted}, it has {', '.join(sorted(columns))}; rename yours: "
-                f'datasets.load_dataset(...).rename_column("<its name>", "{name}").to_json("train.jsonl")'
-            )
+            raise ValueError(f"{dataset} has no column {wanted}, it has {_mend_columns(columns, name, dataset)}")
     texts, ids, answers, kept, numbers = [], [], [], [], []
     num_long = longest = 0
     for index, row in enumerate(rows):
@@ -169,7 +171,7 @@ def load_prompts(
             text, tokens = prompt_text(row["prompt"], tokenizer), prompt_ids(row["prompt"], tokenizer)
         except ValueError as error:
             raise ValueError(f"{dataset}, row {index}: {error}") from error
-        if not tokens:
+        if not tokens or not text.strip():
             raise ValueError(f"{dataset}: the prompt in row {index} is empty; leave such rows out")
         longest = max(longest, len(tokens))
         if max_prompt_length is not None and len(tokens) > max_prompt_length:
@@ -192,6 +194,17 @@ def load_prompts(
     return Prompts(
         texts, ids, answers, num_long, {name: [row[name] for row in kept] for name in sorted(columns)}, numbers
     )
+
+
+def _mend_columns(columns: set[str], name: str, dataset: Any) -> str:
+    """The columns that are there, and how to make one of them `name`."""
+    shown = ", ".join(column if column == column.strip() and column else repr(column) for column in sorted(columns))
+    text = str(dataset)
+    if text.endswith(".csv") and (sign := next((x for x in ";\t|" if any(x in column for column in columns)), None)):
+        return f"{shown}; the columns of a .csv file are separated by commas, and these seem to be by {sign!r}"
+    if text.endswith((".csv", ".json", ".jsonl")):
+        return f'{shown}; rename yours in the file to "{name}"'
+    return f'{shown}; rename yours: datasets.load_dataset(...).rename_column("<its name>", "{name}").to_json("train.jsonl")'
 
 
 class Rows:
@@ -224,20 +237,33 @@ def _read_text(path: Path) -> Rows:
         raise ValueError(f"cannot read {path}: it is empty")
     if path.suffix == ".csv":
         return Rows(_read_csv(path, text))
-    if path.suffix == ".json" and text.lstrip().startswith("["):
+    whole = None
+    if path.suffix == ".json" and text.lstrip().startswith("{"):
+        with contextlib.suppress(json.JSONDecodeError):  # JSON Lines, which are read below
+            whole = _parse(text)
+    if path.suffix == ".json" and (text.lstrip().startswith("[") or whole is not None):
         try:
-            found = list(enumerate(json.loads(text)))
+            whole = _parse(text) if whole is None else whole
         except ValueError as error:
             raise ValueError(f"cannot read {path}: {error}") from error
+        if isinstance(whole, dict) and any(isinstance(value, list | dict) for value in whole.values()):
+            inside = next(name for name, value in whole.items() if isinstance(value, list | dict))
+            raise ValueError(
+                f"cannot read {path}: it is one object, with more of them in {inside!r}; save a list of rows, each an "
+                "object with the columns' names (in pandas orient='records')"
+            )
+        found = list(enumerate(whole if isinstance(whole, list) else [whole]))
         where = "row"
     else:
         found, where = [], "line"
         for number, line in enumerate(text.split("\n"), start=1):
             if line.strip():
                 try:
-                    found.append((number, json.loads(line)))
-                except ValueError as error:
+                    found.append((number, _parse(line)))
+                except json.JSONDecodeError as error:
                     raise ValueError(f"cannot read {path}: line {number} is not JSON: {error}") from error
+                except ValueError as error:
+                    raise ValueError(f"cannot read {path}: line {number}: {error}") from error
     for number, row in found:
         if not isinstance(row, dict):
             raise ValueError(
@@ -248,11 +274,40 @@ def _read_text(path: Path) -> Rows:
     return Rows([row for _, row in found])
 
 
+def _parse(text: str) -> Any:
+    """JSON in which no name is there twice, and no digit is lost: a number that float cannot hold is a Decimal.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+
+    def number(digits: str) -> float | Decimal:
+        rounded = float(digits)
+        return rounded if math.isinf(rounded) or Decimal(digits) == Decimal(repr(rounded)) else Decimal(digits)
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(found)
+        if len(made) < len(found):
+            names = [name for name, _ in found]
+            raise ValueError(
+                f"{next(x for x in names if names.count(x) > 1)!r} is there twice in one object; leave one out"
+            )
+        return made
+
+    try:
+        return json.loads(text, parse_float=number, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
+
+
 def _read_csv(path: Path, text: str) -> list[dict[str, Any]]:
     """Rows of texts; numbers in columns other than `TEXTS`, if the whole column has such."""
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # not splitlines: U+2028 ends no line
     rows: list[dict[str, Any]] = []
     try:
+        names = list(reader.fieldnames or ())
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"cannot read {path}: line 1 has the column {twice[0]!r} twice; leave one out")
         for row in reader:
             if None in row or None in row.values():
                 raise ValueError(
@@ -294,35 +349,68 @@ def read_dataset(dataset: str | os.PathLike[str], split: str) -> Any:
         if path.suffix != ".parquet":
             return _read_text(path)
         try:
-            return datasets.load_dataset("parquet", data_files=str(path), split="train")
+            return _widened(datasets.load_dataset("parquet", data_files=str(path), split="train"))
         except (datasets.exceptions.DatasetGenerationError, ValueError, StopIteration) as error:
             reason = str(error.__cause__ or error) or "it is empty"  # StopIteration says nothing
+            reason = "it is empty" if "BatchSize must be greater than 0" in reason else reason
             raise ValueError(f"cannot read {path}: {reason}") from error
     if path.is_file():
         raise ValueError(f"{path} is none of {', '.join(kinds)}")
     try:
-        return datasets.load_dataset(str(dataset), split=split)
+        return _widened(datasets.load_dataset(str(dataset), split=split))
     except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
         raise FileNotFoundError(
             f"no dataset {dataset}: neither a file or folder here nor a reachable Hub id"
         ) from error
 
 
-def report_prompts(prompts: Prompts, reward: str, source: str) -> list[str]:
+def _widened(data: Any) -> Any:
+    """The dataset, in which 0.1 of a column of float32 is 0.1, and not 0.10000000149."""
+    narrow = {
+        name: np.dtype(feature.dtype)
+        for name, feature in data.features.items()
+        if getattr(feature, "dtype", "") in ("float16", "float32")
+    }
+    if not narrow:
+        return data
+    widen = lambda name, x: x if x is None or name not in narrow else float(str(narrow[name].type(x)))  # noqa: E731
+    return Rows([{name: widen(name, x) for name, x in row.items()} for row in data])
+
+
+def report_prompts(prompts: Prompts, reward: str, source: str, tokenizer: Any = None) -> list[str]:
     """What the user should know of a dataset before training: prompts that are there twice, answers that cannot be read.
 
     Args:
         prompts: all that were kept.
         reward: its name; only "math" reads answers.
         source: of the prompts, for the messages.
+        tokenizer: the policy's; None does not ask whether it knows the prompts' characters.
 
     Returns:
         Lines to print; none if all is well.
 
     Raises:
-        ValueError: no answer can be read.
+        ValueError: no answer can be read; the tokenizer knows no character of any prompt.
     """
     lines, number = [], prompts.rows or range(len(prompts))
+    if tokenizer is not None and (lost := unknown_characters(prompts, tokenizer)):
+        characters = sorted(set().union(*lost.values()))
+        lines.append(
+            f"{source}: the tokenizer does not know {', '.join(map(repr, characters[:8]))}"
+            f"{' ...' if len(characters) > 8 else ''} in {len(lost)} of {len(prompts)} prompts, such as "
+            f"{_named(number, list(lost))}; the model cannot read them"
+        )
+    asked = prompts.columns.get("prompt", [])
+    if spaced := [row for row, text in enumerate(asked) if isinstance(text, str) and text.endswith(" ")]:
+        lines.append(
+            f"{source}: {len(spaced)} of {len(prompts)} prompts end in a space, such as {_named(number, spaced)}; most "
+            "tokenizers put the space in front of the next word, so models answer better without it"
+        )
+    if absent := [row for row, text in enumerate(prompts.answers) if text.casefold() in ABSENT]:
+        lines.append(
+            f"{source}: {len(absent)} of {len(prompts)} answers are words for a missing value, such as "
+            f"{prompts.answers[absent[0]]!r} in {_named(number, absent)}; leave such rows out"
+        )
     if twice := prompts.repeated():
         lines.append(
             f"{source}: {sum(map(len, twice.values())) - len(twice)} of {len(prompts)} prompts are there already, such as "
@@ -369,6 +457,30 @@ def report_answers(answers: Sequence[Any], source: str, number: Sequence[int] | 
                 f"same text is right: {shown}{' ...' if len(rows) > 5 else ''}"
             )
     return lines
+
+
+ABSENT = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "nat", "<na>"))
+"""What programs write for a value that is missing."""
+
+
+def unknown_characters(prompts: Prompts, tokenizer: Any) -> dict[int, set[str]]:
+    """Index of a prompt -> its characters that are not in its tokens. Spaces, case and width are not looked at.
+
+    Raises:
+        ValueError: no prompt has any other character.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    unknown = {tokenizer.unk_token_id, tokenizer.convert_tokens_to_ids(getattr(model, "unk_token", None) or "")}
+    plain = lambda text: set(unicodedata.normalize("NFKC", text).casefold()) - set(" \t\n\r")  # noqa: E731
+    known = tokenizer.batch_decode([[token for token in ids if token not in unknown] for ids in prompts.ids])
+    lost = {row: plain(text) - plain(read) for row, (text, read) in enumerate(zip(prompts.texts, known, strict=True))}
+    lost = {row: found for row, found in lost.items() if found}
+    if len(lost) == len(prompts) and all(found == plain(prompts.texts[row]) for row, found in lost.items()):
+        raise ValueError(
+            f"the tokenizer knows no character of any prompt, such as {prompts.texts[0][:40]!r}; use the tokenizer and "
+            "model for this language"
+        )
+    return lost
 
 
 WHY = {
@@ -450,7 +562,7 @@ def _own_reward(name: str) -> Reward:
         raise ValueError(f"--reward {name}: {module.__file__} has no function {function_name}")
 
     def checked(texts: list[str], columns: dict[str, list[Any]]) -> list[float]:
-        returned = function(texts, columns)
+        returned = function(list(texts), columns)
         outcomes = returned.tolist() if hasattr(returned, "tolist") else returned  # an array or a tensor
         if not isinstance(outcomes, list | tuple) or len(outcomes) != len(texts):
             got = f"{len(outcomes)}" if isinstance(outcomes, list | tuple) else repr(returned)[:40]
@@ -458,7 +570,7 @@ def _own_reward(name: str) -> Reward:
                 f"--reward {name} must return a list of {len(texts)} outcomes, one per response, got {got}"
             )
         for index, outcome in enumerate(outcomes):
-            if outcome not in (0, 1):
+            if np.ndim(outcome) != 0 or outcome not in (0, 1):
                 raise ValueError(
                     f"--reward {name} must return 0 (failure) or 1 (success) for each response, got {outcome!r} at index "
                     f"{index}; threshold it, as in [float(x > 0.5) for x in ...]"

@@ -194,8 +194,9 @@ def generate(
             if (length := stop_length(tokenizer, tokens[i, :n].tolist(), stop)) is not None:
                 tokens[i, length:], mask[i, length:], ended[i] = pad, False, True
     texts = tokenizer.batch_decode(
-        [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)], skip_special_tokens=True
-    )
+        [row[:n] for row, n in zip(tokens.tolist(), mask.sum(1).tolist(), strict=True)],
+        skip_special_tokens=True, clean_up_tokenization_spaces=False,  # else "1 , 2" would be judged as "1, 2"
+    )  # fmt: skip
     outcome = torch.tensor(reward(texts, prompts.reward_columns(rows)), dtype=torch.float32, device=device)
     info = {"truncated": ~ended.cpu().numpy()}
     if (verifier := getattr(reward, "verifier", None)) is not None:  # of --reward math: why there was no verdict
@@ -234,7 +235,7 @@ def stop_length(tokenizer: Any, tokens: list[int], stop: Sequence[str]) -> int |
     """Tokens of a response up to the one that completes the first stop text; None where no stop text is in it."""
 
     def contains(n: int) -> bool:
-        text = tokenizer.decode(tokens[:n])
+        text = tokenizer.decode(tokens[:n], clean_up_tokenization_spaces=False)
         return any(x in text for x in stop)
 
     if not contains(len(tokens)):
@@ -251,7 +252,9 @@ def _stopped(tokenizer: Any, stop: Sequence[str], width: int) -> Callable[..., T
     window = max(len(x.encode()) for x in stop) + 8
 
     def criterion(ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        texts = tokenizer.batch_decode(ids[:, max(width, ids.shape[1] - window) :].tolist())
+        texts = tokenizer.batch_decode(
+            ids[:, max(width, ids.shape[1] - window) :].tolist(), clean_up_tokenization_spaces=False
+        )
         return torch.tensor([any(x in text for x in stop) for text in texts], device=ids.device)
 
     return criterion

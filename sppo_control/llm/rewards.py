@@ -7,6 +7,7 @@ memory does not affect the training.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -52,13 +54,33 @@ def answer_text(answer: Any) -> str:
     """A right answer of a dataset as text: 204.0, which some file formats make of 204, is "204"; "007" stays.
 
     Raises:
-        ValueError: it is neither text nor a number (None, NaN, infinity, a truth value, a list), or empty.
+        ValueError: it is neither text nor a number (None, NaN, infinity, a truth value, a list), or empty; LaTeX in it has
+            lost a backslash.
     """
+    if isinstance(answer, str) and lost_backslash(answer):
+        raise ValueError(
+            f"{answer!r}, which has lost a backslash; in JSON and in Python it is written twice, as \\\\frac"
+        )
     if isinstance(answer, str) and (text := answer.strip().strip("\ufeff\u200b").strip()):
         return text
-    if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
-        return str(int(answer)) if answer == int(answer) and abs(answer) < 2**53 else str(answer)
+    if hasattr(answer, "item") and getattr(answer, "shape", None) == ():  # a NumPy number: 0.1 in float32 is 0.1
+        answer = float(str(answer)) if str(answer.dtype) in ("float16", "float32") else answer.item()
+    if isinstance(answer, int | float | Decimal) and not isinstance(answer, bool) and math.isfinite(answer):
+        exact = not isinstance(answer, float) or abs(answer) < 2**53
+        return str(int(answer)) if answer == int(answer) and exact else str(answer)
     raise ValueError(f"{answer!r}; a right answer is a text that is not empty, or a finite number")
+
+
+_LOST = re.compile(
+    r"[\x07\x08]|\x0c(?:(?:rac|box)\s*\{|orall\b)|\x0b(?:ec\s*\{|dots\b)"
+    r"|\t(?:(?:ext(?:bf|rm|it)?|frac)\s*\{|imes\b|heta\b|riangle)|\r(?:ight[)\]}|.\\]|m\s*\{|angle\b)"
+)
+
+
+def lost_backslash(text: str) -> bool:
+    r"""Whether LaTeX in it was written with single backslashes where "\f" is a form feed. Of "\frac{1}{2}" a form feed and
+    rac{1}{2} is left, which math-verify reads as a product of letters."""
+    return _LOST.search(text) is not None
 
 
 def gold_text(answer: str) -> str:
@@ -68,15 +90,16 @@ def gold_text(answer: str) -> str:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What is in the last \boxed{...}; None where there is none or it is not closed.
+    r"""What is in the last \boxed{...}, or the number behind \boxed; None where there is none or it is not closed.
 
     Only the last one counts, so a response cannot try several answers.
     """
-    start = None
-    for match in re.finditer(r"\\boxed\s*\{", text):
+    start = bare = None
+    for match in re.finditer(r"\\boxed(?:\s*\{|\s*(?P<bare>[-+]?(?:\d[\d.,/]*)?\d)(?=[\s$.,;)]|\\\)|\\\]|$))", text):
         start = match.end()
-    if start is None:
-        return None
+        bare = match["bare"]
+    if start is None or bare is not None:  # \boxed 5
+        return bare
     depth = 1
     for match in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):  # \{ and \} are characters, not braces
         depth += {"{": 1, "}": -1}.get(match.group(), 0)
@@ -218,8 +241,10 @@ class MathReward:
         for index, answer in enumerate(_texts("answer", answers)):
             gold = _parts(gold_text(answer))[1]
             if gold not in known:
-                plain = re.fullmatch(r"[+-]?\d+(\.\d+)?", gold) or _is_words(gold)
-                known[gold] = "correct" if plain else self._ask(_for_verifier(gold), _for_verifier(gold))
+                number = _split_unit(gold)[0]
+                plain = re.fullmatch(r"[+-]?\d+(\.\d+)?", number) or _is_words(gold) or _is_label(number)
+                asked = "answer_unparsed" if _is_sentence(number) else None
+                known[gold] = "correct" if plain else asked or self._ask(_for_verifier(number), _for_verifier(number))
             if known[gold] not in ("correct", "wrong"):
                 found[index] = known[gold]
         return found
@@ -258,7 +283,20 @@ class MathReward:
             named = {_base(match) for match in bases if match}
             alike = len({numeral.lstrip("0").casefold() for numeral in numerals}) == 1
             return "correct" if alike and len(named) == 1 else "wrong"
-        return self._ask(_for_verifier(gold), _for_verifier(boxed))
+        gold, unit = _split_unit(gold)
+        boxed, other = _split_unit(boxed, loose=re.fullmatch(r"[-+]?[\d.,]+", gold) is not None)
+        if _is_label(gold) or _TIME.fullmatch(boxed):  # 10-12, 2024-01-02 and 3:05 are no differences and no ratios
+            alike = not (unit and other and unit != other) and _label(boxed) == _label(gold)
+            return "correct" if alike else "wrong"
+        if unit and other:
+            if unit.dimensions != other.dimensions:
+                return "wrong"
+            if (ratio := unit.factor / other.factor) != 1:
+                gold = rf"({gold}) \cdot \frac{{{ratio.numerator}}}{{{ratio.denominator}}}"
+        if boxed == gold:
+            return "correct"
+        verdict = self._ask(_for_verifier(gold), _for_verifier(boxed))
+        return "answer_unparsed" if verdict == "wrong" and _is_sentence(gold) else verdict
 
     def _ask(self, gold: str, boxed: str) -> str:
         """The verdict of the verifier's process."""
@@ -344,6 +382,13 @@ def _texts(name: str, answers: Sequence[Any]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- reading an answer
+def _split_unit(text: str, loose: bool = False) -> tuple[str, Any]:
+    from sppo_control.llm.units import split_unit  # not at the top: the verifier's process has no package
+
+    return split_unit(text, loose)
+
+
+_SPACE = r"\s|~|\\[ ,;:!](?!\w)|\\q?quad\b"
 _FONT = r"\\(?:text|textbf|textrm|textsf|textit|mathrm|mathbf|mathsf|boldsymbol|bm|rm|bf|mbox)"
 _LABEL = re.compile(
     rf"\s*(?:{_FONT}\s*\{{\s*\(\s*(?P<a>[A-J])\s*\)\s*\}}|\(\s*{_FONT}\s*\{{\s*(?P<b>[A-J])\s*\}}\s*\)"
@@ -392,7 +437,8 @@ def _plain(text: str) -> str:
     before = None
     while text != before:  # $\text{3.}$ has several of them
         before = text
-        text = text.strip().strip("\ufeff\u200b")
+        text = re.sub(rf"(?:{_SPACE}|(?<!\\)\\){{1,8}}$|^(?:{_SPACE}){{1,8}}", "", text).strip("\ufeff\u200b`")
+        text = re.sub(r"^\*\*([^*]*)\*\*$|^\\underline\s*\{([^{}]*)\}$", lambda match: match[1] or match[2] or "", text)
         for left, right in ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"), ("$", "$"), (r"\displaystyle", "")):
             inner = text[len(left) : len(text) - len(right)]
             if text.startswith(left) and text.endswith(right) and len(text) >= len(left + right) and left not in inner:
@@ -401,12 +447,18 @@ def _plain(text: str) -> str:
             text = text.removesuffix(".").removesuffix(r"\\").strip()
         text = re.sub(rf"{_FONT}\s*\{{\s*([-+\d.,]+)\s*\}}", r"\1", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
-    text = "".join(_fraction_sign(character) for character in text)
+    text = "".join(_one_character(character) for character in text)
     for sign, latex in _SIGNS.items():
         text = text.replace(sign, latex)
     text = unicodedata.normalize("NFKC", text)  # digits of full width, spaces of other widths
-    text = re.sub(r"√\s*\(([^()]*)\)|√\s*\{([^{}]*)\}|√\s*(\d+(?:\.\d+)?|[A-Za-z]|\\pi)", _root(""), text)
-    text = re.sub(r"∛\s*\(([^()]*)\)|∛\s*\{([^{}]*)\}|∛\s*(\d+(?:\.\d+)?|[A-Za-z]|\\pi)", _root("[3]"), text)
+    for sign, index in (("√", ""), ("∛", "[3]"), ("∜", "[4]")):
+        inner = r"\s*\(((?:[^()]|\([^()]*\))*)\)"
+        text = re.sub(
+            rf"{sign}{inner}|{sign}\s*\{{([^{{}}]*)\}}|{sign}\s*(\d+(?:\.\d+)?|[A-Za-z]|\\pi)", _root(index), text
+        )
+    text = re.sub(r"\\(?:textcolor|color)\s*\{\w+\}", "", text)
+    text = re.sub(r"(?<=[\w)}])\s*\*\*\s*(-?\d+)", r"^{\1}", text)  # 2**10
+    text = re.sub(r"(?<=\d)\s*[xX*]\s*(?=10\s*\^)", r" \\times ", text)  # 3 x 10^8
     text = re.sub(r"(?<![\\A-Za-z])sqrt\s*\(([^()]*)\)|(?<![\\A-Za-z])sqrt\s*\{([^{}]*)\}()", _root(""), text)
     text = re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text)
     text = _REPEATING.sub(_repeating, text)
@@ -419,8 +471,16 @@ def _root(index: str) -> Callable[[re.Match[str]], str]:
     return lambda match: rf"\sqrt{index}{{{match[1] or match[2] or match[3]}}}"
 
 
-def _fraction_sign(character: str) -> str:
-    r"""½ -> \frac{1}{2}"""
+def _one_character(character: str) -> str:
+    r"""½ -> \frac{1}{2}; digits of any script and dashes of any length -> those of ASCII."""
+    if character.isascii():
+        return character
+    if unicodedata.category(character) == "Nd":
+        return str(unicodedata.decimal(character))
+    if unicodedata.category(character) == "Pd":
+        return "-"
+    if character in "\u2044\u2215":  # other slashes
+        return "/"
     kind = unicodedata.decomposition(character)
     if not kind.startswith("<fraction>"):
         return character
@@ -448,6 +508,31 @@ def _base(match: re.Match[str]) -> int:
     return _BASES.get(match["base"]) or int(match["base"])
 
 
+_TIME = re.compile(r"\d{1,2}:0\d|0\d:\d\d")
+_LABELS = re.compile(rf"\d+(?:-{{1,2}}\d+)+|{_TIME.pattern}")
+
+
+def _is_label(gold: str) -> bool:
+    """A range, a date or a time, as 10-12, 2024-01-02 and 3:05."""
+    return _LABELS.fullmatch(gold.replace(" ", "")) is not None and not re.search(r"\s-|-\s", gold)
+
+
+def _label(text: str) -> list[str]:
+    return [part.lstrip("0") or "0" for part in re.findall(r"\d+|[^-:\d\s]+", text)] + re.findall("[-:]", text)[:1]
+
+
+_SENTENCE = re.compile(
+    r"(?<![\\A-Za-z])(?!(?:and|or|mod|if|for|where|with)\b)[A-Za-z]{2,}\s+(?!(?:and|or|mod|if|for|where|with)\b)[A-Za-z]{2,}\b"
+    r"|(?<![\\A-Za-z])(?!(?:log|exp|sin|cos|tan|sqrt)\b)[A-Za-z]{3,}(?:\s*:|\s+[-\d])|\d\s+\(?(?!(?:and|mod|sin|cos|tan|log|exp)\b)[A-Za-z]{3,}|[\"?]|\d,\s+[A-Za-z]{2,}\b"
+    r"|\$.*\$\s*[A-Za-z]{2,}"
+)
+
+
+def _is_sentence(gold: str) -> bool:
+    """Whether the answer is a sentence with a number in it, which math-verify reads as a product of letters."""
+    return _SENTENCE.search(gold) is not None
+
+
 def _is_words(gold: str) -> bool:
     """Whether the answer is compared as words: three letters or more, or one that the dataset marks as a text."""
     text = re.fullmatch(r"[A-Za-z][A-Za-z\s]+", words := _words(gold))
@@ -468,7 +553,11 @@ def _verdict(gold: str, boxed: str) -> str:
     from math_verify import LatexExtractionConfig, parse, verify
 
     # Only LaTeX: math-verify's plain expressions use sympy's parse_expr, which calls eval.
-    config = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+    one = LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
+    if (usual := getattr(one, "normalization_config", None)) is not None:  # it is not in the stand-ins of the tests
+        # What it takes for units are also variables: it reads 3t as 3. `split_unit` has split them off.
+        one = dataclasses.replace(one, normalization_config=dataclasses.replace(usual, units=False))
+    config = [one]
     parsed = []
     for text, failure in ((gold, "answer_unparsed"), (boxed, "unparsed")):
         found = parse(f"\\boxed{{{text}}}", config, extraction_mode="first_match", parsing_timeout=None)
@@ -496,13 +585,18 @@ def _compare_exactly(tolerance: float) -> None:
     def equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
         if isinstance(a, sympy.MatrixBase | sympy.MatrixExpr) or isinstance(b, sympy.MatrixBase | sympy.MatrixExpr):
             return bool(original(a, b, float_rounding, numeric_precision))  # asks for each element here
-        values = [
-            {grader.safe_sympy_doit(x), grader.safe_sympy_doit(grader.get_pct_val(x, x))} for x in (a, b)
-        ]  # 50 % is 50
+        values = [[grader.safe_sympy_doit(x)] for x in (a, b)]
+        parts = [grader.get_pct_val(x) for x in (a, b)]
+        for number, part, other in zip(values, parts, reversed(parts), strict=True):
+            if part is not None and other is None:  # 50 % is 0.5 and 50, but 50 % is not 0.5 %
+                number.append(grader.safe_sympy_doit(part))
         return any(_numbers_equal(x, y, tolerance) for y in values[0] for x in values[1])
 
     latex2sympy2._Latex2Sympy.parse_number = parse_number
     grader.sympy_numeric_eq = equal
+    # Its own pattern finds a complex number in "2 i" and none in "2i", so the two had different symbols.
+    parser: Any = sys.modules["math_verify.parser"]
+    parser.should_treat_as_complex = lambda text: re.search(r"(?<![A-Za-z\\])i(?![A-Za-z])", text) is not None
 
 
 def _numbers_equal(x: Any, gold: Any, tolerance: float) -> bool:

@@ -282,7 +282,7 @@ def load_data(
             check_ids(model, prompts.ids, name)
             check_context(model.config, name, longest, response, "--max-response-length", "--max-prompt-length")
     if args.dataset is not None:
-        for line in report_prompts(prompts, args.reward, str(args.dataset)):
+        for line in report_prompts(prompts, args.reward, str(args.dataset), tokenizer):
             print(line)
     train, held_out = prompts.split(args.eval_prompts)
     train.batch(0, args.batch_size // getattr(args, "group_size", 1), args.seed)

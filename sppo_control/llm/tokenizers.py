@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
+
+from sppo_control.llm.rewards import lost_backslash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,24 +54,86 @@ def prompt_text(prompt: Any, tokenizer: Any) -> str:
     Messages that end with the assistant's are an answer that was begun; the policy goes on with it.
 
     Raises:
-        ValueError: the tokenizer has no chat template for the messages, or cannot go on with the last one.
+        ValueError: the tokenizer has no chat template for the messages, or one that leaves out the user's or the system's,
+            or that cannot go on with the last one; a message has no role or no content; see `_checked`.
     """
     if isinstance(prompt, str):
-        return prompt
+        if re.match(r"\s*\[\s*\{\s*['\"](?:role|content|from|value)['\"]\s*:", prompt):
+            raise ValueError(
+                f"the prompt {prompt[:40]!r} is a text with chat messages in it; make them a list, with json.loads or "
+                "ast.literal_eval, and save as .jsonl"
+            )
+        return _checked(prompt)
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("the prompts are chat messages, and the tokenizer has no chat template; make them texts")
-    if prompt and prompt[-1].get("role") == "assistant":
-        if not prompt[-1].get("content"):
-            prompt = prompt[:-1]  # nothing was begun
+    import jinja2
+
+    prompt = [_message(message) for message in prompt]
+    how: dict[str, Any] = {"add_generation_prompt": True}
+    if prompt and prompt[-1]["role"] == "assistant":
+        if prompt[-1]["content"]:
+            how = {"continue_final_message": True}
         else:
-            try:
-                return str(tokenizer.apply_chat_template(prompt, continue_final_message=True, tokenize=False))
-            except ValueError as error:
-                raise ValueError(
-                    "the chat messages end with the assistant's, and the chat template cannot go on with it; end them with "
-                    "the user's"
-                ) from error
-    return str(tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+            prompt = prompt[:-1]  # nothing was begun
+    try:
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, **how))
+    except jinja2.TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template does not take these messages: {error}") from error
+    except ValueError as error:
+        if "continue_final_message" not in how:
+            raise
+        raise ValueError(
+            "the chat messages end with the assistant's, and the chat template cannot go on with it; end them with "
+            "the user's"
+        ) from error
+    for message in prompt:
+        if message["role"] in ("user", "system") and message["content"].strip() not in text:
+            raise ValueError(
+                f"the tokenizer's chat template leaves out the {message['role']}'s message {message['content'][:40]!r}; "
+                "put it into another message, or give the prompts as texts"
+            )
+    return _checked(text)
+
+
+def _message(message: Any) -> dict[str, Any]:
+    """A chat message whose content is a text. Templates write an absent field as nothing, without an error.
+
+    Raises:
+        ValueError: it has no role or no content, or one that is no text.
+    """
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise ValueError(
+            f"the chat message {str(message)[:60]!r} has no role; a message is {{'role': 'user', 'content': 'What is ...'}}"
+        )
+    content = message.get("content")
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and isinstance(part.get("text"), str) for part in content
+    ):
+        content = "".join(part["text"] for part in content)
+    if content is None and message["role"] != "user":
+        content = ""
+    if not isinstance(content, str) or (message["role"] == "user" and not content.strip()):
+        raise ValueError(f"the {message['role']}'s message has the content {str(content)[:60]!r}, and a text is needed")
+    return {**message, "content": content}
+
+
+def _checked(text: str) -> str:
+    """The text, if a tokenizer can read it and it says what was meant.
+
+    Raises:
+        ValueError: it has half a character; LaTeX in it has lost a backslash.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the prompt {text[:40]!r} has half a character at {error.start}, as where a text was cut; leave it out"
+        ) from None
+    if lost_backslash(text):
+        raise ValueError(
+            f"the prompt {text[:40]!r} has lost a backslash; in JSON and in Python it is written twice, as \\\\frac"
+        )
+    return text
 
 
 def prompt_ids(prompt: Any, tokenizer: Any) -> list[int]:
