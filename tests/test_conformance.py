@@ -268,7 +268,9 @@ def squared_late(value, returns, mask):
     ],
 )  # fmt: skip
 def test_each_usual_way_to_remove_padding_too_late_has_a_name(adapter, prop, mistake):
-    assert named(check(adapter, only=[prop], examples=0)) == {mistake}
+    only = [prop] if "loss" in prop else None  # GAE's other properties tell it from padding that is taken as real
+    (result,) = (r for r in check(adapter, only=only, examples=0).results if r.prop.id == prop)
+    assert set(result.mistakes) == {mistake}
 
 
 @pytest.mark.parametrize("function", spec.FUNCTIONS, ids=lambda f: f.name)
