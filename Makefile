@@ -97,7 +97,7 @@ clean:  ## remove the virtual environment; runs/ stays
 	@$(PIP) torch
 	@echo "torch is installed. Now NumPy, Gymnasium, numba and others ..."
 	@$(PIP) -e '.[fast]'
-	@echo "Compiling the kernels (half a minute) ..."
+	@echo "Compiling the kernels ..."
 	@$(BIN)/python -m sppo_control.compiled  # numba compiles now, so that the first training need not
 	@touch $@
 
