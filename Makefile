@@ -95,9 +95,11 @@ clean:  ## remove the virtual environment; runs/ stays
 .venv/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) else f"Python >= 3.11 is needed, {sys.executable} is {v}; name another: make PYTHON=python3.12 ...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "Installing into .venv (one to three minutes the first time) ..."
+	@echo "Installing into .venv: torch first, then the rest. One to three minutes the first time, without output."
 	@$(PIP) torch
+	@echo "torch is installed. Now NumPy, Gymnasium, numba and others ..."
 	@$(PIP) -e '.[fast]'
+	@echo "Compiling the kernels ..."
 	@$(BIN)/python -m sppo_control.compiled  # numba compiles now, so that the first training need not
 	@touch $@
 

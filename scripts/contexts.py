@@ -1,6 +1,7 @@
 """Show how difficult a task's contexts are for a policy: the success rates from many initial states.
 
-A critic that sees only the initial state has something to learn if these rates differ. Each row of the picture is a task.
+A critic that sees only the initial state has something to learn if these rates differ. How much is printed as one number:
+the share of the variance of the outcomes that the initial state explains. Each row of the picture is a task.
 The left side shows how the rates are distributed. The right side shows from which initial states success is likely.
 
     python scripts/contexts.py --out docs/contexts.png                        # the context tasks, their starting policies
@@ -48,6 +49,26 @@ class Args:
         limits.check_memory({f"--episodes {self.episodes}": self.episodes * limits.EPISODE})
 
 
+def share_of_the_start(rate: np.ndarray, episodes: int) -> float:
+    """The share of the variance of the outcome R that the initial state explains: Var(p(s_0)) / (p (1 - p)).
+
+    It is the largest explained variance that any critic of s_0 can have. 0 means that V(s_0) is a constant. The rates are
+    measured, so their own sampling noise, the mean of p (1 - p) / (n - 1), is taken out.
+
+    Args:
+        rate: success rates of the initial states, (contexts,).
+        episodes: n, episodes behind each rate.
+
+    Returns:
+        From 0 to 1; NaN where it cannot be told: one episode per state, one state, or all outcomes equal.
+    """
+    mean = rate.mean()
+    if episodes < 2 or len(rate) < 2 or not 0 < mean < 1:
+        return float("nan")
+    between = rate.var(ddof=1) - (rate * (1 - rate)).mean() / (episodes - 1)
+    return float(np.clip(between / (mean * (1 - mean)), 0, 1))
+
+
 def axes_of(env_id: str, obs_dim: int) -> tuple[sppo_envs.Axis, ...]:
     """The axes of a task's picture: the task's own, else its first two observations, or its only one."""
     task = sppo_envs.task(env_id)
@@ -83,7 +104,9 @@ def main(args: Args) -> None:
         envs.close()
         obs, rate = (torch.cat(x).numpy() for x in zip(*parts, strict=True))
         low, high = (rate < 0.2).mean(), (rate > 0.8).mean()
+        share = share_of_the_start(rate, args.episodes)
         print(f"{env_id}: mean {rate.mean():.3f}; {low:.0%} of contexts below 0.2, {high:.0%} above 0.8")
+        print(f"    the start explains {share:.0%} of the variance of R: near 0%, V(s_0) is no more than the mean of R")
 
         left.hist(rate, bins=np.linspace(0, 1, 21), color="C0")
         left.set(

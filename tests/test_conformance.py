@@ -176,6 +176,103 @@ def test_a_bug_in_an_adapter_without_defaults_is_named():
     assert named(check({"generalized_advantage": lambda_ignored}, examples=0)) == {"gae_lambda_ignored"}
 
 
+def test_defaults_of_an_adapters_own_are_no_failure():
+    def gae(reward, value, mask, gamma=0.99, gae_lambda=0.95):
+        return core.generalized_advantage(reward, value, mask, gamma, gae_lambda)
+
+    def policy_loss(logp, logp_old, advantage, mask, *, clip_coef=0.1):
+        return core.clipped_surrogate(logp, logp_old, advantage, mask, clip_coef)
+
+    def group_relative(outcome, group_size, normalize_std=False):
+        return core.group_relative_advantage(outcome, group_size, normalize_std)
+
+    adapter = {"generalized_advantage": gae, "policy_loss": policy_loss, "group_relative_advantage": group_relative}
+    report = check(adapter, examples=0)
+    assert report.ok, report
+
+
+def test_arguments_that_the_kit_does_not_know_are_said_where_no_mistake_is_named():
+    def gae(rewards, values, mask, gamma=0.99, lam=0.95):
+        return core.generalized_advantage(rewards, values, mask, gamma, lam)
+
+    report = check({"generalized_advantage": gae}, only=["generalized_advantage.plain"], examples=0)
+    words = (
+        "called with its own lam = 0.95, which the kit does not know. If that is one of gamma, gae_lambda, give it this"
+    )
+    assert words in str(report)
+    assert words in report.as_dict()["properties"][0]["note"]
+
+    def half(value_logit, outcome, scale=0.5):
+        return scale * (torch.sigmoid(value_logit) - outcome.detach()).square().mean()
+
+    report = check({"bernoulli_value_loss": half}, only=["bernoulli_value_loss.value"], examples=0)
+    assert named(report) == {"half_squared_error_for_cross_entropy"}
+    assert "scale" not in str(report), "the mistake is known"
+
+
+def multiplied(logp, logp_old, advantage, mask):
+    A = advantage.detach() if advantage.ndim == 2 else advantage.detach()[:, None]
+    r = (logp - logp_old.detach()).exp()
+    return torch.minimum(r * A, r.clamp(0.8, 1.2) * A) * mask
+
+
+def masked_late(logp, logp_old, advantage, mask):
+    return -torch.where(mask, multiplied(logp, logp_old, advantage, torch.ones_like(mask)), 0.0).sum() / mask.sum()
+
+
+def gae_by_factor(late):
+    def gae(reward, value, mask, gamma=1.0, gae_lambda=1.0):
+        value, m = value.detach(), mask.to(reward.dtype)
+        adv = torch.zeros_like(reward)
+        last = after = torch.zeros_like(reward[:, 0])
+        for t in reversed(range(reward.shape[1])):
+            here = reward[:, t] + gamma * after - value[:, t] + gamma * gae_lambda * last
+            last = m[:, t] * here + (1 - m[:, t]) * last
+            after = m[:, t] * value[:, t] + (1 - m[:, t]) * after
+            adv[:, t] = last
+        both = adv, adv + value
+        return [torch.where(mask, x, 0.0) for x in both] if late else [x * m for x in both]
+
+    return gae
+
+
+def gae_that_stops_at_padding(reward, value, mask, gamma=1.0, gae_lambda=1.0):
+    value, adv = value.detach(), torch.zeros_like(reward)
+    last = after = torch.zeros_like(reward[:, 0])
+    for t in reversed(range(reward.shape[1])):
+        here = reward[:, t] + gamma * after - value[:, t] + gamma * gae_lambda * last
+        last, after = torch.where(mask[:, t], here, 0.0), torch.where(mask[:, t], value[:, t], 0.0)
+        adv[:, t] = last
+    return adv, torch.where(mask, adv + value, 0.0)
+
+
+def squared_late(value, returns, mask):
+    return torch.where(mask, (value - returns.detach()).square(), 0.0).sum() / mask.sum() / 2
+
+
+@pytest.mark.parametrize(
+    ("adapter", "prop", "mistake"),
+    [
+        ({"policy_loss": lambda *x: -multiplied(*x).sum() / x[3].sum()}, "policy_loss.padding_values",
+         "old_log_probability_padding_kept"),
+        ({"policy_loss": masked_late}, "policy_loss.padding_values", "padding_removed_after_the_ratio"),
+        ({"policy_loss": lambda *x: -multiplied(*x[:3], torch.ones_like(x[3]))[x[3]].mean()}, "policy_loss.padding_values",
+         "padding_removed_after_the_ratio"),
+        ({"generalized_advantage": gae_by_factor(False)}, "generalized_advantage.padding_values", "gae_padding_kept"),
+        ({"generalized_advantage": gae_by_factor(True)}, "generalized_advantage.padding_values",
+         "gae_padding_cleared_late"),
+        ({"generalized_advantage": gae_that_stops_at_padding}, "generalized_advantage.padding_anywhere",
+         "gae_padding_ends_the_episode"),
+        ({"squared_value_loss": squared_late}, "squared_value_loss.padding_values",
+         "squared_error_padding_removed_after_the_square"),
+    ],
+)  # fmt: skip
+def test_each_usual_way_to_remove_padding_too_late_has_a_name(adapter, prop, mistake):
+    only = [prop] if "loss" in prop else None  # GAE's other properties tell it from padding that is taken as real
+    (result,) = (r for r in check(adapter, only=only, examples=0).results if r.prop.id == prop)
+    assert set(result.mistakes) == {mistake}
+
+
 @pytest.mark.parametrize("function", spec.FUNCTIONS, ids=lambda f: f.name)
 def test_the_defaults_are_those_of_core_and_of_the_page(function):
     name = "clipped_surrogate" if function.name == "policy_loss" else function.name

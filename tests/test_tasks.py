@@ -210,6 +210,19 @@ def test_contexts_refuses_before_the_work(words, message, folder, monkeypatch, c
     assert message in refusal(monkeypatch, capsys, contexts, *words)
 
 
+@pytest.mark.parametrize(("rates", "share"), [((0.2, 0.2), 0.0), ((0.1, 0.9), 0.64), ((0.0, 1.0), 1.0)])
+@pytest.mark.parametrize("episodes", [2, 4, 64])
+def test_the_share_of_the_start_does_not_count_the_noise_of_the_rates(rates, share, episodes):
+    p = np.repeat(rates, 20_000)
+    measured = np.random.default_rng(0).binomial(episodes, p) / episodes
+    assert contexts.share_of_the_start(measured, episodes) == pytest.approx(share, abs=0.02)
+
+
+def test_the_share_of_the_start_says_where_it_cannot_be_told():
+    for rate, episodes in ((np.zeros(3), 4), (np.ones(3), 4), (np.array([0.5]), 4), (np.array([0.0, 1.0]), 1)):
+        assert np.isnan(contexts.share_of_the_start(rate, episodes))
+
+
 def test_the_picture_of_contexts_has_the_tasks_axes(folder, monkeypatch):
     saved = []
     figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed: extra plots")

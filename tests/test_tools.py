@@ -28,6 +28,7 @@ def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, caps
     _, rate = success_by_context(envs, load_policy(shipped_policy(env_id), envs), 12, np.random.default_rng(4))
     low, high = (rate < 0.2).float().mean(), (rate > 0.8).float().mean()
     assert f"mean {rate.mean():.3f}; {low:.0%} of contexts below 0.2, {high:.0%} above 0.8" in printed
+    assert re.search(r"the start explains \d+% of the variance of R", printed)
     assert out.read_text().count("<path") > 20
 
 

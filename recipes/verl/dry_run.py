@@ -116,6 +116,11 @@ def plan(config: DictConfig, made: dict[str, Any], rows: dict[str, int]) -> str:
 
 @hydra.main(config_path="pkg://verl.trainer.config", config_name="ppo_trainer", version_base=None)
 def main(config: DictConfig) -> None:
+    """Print the plan of a run, or one line that says what is wrong, with exit status 1.
+
+    Args:
+        config: the whole configuration, as Hydra composes it for verl's own main.
+    """
     try:
         made = build(config)
         text = plan(config, made, check_data(config))

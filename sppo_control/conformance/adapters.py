@@ -164,9 +164,18 @@ class Adapter:
         missing = [name for name in named if name not in names and not any_name]
         if missing:
             raise NotOffered(f"{function.name} has no argument {missing[0]}")
-        # without this, an option without a default would be a TypeError in all properties that do not set it
-        needed = _without_default(call, len(first))
-        return call(*first, **{name: x for name, x in function.defaults.items() if name in needed} | named)
+        # Without this, an option without a default would be a TypeError in all properties that do not set it, and an
+        # adapter with a default of its own, such as gamma = 0.99, would fail for it.
+        own = _own_defaults(call, len(first))
+        return call(
+            *first, **{name: x for name, x in function.defaults.items() if name in own and own[name] != x} | named
+        )
+
+    def unknown(self, function: Function) -> dict[str, Any]:
+        """Arguments of the adapter's function that the specification does not know, and the defaults that they keep."""
+        own = _own_defaults(self.functions[function.name], len(function.arrays))
+        known = {*function.arrays, *function.optional_arrays, *function.defaults, "group_size", "successes", "trials"}
+        return {name: x for name, x in own.items() if name not in known and x is not inspect.Parameter.empty}
 
     def answer(self, prop: Property, case: Case) -> Answer:
         """What the adapter says in this case: outputs and gradients as float64 arrays, or `error`.
@@ -269,15 +278,15 @@ def _parameters(call: Callable[..., Any]) -> tuple[list[str], bool]:
     return [p.name for p in parameters], any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _without_default(call: Callable[..., Any], first: int) -> set[str]:
-    """Names of the parameters that have no default, behind the `first` ones, which are passed by position."""
+def _own_defaults(call: Callable[..., Any], first: int) -> dict[str, Any]:
+    """The parameters behind the `first` ones, which are passed by position, and their defaults; `empty` is none."""
     try:
         parameters = list(inspect.signature(call).parameters.values())
     except (TypeError, ValueError):
-        return set()
+        return {}
     by_position = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     behind = [p for p in by_position[first:] if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return {p.name for p in [*behind, *(p for p in parameters if p.kind is p.KEYWORD_ONLY)] if p.default is p.empty}
+    return {p.name: p.default for p in [*behind, *(p for p in parameters if p.kind is p.KEYWORD_ONLY)]}
 
 
 def _outputs(function: Function, result: Any, wanted: list[str]) -> dict[str, Any]:

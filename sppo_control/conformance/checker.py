@@ -43,6 +43,8 @@ class Result:
     """number of batches on which they do"""
     same_as: str = ""
     """an earlier property that fails, perhaps for the same reason"""
+    note: str = ""
+    """arguments of the adapter that the kit does not know, which may be the reason"""
 
     @property
     def sentence(self) -> str:
@@ -62,6 +64,7 @@ class Result:
             lines.append(f"    (with it the equation gives your answers on all {self.batches} batches tried)")
         else:
             lines.append("likely mistake: none of the known ones gives these answers")
+            lines += [self.note] if self.note else []
         if self.same_as:
             lines.append(f"fails for the same reason as {self.same_as}, perhaps")
         return [*lines, f"equation: {prop.equation}   ({prop.source})"]
@@ -84,6 +87,8 @@ class Result:
             }
             if self.same_as:
                 plain["same_as"] = self.same_as
+            if self.note and not self.mistakes:
+                plain["note"] = self.note
         return plain
 
 
@@ -152,6 +157,11 @@ class Report:
 def _words(x: Any) -> str:
     text = json.dumps(x)
     return text if len(text) <= 160 else f"{text[:120]} ... ({len(text)} characters)"
+
+
+def _short(x: Any) -> str:
+    text = repr(x)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 # ------------------------------------------------------------------------------------------------------- the check
@@ -291,6 +301,13 @@ def _check_function(
         else:
             own = [evidence[result.prop.id]]
             result.mistakes, result.batches = _diagnose(own, own)
+    unknown = ", ".join(f"{name} = {_short(x)}" for name, x in door.unknown(function).items())
+    if unknown and function.defaults:
+        for result in failed:
+            result.note = (
+                f"{function.name} was called with its own {unknown}, which the kit does not know. If that is one of "
+                f"{', '.join(function.defaults)}, give it this name in the adapter"
+            )
     # The later properties of an update contain the one step. A name of their own is a reason of their own.
     if failed[0].prop.id == "update.one_step":
         for result in failed[1:]:

@@ -53,6 +53,7 @@ def generalized_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays
     reward, mask = x["reward"].detach(), x["mask"]
     value = _stop(x["value"], "gae_value_keeps_its_gradient" in faults)
     everything = "gae_padding_is_real" in faults
+    by_factor = bool({"gae_padding_kept", "gae_padding_cleared_late"} & faults)
     decay = gamma if "gae_recursion_without_lambda" in faults else gamma * lam
     share = gamma * (lam if "gae_lambda_for_one_minus_lambda" in faults else 1 - lam)
     if "gae_next_value_not_discounted" in faults:
@@ -73,12 +74,18 @@ def generalized_advantage(x: Arrays, options: Options, faults: Faults) -> Arrays
                 next_value = value[b, t]
             elif "gae_padding_is_discounted" in faults:
                 g = gamma * lam * g
+            elif "gae_padding_ends_the_episode" in faults:
+                g = next_value = zero
+            if by_factor and not mask[b, t]:  # 0 times NaN or infinity is NaN, and all steps before get it
+                g = g + 0 * (reward[b, t] + value[b, t])
             G[b].append(g)
     turned = G if "gae_returns_in_reverse_order" in faults else [row[::-1] for row in G]
     returns = torch.stack([torch.stack(row) for row in turned])
     A = returns if "gae_advantage_is_the_return" in faults else returns - value
-    A = torch.where(mask, A, 0.0)
-    returns = torch.where(mask, returns, 0.0)
+    if "gae_padding_kept" in faults:
+        A, returns = A * mask, returns * mask
+    else:
+        A, returns = torch.where(mask, A, 0.0), torch.where(mask, returns, 0.0)
     if "gae_returns_are_rewards_to_go" in faults:
         returns = _rewards_to_go(reward, mask, gamma)
     if "gae_advantage_whitened" in faults:  # the returns keep their size, as in verl and TRL's old PPO
@@ -241,6 +248,9 @@ def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
     if "ratio_upside_down" in faults:
         step = -step
     log_ratio = step
+    late = "padding_removed_after_the_ratio" in faults
+    if late:
+        log_ratio = old - logp if "ratio_upside_down" in faults else logp - old
     if "episodes_ratio_is_the_product" in faults:
         per_episode = True
     if per_episode and "sequence_ratio_ignored" not in faults:
@@ -268,6 +278,8 @@ def policy_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
         L = torch.where(mask, logp, 0.0) * A
     if "dual_clip" in faults:
         L = torch.where(A < 0, torch.maximum(L, 3.0 * A), L)
+    if late:  # the gradient still goes through exp, and there 0 times NaN is NaN
+        L, log_ratio = torch.where(mask, L, 0.0), torch.where(mask, log_ratio, 0.0)
     if "reduction_ignored" in faults:
         reduction = "token-mean"
     if "sequence_mean_in_place_of_token_mean" in faults and reduction == "token-mean":
@@ -352,7 +364,8 @@ def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
     keep = "returns_not_detached" in faults
     G, old = _stop(x["returns"], keep), x.get("value_old")
     kept = "squared_error_padding_kept" in faults
-    error = (V - G) * mask if kept else torch.where(mask, V - G, 0.0)
+    late = "squared_error_padding_removed_after_the_square" in faults
+    error = (V - G) * mask if kept else V - G if late else torch.where(mask, V - G, 0.0)
     if old is not None:
         old = old.detach()
         near = (
@@ -368,7 +381,8 @@ def squared_value_loss(x: Arrays, options: Options, faults: Faults) -> Arrays:
             takes = other.abs() < error.abs() if smaller else other.abs() > error.abs()
             error = torch.where(takes, other, error)
     half = 1.0 if "squared_error_without_the_half" in faults else 0.5
-    total = half * error.square().sum()
+    squared = error.square()
+    total = half * (torch.where(mask, squared, 0.0) if late else squared).sum()
     if "sums_in_half_precision" in faults and options.get("dtype") == "float16" and total / half > HALF_MAX:
         total = total * math.inf
     denominator = None if "squared_error_denominator_ignored" in faults else options.get("denominator")

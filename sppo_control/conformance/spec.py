@@ -104,6 +104,9 @@ GENERALIZED_ADVANTAGE = Function(
         "gae_lambda_ignored": "The given lambda is ignored; 1 is used.",
         "gae_returns_are_rewards_to_go": "The returns are discounted rewards, not A + V.",
         "gae_advantage_whitened": "The advantages are normalised over the batch, inside the function that computes them.",
+        "gae_padding_ends_the_episode": "The recursion starts anew at padding, as if the episode ended there.",
+        "gae_padding_kept": "Padding is removed by multiplication, but NaN times 0 is NaN, and the steps before get it.",
+        "gae_padding_cleared_late": "Padding is set to 0 after the recursion, but NaN there has reached the steps before.",
     },
     defaults={"gamma": 1.0, "gae_lambda": 1.0},
 )  # fmt: skip
@@ -206,6 +209,8 @@ POLICY = Function(
         "smallest_ratio_sees_padding": "Padding counts as a ratio of 1 in the smallest ratio.",
         "largest_ratio_sees_padding": "Padding counts as a ratio of 1 in the largest ratio.",
         "kl_of_the_sequences_ratio": "KL is estimated from one ratio per episode, which hides most of it.",
+        "padding_removed_after_the_ratio": "Padding is removed after the ratio, so NaN there reaches the gradient, but "
+        "not the loss.",
         **HALF,
         **NO_GRADIENT,
     },
@@ -239,6 +244,8 @@ SQUARED = Function(
         "squared_error_summed": "The sum over real steps is not divided.",
         "value_clipping_takes_the_smaller_error": "The clipped value loss takes the smaller of both errors.",
         "value_clipped_around_the_return": "It may move from its return, not from where it was, so nothing is clipped.",
+        "squared_error_padding_removed_after_the_square": "Padding is removed after the square, so NaN there reaches the "
+        "gradient, but not the loss.",
         "value_clipping_without_maximum": "The clipped error alone counts; there is no maximum with the unclipped one.",
         **HALF,
         **NO_GRADIENT,

@@ -408,7 +408,12 @@ def report(path: Path, found: Outcome) -> str:
     """What a student reads after grading, as text."""
     lines = [f"    holds   {name}" for name in found.passed]
     if found.printed:
-        lines += ["", "    Your code printed:", *(f"    | {line}" for line in found.printed.splitlines()[-20:]), ""]
+        lines += [
+            "",
+            "    Printed while it was graded:",
+            *(f"    | {line}" for line in found.printed.splitlines()[-20:]),
+            "",
+        ]
     lines += [f"    note    {note}" for note in found.notes]
     if found.solved:
         return "\n".join([f"{path.stem}: solved ({found.total} checks, {found.seconds:.1f} s)", *lines])

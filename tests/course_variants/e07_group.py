@@ -32,7 +32,7 @@ def share_that_teaches(p, group_size):
 def group_relative_advantage(outcome, group_size):
     g = outcome.view(-1, group_size)
     c = g - torch.einsum("gn->g", g)[:, None] / group_size
-    c = torch.where(c.abs() < 1e-12, 0.0, c)
+    c = torch.where(c.abs() < 1e-6, 0.0, c)
     return (c / (torch.einsum("gn,gn->g", c, c)[:, None] / group_size).sqrt().clamp(min=1e-9)).flatten()
 """,
 }
@@ -52,6 +52,7 @@ WRONG = {
     "never divided": (_HEAD + "    std = torch.ones_like(std)\n" + _END, "never divided"),
     "variance": (_HEAD + "    std = std**2\n" + _END, "divided by the variance"),
     "epsilon": (_HEAD + "    std = std + 1e-4\n" + _END, "1e-4 is added"),
+    "epsilon that hides rounding in float64": (_HEAD + "    return ((g - mean) / (std + 1e-8)).reshape(-1)", "are float32"),
     "zero by zero": (_HEAD + "    return ((g - mean) / std).reshape(-1)", "standard deviation of 0"),
     "rounding": (_HEAD + "    std = (g - mean).square().mean(1, keepdim=True).sqrt()\n"
                  "    return torch.where(std == 0, 0.0, (g - mean) / std.clamp(min=1e-30)).reshape(-1)",

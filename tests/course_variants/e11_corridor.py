@@ -39,6 +39,14 @@ WRONG = {
     "the planted bug": (PLANTED, "The curve is not mended: after 40 updates"),
     "smaller learning rate": (PLANTED + "\n\nLEARNING_RATE = 0.02", "LEARNING_RATE is 0.02, and was 0.1"),
     "shorter training": (PLANTED + "\n\nUPDATES = 8", "UPDATES is 8"),
+    "a baseline in place of a mend": (
+        PLANTED + "\n\ndef advantage(outcome, mask): return (outcome - outcome.mean())[:, None].expand(mask.shape)",
+        "A baseline is subtracted, which lowers the variance but leaves the bug",
+    ),
+    "a baseline and a mend": (
+        "def advantage(outcome, mask): return (outcome - outcome.mean())[:, None].expand(mask.shape)",
+        "A baseline is subtracted, and padding is not trained",
+    ),
     "an odd factor": (
         "right_loss = policy_loss\n\ndef policy_loss(*args): return 378.4 * right_loss(*args)",
         "none of the usual mistakes",

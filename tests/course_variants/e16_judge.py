@@ -37,6 +37,10 @@ def group_advantage(reward):
 }
 WRONG = {
     "the planted bug": (PLANTED, "The curve is not mended: after 40 updates"),
+    "the population's deviation": (
+        PLANTED.replace("groups.std(0, keepdim=True)", "groups.std(0, keepdim=True, correction=0)"),
+        "would be right too. But answers to different prompts are compared",
+    ),
     "only the shape": (
         changed(STEM, "group_advantage", ("reshape(-1, GROUP)", "reshape(GROUP, -1)")), "right in shape, but not in content"
     ),

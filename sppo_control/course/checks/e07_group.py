@@ -63,16 +63,21 @@ def equal(student: ModuleType) -> None:
                 f"{faults('group_relative_advantage')['group_deviation_of_zero_not_caught']} With "
                 f"{show(arrays | options)}, the advantage is {show(found)}, right is 0 for a group of equal outcomes."
             )
-    for tenths in range(1, 10):
-        for n in range(3, 9):
-            R = torch.full((n,), tenths / 10, dtype=torch.float64)
-            found = numbers(student.group_relative_advantage(R, n), (n,), "the advantage")
-            if not found.abs().max() < 1e-3:
-                raise Mistake(
-                    f"Equal outcomes must give 0, but the mean of {n} times {tenths / 10} is rounded, and the rounding "
-                    f"error is divided by itself: each advantage is {show(found[0])}, right is 0. Compare the largest "
-                    "outcome with the smallest."
-                )
+    for dtype in (
+        torch.float64,
+        torch.float32,
+    ):  # in float64 a small epsilon, such as 1e-8, would hide the rounding error
+        for tenths in range(1, 10):
+            for n in range(3, 9):
+                R = torch.full((n,), tenths / 10, dtype=dtype)
+                found = numbers(student.group_relative_advantage(R, n), (n,), "the advantage")
+                if not found.abs().max() < 1e-3:
+                    by = "by itself" if dtype == torch.float64 else "by a number as small: these outcomes are float32"
+                    raise Mistake(
+                        f"Equal outcomes must give 0, but the mean of {n} times {tenths / 10} is rounded, and the "
+                        f"rounding error is divided {by}: each advantage is {show(found[0])}, right is 0. Compare the "
+                        "largest outcome with the smallest."
+                    )
     _advantage(student, EQUAL)
 
 

@@ -61,6 +61,8 @@ def small_loss(student: ModuleType, before_the_curve: bool) -> None:
         found = numbers(student.policy_loss(logits, batch, adv), (), "policy_loss")
         step = -outcome[:, None] * torch.log_softmax(logits, -1)[batch["cell"], batch["action"]]
         planted = step.sum() / 5
+        baselined_step = step / outcome[:, None] * (outcome - outcome.mean())[:, None]
+        baselined = baselined_step.sum()
         if before_the_curve and same(found, planted):
             continue
         real = torch.where(mask, step, 0.0)
@@ -78,6 +80,12 @@ def small_loss(student: ModuleType, before_the_curve: bool) -> None:
                 ).mean(),
                 "It is the sum over the episode's steps, not the mean over steps.": real.sum(1).mean(),
                 "It is a sum, not a mean.": real.sum(),
+                "A baseline is subtracted, which lowers the variance but leaves the bug. Here the advantage is the "
+                "outcome.": baselined / 5,
+                "A baseline is subtracted, and padding is not trained. Here the advantage is the outcome.": torch.where(
+                    mask, baselined_step, 0.0
+                ).sum()
+                / 5,
                 "The mask is turned round: only padding is trained.": (step - real).sum() / 5,
             },
         )

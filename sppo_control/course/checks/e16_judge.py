@@ -74,6 +74,10 @@ def groups(student: ModuleType, before_the_curve: bool) -> None:
         (f"{who}: reshape puts answers of several prompts into one group.", planted),
         (f"{who}: mean and std run over the prompts, not over a group.", scaled(points.reshape(12, 4), 0).flatten()),
         (f"{who}: mean and std are over the whole batch.", scaled(points, 0)),
+        (
+            f"The std is now that of the population, which would be right too. But {who[0].lower()}{who[1:]}, as before.",
+            planted * (4 / 3) ** 0.5,
+        ),
         (content, scaled(points.reshape(4, 12), 1).flatten()),
         (content, scaled(points.reshape(12, 4), 1).flatten()),
         (

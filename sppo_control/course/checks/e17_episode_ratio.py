@@ -172,6 +172,9 @@ HINTS = {
         "x[mask] is a flat tensor of the real steps alone. Its mean is the mean over all real steps of the batch.",
         "k1 is -log r and k3 is r - 1 - log r. In both r = pi / pi_old.",
     ),
-    "the clip fraction": ("The clip fraction looks at the ratio itself, (r - 1).abs() > eps, not at its logarithm.",),
+    "the clip fraction": (
+        "The clip fraction looks at the ratio itself, (r - 1).abs() > eps, not at its logarithm. Only real steps are "
+        "counted, above and below the line: x[mask].",
+    ),
     "NaN in padding does no harm": ("torch.where(mask, x, 0.0) selects; x * mask multiplies, and NaN times 0 is NaN.",),
 }
