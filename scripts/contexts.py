@@ -33,6 +33,8 @@ class Args:
     """tasks of this package or of yours"""
     policy: str | None = None
     """a policy file or checkpoint that fits all of the tasks; None means each task's starting policy"""
+    success_return: float | None = None
+    """for tasks without a success rule: an episode whose return reaches this number is a success"""
     contexts: int = 300
     """number of initial states"""
     episodes: int = 64
@@ -87,7 +89,7 @@ def main(args: Args) -> None:
     # ---- refuse all that can be refused, before the long work
     ready = []
     for env_id in args.env_ids:
-        envs = sppo_envs.make_task(env_id, args.episodes)
+        envs = sppo_envs.make_task(env_id, args.episodes, args.success_return)
         start = shipped_policy(env_id)
         if args.policy is None and (start is None or not start.is_file()):
             raise errors.UserError(

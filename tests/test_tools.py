@@ -32,6 +32,15 @@ def test_contexts_prints_the_rates_of_its_contexts_and_draws_them(tmp_path, caps
     assert out.read_text().count("<path") > 20
 
 
+def test_contexts_takes_a_task_without_a_success_rule(tmp_path, capsys):
+    policy, shares = str(shipped_policy("sppo/PrecisionCartPole-v0")), []
+    for success_return in (5.0, 501.0):
+        args = {"env_ids": ("CartPole-v1",), "policy": policy, "contexts": 4, "episodes": 4, "out": tmp_path / "c.png"}
+        contexts.main(contexts.Args(**args, success_return=success_return))
+        shares.append(float(re.search(r"mean ([\d.]+)", capsys.readouterr().out)[1]))
+    assert shares == [1.0, 0.0]
+
+
 def run_folder(folder, script, args, curve):
     """A run folder with one curve, [(x, y), ...]."""
     folder.mkdir()

@@ -146,7 +146,7 @@ CASES = {
         *[(name, None) for name in ("absent", "folder", "file", *(f"{name}.json" for name in JSONS if name != "absent"))],
     ],
     contexts: [
-        *counts("--contexts", "--episodes"), *counts("--seed", least=0),
+        *counts("--contexts", "--episodes"), *counts("--seed", least=0), *numbers("--success-return"),
         *files("--out", ".png"), *[("--env-ids", x) for x in ("nope", "", "CartPole-v1", "absent_module:x/Y-v0")],
         *[("--policy", x) for x in ("", "absent", "folder", "file", "text.safetensors")], ("--nope", "1"),
     ],
