@@ -138,17 +138,19 @@ def comparisons(found: Sequence[Stage], runs: Sequence[StudyRun]) -> str:
         UserError: an arm has no runs among the curves.
     """
     stages_ = {(task, algorithm, updates): seeds for task, algorithm, updates, seeds in found}
-    rows, p = [], []
+    rows: list[list[str]] = []
+    p: list[float] = []
     for algorithm, task in itertools.product(dict.fromkeys(s[1] for s in found), dict.fromkeys(s[0] for s in found)):
         moments = [u for u in registered(algorithm) if (task, algorithm, str(u)) in stages_]
         if algorithm == "sppo" or not moments:
             continue
-        pairs = []
+        pairs: list[tuple[str, list[float], list[float]]] = []
         for updates in moments:
-            sides = (stages_.get((task, name, str(updates)), []) for name in (algorithm, "sppo"))
-            pairs.append((f"share after {updates}", *([seed["share"] for seed in side] for side in sides)))
+            a, b = ([x["share"] for x in stages_.get((task, name, str(updates)), [])] for name in (algorithm, "sppo"))
+            pairs.append((f"share after {updates}", a, b))
         if algorithm.startswith("sppo, "):
-            pairs.append(("mean success", *(mean_success(runs, task, name) for name in (algorithm, "sppo"))))
+            a, b = (mean_success(runs, task, name) for name in (algorithm, "sppo"))
+            pairs.append(("mean success", a, b))
         for what, a, b in pairs:
             if not a or not b:
                 raise errors.UserError(

@@ -82,6 +82,8 @@ class Args:
         for name in ("episodes", "updates"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} is empty; name one number or more")
+        if 0 in self.updates:
+            raise ValueError("--updates must be at least 1, got 0")
         if odd := [n for n in self.episodes if n % 64]:
             raise ValueError(f"--episodes must be multiples of 64, because so many run at a time; got {odd[0]}")
         limits.check_memory({f"--episodes {max(self.episodes)}": max(self.episodes) * 64})
