@@ -10,7 +10,8 @@ that V of a random success is greater than V of a random failure. Ties count hal
 apart. The paper claims that a critic at every token can do so only near the end (Wang et al., arXiv 2604.08865, figures 1
 and 9).
 
-`calibration`: V(s_0) of new contexts against the success rate over many episodes from each of them (figure 7).
+`calibration`: V(s_0) of new contexts against the success rate over many episodes from each of them (figure 7). A run whose
+critic was trained on another window, or for longer or earlier, has that in its name: "sppo, critic-window=16".
 
 --runs takes run folders, and folders in which to search for runs. A search leaves out runs without a critic (GRPO, RLOO,
 ReMax). Policy and critic are from the same checkpoint, and the output names it. Equal arguments give equal episodes. The
@@ -20,6 +21,7 @@ script needs the extra `study`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import sppo_cartpole
 import sppo_envs
 from evaluate import check_task
 from sppo_control import checkpoints, cli, core, errors, limits, runs
@@ -47,6 +50,12 @@ POINTS = 50
 """K, the number of points of an episode's progress, from 0 (first action) to 1 (last action)."""
 CRITICS = ("sppo_cartpole.py", "ppo_cartpole.py")
 """Scripts whose runs have a critic of states."""
+SCHEDULE = {
+    field.name: field.default
+    for field in dataclasses.fields(sppo_cartpole.Args)
+    if field.name in ("critic_steps", "critic_batch_size", "critic_window", "critic_warmup_batches")
+}
+"""How long and on what a critic is trained, with the defaults. Runs that differ in it must not be mixed up."""
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -95,6 +104,8 @@ class Probe:
     """A loaded checkpoint of a run: its policy, its critic and its environments."""
 
     algorithm: str
+    setting: str
+    """how its critic was trained, where that is not the default: "critic-warmup-batches=5"; else empty"""
     sigmoid: bool
     """whether V is the sigmoid of the critic's output"""
     about: dict[str, Any]
@@ -114,6 +125,17 @@ def algorithm_of(config: dict[str, Any]) -> str:
     """A run's algorithm, as scripts/benchmark.py names it; empty if the run has no critic that this script knows."""
     variant = variants.of_run(config.get("script", ""), config["args"])
     return variant.name if variant and variant.script in CRITICS else ""
+
+
+def setting_of(config: dict[str, Any]) -> str:
+    """How long and on what a run's critic was trained, where it differs from its variant; written as for benchmark.py."""
+    trained, variant = config["args"], variants.of_run(config.get("script", ""), config["args"])
+    chosen = variant.flags if variant else ()
+    return ",".join(
+        f"{flag}={trained[name]}"
+        for name, default in SCHEDULE.items()
+        if (flag := name.replace("_", "-")) and f"--{flag}" not in chosen and trained.get(name, default) != default
+    )
 
 
 def find_runs(args: Args) -> dict[Path, dict[str, Any]]:
@@ -164,7 +186,8 @@ def load(args: Args, stack: contextlib.ExitStack) -> list[Probe]:
             state = checkpoints.read_checkpoint(folder, {"critic": critic}, ("update",))
             about = {"env_id": trained["env_id"], "run": run.name, "seed": trained["seed"], **state}
             sigmoid = trained.get("critic_loss", "bce") == "bce"  # SPPO has only this loss
-            probes.append(Probe(algorithm_of(config), sigmoid, about, made[key], policy, critic))
+            name = algorithm_of(config), setting_of(config)
+            probes.append(Probe(*name, sigmoid, about, made[key], policy, critic))
     return probes
 
 
@@ -220,8 +243,9 @@ def calibration(probe: Probe, args: Args, bar: Any) -> dict[str, Any]:
     # (V - R)^2 of a single outcome is (1 - V)^2 for a success and V^2 for a failure.
     brier = (rate * (1 - v0) ** 2 + (1 - rate) * v0**2).mean()
     ece = core.expected_calibration_error(torch.from_numpy(v0), torch.from_numpy(rate))
+    name = ", ".join(filter(None, (probe.algorithm, probe.setting)))
     return {
-        "algorithm": probe.algorithm, **probe.about, "contexts": args.contexts, "episodes": args.num_episodes,
+        "algorithm": name, **probe.about, "contexts": args.contexts, "episodes": args.num_episodes,
         "v0": v0, "rate": rate, "pearson": correlation(v0, rate), "spearman": correlation(ranks(v0), ranks(rate)),
         "brier": float(brier), "ece": float(ece),
     }  # fmt: skip

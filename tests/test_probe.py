@@ -281,6 +281,31 @@ def test_the_newest_complete_checkpoint_of_at_most_so_many_updates(trained, tmp_
         assert [row["update"] for row in rows] == taken, updates
 
 
+def test_runs_whose_critic_was_trained_otherwise_have_another_name(tmp_path):
+    """The variant's own flags are not named: VC-PPO's five batches of warm start are what it is."""
+
+    def name(script, **arguments):
+        return probe.setting_of(
+            {"script": script, "args": {"critic_recipe": "window", "critic_hidden": [9], **arguments}}
+        )
+
+    assert name("sppo_cartpole.py") == name("sppo_cartpole.py", critic_steps=20, critic_window=4) == ""
+    assert (
+        name("sppo_cartpole.py", critic_steps=80, critic_warmup_batches=2) == "critic-steps=80,critic-warmup-batches=2"
+    )
+    assert name("sppo_cartpole.py", critic_window=16, critic_batch_size=64) == "critic-batch-size=64,critic-window=16"
+    vc = {"critic_warmup_batches": 5, "gae_lambda": 0.95, "critic_gae_lambda": 1.0}
+    assert name("ppo_cartpole.py", **vc) == ""
+    assert name("ppo_cartpole.py", critic_warmup_batches=5) == "critic-warmup-batches=5"
+
+    args = {"num_envs": 4, "num_minibatches": 2, "save_every": 1, "eval_episodes": 1, "total_timesteps": 500}
+    run = sppo_cartpole.train(sppo_cartpole.Args(env_id=CONTEXT, critic_window=2, runs_dir=str(tmp_path), **args))
+    (row,) = measure(tmp_path / "o.json", "calibration", run.folder, contexts=2, episodes=1)["rows"]
+    assert row["algorithm"] == "sppo, critic-window=2"
+    (one,) = measure(tmp_path / "t.json", "tail", run.folder, episodes=2)["runs"]
+    assert (one["algorithm"], one["variant"]) == ("sppo", "sppo"), "tail effect: V of s_0 alone"
+
+
 def test_the_checkpoints_own_policy_acts(trained, tmp_path):
     """An update says whose policy and whose critic: other rates and other V than of the last checkpoint."""
     rows = measure(tmp_path / "a.json", "calibration", trained["sppo", CONTEXT], updates=(0, 99))["rows"]

@@ -20,6 +20,7 @@ import credit
 import critic_card
 import critic_control
 import critic_filter
+import critic_why
 import difficulty_llm
 import drawings
 import enjoy
@@ -56,6 +57,7 @@ WORK = {
     critic_card: ["evaluate", "make_card"],
     critic_control: ["groups", "table", "draw"],
     critic_filter: ["one_run", "draw", "table", "write"],
+    critic_why: ["compare", "table"],
     difficulty_llm: ["measure"],
     drawings: [],
     enjoy: ["watch", "window"],
@@ -164,7 +166,11 @@ CASES = {
     ],
     critic_control: [
         *files("--out", ".png"), *[("--results", f"{name}.json") for name in JSONS],
-        *[("--results", x) for x in ("", "file", "table.csv")],
+        *[("--results", x) for x in ("", "file", "table.csv")], ("--curves", "file"), ("--curves", ""),
+    ],
+    critic_why: [
+        *counts("--episodes", "--updates", "--contexts"), *counts("--update", "--seed", least=0), ("--episodes", "100"),
+        *files("--out", ".json"), *[("--out", f"{name}.json") for name in JSONS], *[("--runs", x) for x in (*RUNS, "")],
     ],
     critic_filter: [
         *counts("--seeds", least=0), *counts("--total-episodes"), *files("--out", ".json"), *files("--figure", ".png"),
