@@ -65,8 +65,8 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 	$(BIN)/python scripts/compare.py --results results/second.parquet
 	$(BIN)/python scripts/critic_control.py
 	$(BIN)/python scripts/credit.py --what map
-	$(BIN)/python scripts/critic_control.py
 	$(BIN)/python scripts/critic_control.py --results results/calibration_second.json results/calibration_second_early.json \
+	  results/calibration_second_others.json \
 	  --out docs/figures/critic_training.png
 
 pretrained: .venv/.tasks  ## make the shipped starting policies again, about ten minutes

@@ -41,7 +41,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(tensorboard|tqdm|_pytest|pytest|hypothesis|safetensors)(\..*)?"),
     ("py:.*", r"(abc|argparse|collections|fractions|os|pathlib|random|threading|types|typing)\..*"),
     # The same, in annotations that only a type checker reads.
-    ("py:.*", r"Tensor|Path|PreTrainedModel|PreTrainedTokenizer(Base|Fast)|Qwen2Config|Dataset"),
+    ("py:.*", r"Tensor|Path|Fraction|PreTrainedModel|PreTrainedTokenizer(Base|Fast)|Qwen2Config|Dataset"),
     ("py:.*", r"FloatArray|IntArray|BoolArray|Looks"),  # names for arrays of NumPy and for a dictionary
     ("py:.*", r"(.*\.)?_\w+"),  # private classes are no part of the API
     ("py:.*", r".*\.(ArgsT|T)"),  # type variables

@@ -124,7 +124,7 @@ def test_the_page_has_the_table_of_the_file(name):
 
 @pytest.mark.slow
 def test_the_page_has_the_table_and_the_comparisons_of_the_second_files():
-    files = [ROOT / "results" / f"calibration_second{name}.json" for name in ("", "_early")]
+    files = [ROOT / "results" / f"calibration_second{name}.json" for name in ("", "_early", "_others")]
     found = critic_control.groups(Study(files).calibration)
     page = (ROOT / "docs" / "critic_control.md").read_text()
     assert critic_control.table(found) in page, "the command is on the page"
