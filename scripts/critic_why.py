@@ -30,7 +30,7 @@ import sppo_cartpole
 from critic_control import mean, numbers
 from sppo_control import checkpoints, cli, core, errors, limits, runs
 from sppo_control.markdown import markdown_table
-from sppo_control.networks import Critic, clip_grad_norm_
+from sppo_control.networks import Adam, Critic, clip_grad_norm_
 from sppo_control.outcomes import correlation, ranks
 from sppo_control.outputs import File
 from sppo_control.rollout import rollout, success_by_context
@@ -112,7 +112,7 @@ def fit(
     args, rng = sppo_cartpole.Args(), np.random.default_rng(seed)
     torch.manual_seed(seed)
     critic = Critic(contexts.shape[1], hidden)
-    optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
+    optimizer = Adam(critic.parameters(), lr=args.critic_learning_rate, eps=1e-5, fused=True)
     for update in range(1, max(updates) + 1):
         rows = torch.from_numpy(rng.integers(len(contexts), size=args.critic_batch_size))
         loss = core.bernoulli_value_loss(critic(contexts[rows]), outcomes[rows])

@@ -35,7 +35,7 @@ from sppo_control.llm.critic import PromptCritic
 from sppo_control.llm.prompts import check_reward
 from sppo_control.llm.setup import check_device
 from sppo_control.markdown import markdown_table
-from sppo_control.outcomes import correlation, ranks
+from sppo_control.outcomes import spearman
 from sppo_control.outputs import File, Folder
 
 Array = npt.NDArray[np.float64]
@@ -82,12 +82,6 @@ class Args:
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
-def spearman(x: Array, y: Array) -> float | None:
-    """Spearman's rank correlation of (n,) and (n,); None if all values of one are equal."""
-    rho = correlation(ranks(x), ranks(y))
-    return None if np.isnan(rho) else rho
-
-
 def interval(x: Array, y: Array, seed: int, resamples: int = 2000) -> list[float]:
     """Where 95 per cent of the correlations of resampled prompts are; empty if there is no correlation."""
     rng = np.random.default_rng(seed)

@@ -170,8 +170,8 @@ class Adam(torch.optim.Adam):
     """`torch.optim.Adam`, whose very code runs here: equal bit for bit, with the same checkpoints.
 
     torch marks the methods of an optimizer for torch.compile. The first call of a marked method imports torch._dynamo, and
-    that takes a second. Each further call costs some microseconds (docs/speed.md). Here the marks are taken off. So do not
-    step it inside of a function that torch.compile compiles; torch's own class is for that.
+    that takes more than a second (docs/speed.md). Here the marks are taken off. So do not step it inside of a function that
+    torch.compile compiles; torch's own class is for that.
     """
 
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)

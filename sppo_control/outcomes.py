@@ -40,6 +40,12 @@ def correlation(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
     return np.nan if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.corrcoef(x, y)[0, 1])
 
 
+def spearman(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float | None:
+    """Spearman's rank correlation of (n,) and (n,), for JSON: None if one is constant."""
+    rho = correlation(ranks(x), ranks(y))
+    return None if np.isnan(rho) else rho
+
+
 def side_measures(info: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Further measures that an environment reports at the end of each episode: numbers and booleans.
 

@@ -58,7 +58,7 @@ def infos():
     return st.builds(info_of, st.integers(1, 5), st.integers(0, len(NAMES)), st.integers(0, 2**32 - 1))
 
 
-@of(outcomes, "ranks", "correlation")
+@of(outcomes, "ranks", "correlation", "spearman")
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
 def test_ranks_and_correlation(pairs):
     x, y = np.array(pairs, dtype=float).T
@@ -70,6 +70,10 @@ def test_ranks_and_correlation(pairs):
     if not math.isnan(found):
         a, b = x - x.mean(), y - y.mean()
         assert found == pytest.approx((a @ b) / math.sqrt((a @ a) * (b @ b)), abs=1e-9)
+    rho = outcomes.spearman(x, y)
+    assert (rho is None) == math.isnan(found)
+    assert rho is None or rho == pytest.approx(outcomes.correlation(outcomes.ranks(x), outcomes.ranks(y)))
+    assert rho == outcomes.spearman(2 * x + 1, y)  # only the order counts
 
 
 def measures_by_hand(info):

@@ -219,11 +219,8 @@ def _single(
         if success_return is not None:
             raise ValueError(f"{env_id} has a success rule of its own; leave --success-return out")
         return lambda: WrappedOutcome(make(), horizon)
-    limit = (
-        ""
-        if horizon is not None or step_limit(probe) is not None
-        else ("no step limit of its own: pass --horizon N, the longest episode in steps")
-    )
+    endless = horizon is None and step_limit(probe) is None
+    limit = "no step limit of its own: pass --horizon N, the longest episode in steps" if endless else ""
     if success_return is None:
         solved = "" if spec.reward_threshold is None else f" (it is registered as solved at {spec.reward_threshold:g})"
         raise ValueError(

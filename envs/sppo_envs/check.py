@@ -353,20 +353,18 @@ def _outcomes(report: Report, played: Played) -> None:
     equal = len(success) > 0 and (success == success[0]).all()
     what = change = ""
     if equal:
-        from sppo_control.core import (
-            wilson_interval,
-        )  # here, because it imports torch, which worker processes do not need
+        # Imported here, because it imports torch, which worker processes do not need.
+        from sppo_control.core import wilson_interval
 
         n = len(success)
         low, high = wilson_interval(n if success[0] else 0, n)
-        what = (
-            f"all {n} episodes of random actions {'succeeded' if success[0] else 'failed'}, so the success rate may be "
-        )
-        what += f"as low as {low:.2f} (95 %)" if success[0] else f"up to {high:.2f} (95 %)"
-        change = "training needs both outcomes: if its success rate stays at "
-        change += (
-            "1, make the task harder" if success[0] else "0, begin with a policy that succeeds sometimes (--start)"
-        )
+        if success[0]:
+            ended, rate, way_out = "succeeded", f"as low as {low:.2f}", "1, make the task harder"
+        else:
+            ended, rate = "failed", f"up to {high:.2f}"
+            way_out = "0, begin with a policy that succeeds sometimes (--start)"
+        what = f"all {n} episodes of random actions {ended}, so the success rate may be {rate} (95 %)"
+        change = f"training needs both outcomes: if its success rate stays at {way_out}"
     report.add("both outcomes occur", "note" if equal else "holds", what, change)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sppo_control import core
 from sppo_control.markdown import markdown_table
-from sppo_control.outcomes import correlation, ranks
+from sppo_control.outcomes import ranks, spearman
 
 if TYPE_CHECKING:
     from sppo_control.llm.critic import Prompt, PromptCritic
@@ -112,7 +112,7 @@ def calibration(v0: Tensor, outcomes: Tensor) -> Calibration:
         prompts=len(V), outcomes=len(flat), success=mean, brier=float(core.brier_score(each, flat)),
         base_rate_brier=mean * (1 - mean), ece=float(core.expected_calibration_error(each, flat, BINS)),
         auc=_auc(each.numpy(), flat.numpy()),
-        spearman=_spearman(V.numpy(), R.mean(1).numpy()) if R.shape[1] > 1 else None,
+        spearman=spearman(V.numpy(), R.mean(1).numpy()) if R.shape[1] > 1 else None,
         bins=tuple(bins),
     )  # fmt: skip
 
@@ -122,11 +122,6 @@ def _auc(v0: Floats, outcome: Floats) -> float | None:
     if not n or not m:
         return None
     return float((ranks(v0)[outcome == 1].sum() - n * (n + 1) / 2) / (n * m))  # Mann-Whitney
-
-
-def _spearman(x: Floats, y: Floats) -> float | None:
-    rho = correlation(ranks(x), ranks(y))
-    return None if np.isnan(rho) else rho
 
 
 @dataclass(frozen=True)
