@@ -6,7 +6,7 @@ sppo_control/study/registered.py says how to write a plan, and sppo_control/stud
 To see whether other seeds fall into the same intervals:
 
     python scripts/benchmark.py --grid results/grids/second.toml --seeds 31 32 33 --out mine.parquet
-    python scripts/compare.py --results mine.parquet --out mine.md
+    python scripts/compare.py --results mine.parquet --against results/second.parquet --out mine.md
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sppo_control import cli
+from sppo_control import cli, errors, limits
 from sppo_control.checkpoints import writing
 from sppo_control.outputs import File
 
@@ -33,6 +33,11 @@ class Args:
     """results of scripts/benchmark.py (.parquet)"""
     plan: Path = Path("results/plan.toml")
     """the registered comparisons"""
+    seeds: tuple[int, ...] = ()
+    """only the runs of --results with these seeds; none means all"""
+    against: Path | None = None
+    """other results (.parquet): a table first says which of the differences fall into the intervals of these. Runs that
+    --results has too are left out of them, so no run is compared with itself."""
     out: Annotated[Path, File(".md", new_folder=True)] = Path("docs/figures/second.md")
     """Markdown file to write; the picture gets the same name and .png"""
     ablation: str = "sppo/SparseMountainCar-v0 0.03"
@@ -41,17 +46,23 @@ class Args:
     def __post_init__(self) -> None:
         if not self.results:
             raise ValueError("--results is empty: name a file that scripts/benchmark.py wrote")
-        if odd := [str(path) for path in self.results if path.suffix != ".parquet"]:
-            raise ValueError(f"--results must end in .parquet, got {', '.join(odd)}")
+        limits.check_limits(self)
+        for flag, paths in (("--results", self.results), ("--against", (self.against,) if self.against else ())):
+            if odd := [str(path) for path in paths if path.suffix != ".parquet"]:
+                raise ValueError(f"{flag} must end in .parquet, got {', '.join(odd)}")
         if len(self.ablation.split()) != 2:
             raise ValueError(
                 f'--ablation must be "task starts", such as "sppo/SparseHopper-v0 0.03", got {self.ablation!r}'
             )
 
 
-def read_arms(paths: Sequence[Path]) -> tuple[dict[tuple[str, str, str], list[StudyRun]], list[str]]:
-    """Runs by task, starts and algorithm with its setting, and a line about each file."""
-    arms: dict[tuple[str, str, str], list[StudyRun]] = {}
+Arms = dict[tuple[str, str, str], list[StudyRun]]
+"""Runs by task, starts and algorithm with its setting."""
+
+
+def read_arms(paths: Sequence[Path]) -> tuple[Arms, list[str]]:
+    """All runs, and a line about each file."""
+    arms: Arms = {}
     lines: list[str] = []
     for starts in sorted({str(name) for path in paths for name in read_table(path)["starts"].unique()}):
         runs, lines = read_runs(paths, starts)
@@ -63,11 +74,27 @@ def read_arms(paths: Sequence[Path]) -> tuple[dict[tuple[str, str, str], list[St
 
 def main(args: Args) -> None:
     arms, lines = read_arms(args.results)
+    others = None if args.against is None else read_arms([args.against])
     plan = registered.read_plan(args.plan)
+    if args.seeds:
+        there = sorted({run.seed for runs in arms.values() for run in runs})
+        if missing := [seed for seed in args.seeds if seed not in there]:
+            raise errors.UserError(
+                f"--seeds {' '.join(map(str, missing))}: no such runs; there are {', '.join(map(str, there))}"
+            )
+        arms = {key: [run for run in runs if run.seed in args.seeds] for key, runs in arms.items()}
+        lines.append(f"of these only the seeds {', '.join(map(str, args.seeds))}")
     words = ["python", "scripts/compare.py", "--results", *map(str, args.results), "--plan", str(args.plan)]
     words += ["--out", str(args.out)]
+    if args.seeds:
+        words += ["--seeds", *map(str, args.seeds)]
     task, starts = args.ablation.split()
-    sections = {
+    sections = {}
+    if others is not None:
+        title, text = against(plan, arms, *others)
+        sections[title] = other_starts(args.results, args.against) + text
+        words += ["--against", str(args.against)]
+    sections |= {
         "Registered comparisons": registered.table_of_comparisons(plan, arms),
         "Collapsed runs": registered.table_of_collapses(plan, arms),
         f"Runs that end below 0.5 on {registered.short(task, starts)}": registered.table_of_ablation(
@@ -82,6 +109,29 @@ def main(args: Args) -> None:
         args.out.write_text(text)
     draw(plan, arms, args.out.with_suffix(".png"))
     print(text)
+
+
+def against(plan: registered.Plan, arms: Arms, others: Arms, lines: Sequence[str]) -> tuple[str, str]:
+    """The section about the intervals of the runs of another file: its title and its text."""
+    own = {key: {run.seed for run in runs} for key, runs in arms.items()}
+    rest = {key: [run for run in runs if run.seed not in own.get(key, ())] for key, runs in others.items()}
+    left_out = sum(map(len, others.values())) - sum(map(len, rest.values()))
+    note = f" {left_out} of its runs are left out, because they are on both sides." if left_out else ""
+    text = registered.table_of_agreement(plan, arms, rest)
+    return "Do the differences fall into the intervals of other seeds?", f"The others are {lines[0]}.{note}\n\n{text}"
+
+
+def other_starts(results: Sequence[Path], path: Path | None) -> str:
+    """A warning about tasks whose starting policies have the same name on both sides but are not the same; "" if none."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for table in (read_table(file) for file in (*results, path) if file is not None):
+        if "start_sha256" in table:  # older files have only the folder's name
+            known = table[table["start_sha256"] != ""]
+            for task, starts, digest in zip(known["env_id"], known["starts"], known["start_sha256"], strict=True):
+                found.setdefault((task, starts), set()).add(digest)
+    if not (differ := [registered.short(*cell) for cell, digests in sorted(found.items()) if len(digests) > 1]):
+        return ""
+    return f"WARNING: the starting policies of {', '.join(differ)} are others here than there.\n\n"
 
 
 def draw(plan: registered.Plan, arms: registered.Arms, out: Path) -> None:

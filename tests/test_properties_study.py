@@ -779,6 +779,44 @@ def test_registered_comparisons(tmp_path_factory, seed):
             assert row[at] == f"{sum(len(bad[*cell, x]) for cell in of_set)} of {total}"
 
 
+@of(registered, "table_of_agreement")
+@pytest.mark.parametrize(
+    ("here", "verdict"),
+    [
+        ([0.5, 0.5], "yes"), ([0.5], "yes"), ([0.3, 0.8], "yes"), ([0.4, 0.4], "yes"),
+        ([0.55, 0.95], "overlap"), ([0.05, 0.45], "overlap"),
+        ([0.9, 0.9], "no"), ([0.1, 0.1], "no"), ([0.9], "no"), ([0.1], "no"), ([0.61, 0.99], "no"), ([0.01, 0.39], "no"),
+    ],
+)  # fmt: skip
+def test_agreement_asks_whether_a_difference_lies_in_the_interval_of_other_runs(tmp_path, here, verdict):
+    """The other runs' interval is [0.4, 0.6], because one side is 0.4 and 0.6 and the other 0."""
+
+    def runs(areas):
+        x, arguments = {"steps": np.ones(1)}, {"total_timesteps": 1}
+        return [
+            StudyRun("sppo/Pole-v0", "", "", i, x, np.array([area]), 0.0, 0.0, 1, 0.0, arguments, {})
+            for i, area in enumerate(areas)
+        ]
+
+    plan, cell = plan_of(tmp_path), ("sppo/Pole-v0", "low")
+    others = {(*cell, "ppo"): runs([0.4, 0.6, 0.4, 0.6]), (*cell, "sppo"): runs([0.0, 0.0])}
+    arms = {(*cell, "ppo"): runs(here), (*cell, "sppo"): runs([0.0] * len(here))}
+    sentence, _, table = registered.table_of_agreement(plan, arms, others).partition("\n\n")
+    counts = [2 * (verdict == v) for v in ("yes", "overlap", "no")]
+    assert [int(x) for x in re.findall(r"\d+", sentence)] == [2, *counts]
+    rows = cells(table)
+    assert [row[2] for row in rows] == ["Pole (low)"] * 2  # the plan has this task twice, and no runs of others
+    for row in rows:
+        assert (row[1], row[3], row[5], row[7]) == ("ppo - sppo", f"{len(here)}, {len(here)}", "4, 2", verdict)
+        assert float(row[4].split()[0]) == pytest.approx(sum(here) / len(here), abs=6e-4)
+        assert row[6] == "+0.500 [+0.400, +0.600]"
+    for missing in ({**others, (*cell, "sppo"): runs([0.0])}, {(*cell, "ppo"): runs([0.4, 0.6])}, {}):
+        with pytest.raises(UserError, match="two seeds of both there"):
+            registered.table_of_agreement(plan, arms, missing)
+    with pytest.raises(UserError, match="two seeds of both there"):
+        registered.table_of_agreement(plan, {(*cell, "ppo"): runs(here)}, others)
+
+
 @of(registered, "table_of_ablation")
 @FEW
 @given(SEED)

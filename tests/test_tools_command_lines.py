@@ -254,6 +254,8 @@ CASES = {
         *files("--out", ".md", parent_made=True), *[("--results", f"{name}.parquet") for name in TABLES],
         *[("--results", x) for x in ("", "file", "table.csv")],
         *[("--plan", f"{name}.toml") for name in ("absent", "text", "list", "unknown", "deep")],
+        *counts("--seeds", least=0), *[("--against", f"{name}.parquet") for name in TABLES],
+        *[("--against", x) for x in ("", "file", "table.csv")],
     ],
     report_rates: [
         *counts("--seeds", "--tuning-seeds", least=0), *files("--out", ".md", parent_made=True),

@@ -14,7 +14,7 @@ runs on both sides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,25 +111,91 @@ def table_of_comparisons(plan: Plan, arms: Arms) -> str:
     """
     rows: list[list[str]] = []
     p: list[float] = []
-    for number, comparison in enumerate(plan.comparisons, start=1):
-        for name in comparison.sets:
-            for task, starts in plan.sets[name]:
-                sides = [arms.get((task, starts, algorithm), ()) for algorithm in (comparison.a, comparison.b)]
-                row = [str(number), f"{comparison.a} - {comparison.b}", short(task, starts)]
-                if all(sides):
-                    a, b = ([run.area for run in side] for side in sides)
-                    counts = [sum(map(collapsed, side)) for side in sides]
-                    row += [f"{len(a)}, {len(b)}", estimate(difference(a, b), interval(difference, a, b), "+")]
-                    row += [f"{counts[0]}, {counts[1]}"]
-                    p.append(p_value(a, b))
-                else:
-                    row += [", ".join(str(len(side)) for side in sides), "not run", "-"]
-                    p.append(np.nan)
-                rows.append(row)
+    for names, keys in _comparisons(plan):
+        sides = [arms.get(key, ()) for key in keys]
+        if all(sides):
+            a, b = ([run.area for run in side] for side in sides)
+            counts = [sum(map(collapsed, side)) for side in sides]
+            found = [estimate(difference(a, b), interval(difference, a, b), "+"), f"{counts[0]}, {counts[1]}"]
+            p.append(p_value(a, b))
+        else:
+            found = ["not run", "-"]
+            p.append(np.nan)
+        rows.append([*names, _seeds(sides), *found])
     for row, raw, corrected in zip(rows, p, holm(p), strict=True):
         row.append(f"{raw:.4f} ({corrected:.4f})" if np.isfinite(raw) else "-")
     head = ("", "a - b", "task (starts)", "seeds: a, b", "average success: difference", "collapsed: a, b", "p (Holm)")
     return markdown_table(head, rows)
+
+
+def table_of_agreement(plan: Plan, arms: Arms, others: Arms) -> str:
+    """Whether the differences of some runs fall into the intervals of other runs.
+
+    - "yes": the difference of `arms` lies in the 95 % interval of `others`.
+    - "overlap": it does not, but the two intervals overlap.
+    - "no": neither. A difference of single seeds has no interval, so it is "yes" or "no".
+
+    An interval says where the true difference is. The estimate of other seeds has noise of its own, so fewer than 95 % are
+    "yes" even if nothing but the seeds differs.
+
+    Args:
+        plan: what was registered.
+        arms: the runs whose differences are asked about.
+        others: the runs whose intervals are asked.
+
+    Returns:
+        A sentence with the counts, and a table with a row per comparison that has runs on both sides, here and there.
+
+    Raises:
+        UserError: there is no such comparison. `others` must have two seeds or more per side.
+    """
+    rows: list[list[str]] = []
+    for names, keys in _comparisons(plan):
+        groups = [[of.get(key, ()) for key in keys] for of in (arms, others)]
+        if not all(groups[0]) or min(map(len, groups[1])) < 2:
+            continue
+        here, there = ([[run.area for run in side] for side in sides] for sides in groups)
+        own, ends = interval(difference, *here), interval(difference, *there)
+        if ends[0] <= difference(*here) <= ends[1]:
+            verdict = "yes"
+        else:
+            verdict = "overlap" if own[0] <= ends[1] and ends[0] <= own[1] else "no"  # NaN, of one seed: no
+        found = [estimate(difference(*areas), both, "+") for areas, both in ((here, own), (there, ends))]
+        rows.append([*names, _seeds(groups[0]), found[0], _seeds(groups[1]), found[1], verdict])
+    if not rows:
+        raise UserError(
+            "no comparison of the plan has runs of both algorithms here and two seeds of both there; train the algorithms "
+            "that the plan names"
+        )
+    counts = {verdict: sum(row[-1] == verdict for row in rows) for verdict in ("yes", "overlap", "no")}
+    sentence = (
+        f"Of {len(rows)} differences {counts['yes']} lie in the interval of the other runs, {counts['overlap']} have an "
+        f"interval that overlaps it, and {counts['no']} have neither."
+    )
+    head = (
+        "",
+        "a - b",
+        "task (starts)",
+        "seeds: a, b",
+        "difference",
+        "others' seeds",
+        "others' difference",
+        "in their interval",
+    )
+    return f"{sentence}\n\n{markdown_table(head, rows)}"
+
+
+def _comparisons(plan: Plan) -> Iterator[tuple[list[str], list[tuple[str, str, str]]]]:
+    """Each comparison on each of its tasks: the first three columns of its row, and the keys of its two arms."""
+    for number, comparison in enumerate(plan.comparisons, start=1):
+        for name in comparison.sets:
+            for cell in plan.sets[name]:
+                row = [str(number), f"{comparison.a} - {comparison.b}", short(*cell)]
+                yield row, [(*cell, comparison.a), (*cell, comparison.b)]
+
+
+def _seeds(sides: Sequence[Sequence[StudyRun]]) -> str:
+    return ", ".join(str(len(side)) for side in sides)
 
 
 def table_of_arms(plan: Plan, arms: Arms) -> str:
