@@ -42,6 +42,8 @@ Ratio = Literal["step", "sequence"]
 """Of what the probability ratio is; see `clipped_surrogate`."""
 EpsilonIn = Literal["std", "variance"]
 """Where epsilon is added; see `normalized_advantage`."""
+_REDUCTIONS, _RATIOS, _EPSILON_IN = get_args(Reduction), get_args(Ratio), get_args(EpsilonIn)
+# ahead of the functions, because torch.compile of torch 2.6 cannot trace get_args
 
 
 # ---------------------------------------------------------------------------------------------------- advantages
@@ -214,8 +216,8 @@ def normalized_advantage(advantage: Tensor, mask: Tensor, eps: float = 1e-8, eps
     _check_tensors(mask=mask)
     _check_advantage(advantage, mask=mask)
     _check_number("eps", eps, lambda x: 0 < x < math.inf, "above 0 and finite")
-    if eps_in not in get_args(EpsilonIn):
-        raise ValueError(f"unknown eps_in {eps_in!r}; allowed: {', '.join(map(repr, get_args(EpsilonIn)))}")
+    if eps_in not in _EPSILON_IN:
+        raise ValueError(f"unknown eps_in {eps_in!r}; allowed: {', '.join(map(repr, _EPSILON_IN))}")
     _check_mask(mask)
     weight = mask if advantage.ndim == 2 else mask.sum(dim=1)  # real steps behind each advantage
     real, n = weight > 0, mask.sum()
@@ -353,15 +355,15 @@ def clipped_surrogate(
     _check_matrix(logp=logp, logp_old=logp_old, mask=mask)
     _check_floating(advantage=advantage)
     _check_advantage(advantage, logp=logp)
-    if ratio not in get_args(Ratio):
-        raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(map(repr, get_args(Ratio)))}")
+    if ratio not in _RATIOS:
+        raise ValueError(f"unknown ratio {ratio!r}; allowed: {', '.join(map(repr, _RATIOS))}")
     if ratio == "sequence" and advantage.ndim == 2:
         raise ValueError(
             "ratio 'sequence' needs one advantage per episode, (B,), because the gradient of an episode's ratio is the "
             f"same for all its steps; got advantage of shape {tuple(advantage.shape)}"
         )
-    if reduction not in get_args(Reduction):
-        raise ValueError(f"unknown reduction {reduction!r}; allowed: {', '.join(map(repr, get_args(Reduction)))}")
+    if reduction not in _REDUCTIONS:
+        raise ValueError(f"unknown reduction {reduction!r}; allowed: {', '.join(map(repr, _REDUCTIONS))}")
     largest = torch.finfo(logp.dtype).max / 4
     _check_number("clip_coef", clip_coef, lambda x: 0 < x < largest, f"above 0 and below {largest:.3g} ({logp.dtype})")
     _check_mask(mask)
