@@ -336,8 +336,9 @@ def _read_words(args_type: type[ArgsT], description: str | None, words: Sequence
             os.environ["COLUMNS"] = "10000"  # a box that is narrower would cut long words in two
         with contextlib.redirect_stderr(said):
             args = cast(Any, tyro.cli)(
-                args_type, prog=commands.typed, description=_wrapped(description), args=words, default=default
-            )
+                args_type, prog=commands.typed or sys.argv[0], description=_wrapped(description), args=words,
+                default=default,
+            )  # fmt: skip
     except SystemExit:
         if not said.getvalue():  # --help
             raise

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tyro
 
 from sppo_control import commands
 from sppo_control.study.variants import VARIANTS
@@ -152,7 +153,9 @@ def test_output_that_nobody_reads_is_no_error(words):
         )
     finally:
         os.close(write)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert done.stderr == ""
+    # tyro before 1.0 prints by argparse, which itself passes over a pipe that is closed
+    assert done.returncode == 141 or (done.returncode == 0 and "plot" in words and tyro.__version__ < "1")
 
 
 def test_another_broken_pipe_is_still_an_error():

@@ -128,7 +128,12 @@ def test_a_model_of_ones_own_learns(capsys):
     before, after = snippet("own_model")["main"]()
     assert before < 0.3
     assert after > 0.95
-    assert f"```text\n{capsys.readouterr().out}```" in (DOCS / "own_model.md").read_text()
+    assert capsys.readouterr().out == f"success {before:.2f} -> {after:.2f}\n"
+    said = re.search(r"```text\nsuccess ([\d.]+) -> ([\d.]+)\n```", (DOCS / "own_model.md").read_text())
+    assert said is not None
+    assert [float(x) for x in said.groups()] == pytest.approx(
+        [before, after], abs=0.06
+    )  # versions of torch round apart
 
 
 def test_the_curves_of_the_tutorial_are_those_of_the_runs(tmp_path):

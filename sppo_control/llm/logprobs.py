@@ -28,6 +28,7 @@ from sppo_control import extras
 
 Backend = Literal["auto", "torch", "trl"]
 """Who computes; see `token_log_probs`."""
+_BACKENDS = get_args(Backend)  # ahead of the function, because torch.compile of torch 2.6 cannot trace get_args
 
 TILES = {"cpu": (512, 4096)}
 """Tokens and words of a tile. On the CPU they are 8 MiB of float32, which fits into a cache."""
@@ -92,8 +93,8 @@ def token_log_probs(
     for name, size in (("chunk_size", chunk_size), ("vocabulary_chunk", vocabulary_chunk)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
-    if backend not in get_args(Backend):
-        raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(map(repr, get_args(Backend)))}")
+    if backend not in _BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; allowed: {', '.join(map(repr, _BACKENDS))}")
 
     if backend == "trl" or (backend == "auto" and _has_fused_kernel(hidden)):
         return _trl(hidden, weight, tokens, bias, temperature, vocabulary_chunk, entropy, mask)
