@@ -51,7 +51,7 @@ def test_no_run_is_compared_with_itself(files):
     assert "4 of its runs are left out, because they are on both sides." in text
     row = next(line for line in text.splitlines() if line.startswith("| 1 | ppo-standard - sppo")).split(" | ")
     assert (row[3], row[5]) == ("2, 2", "6, 6")
-    assert "Of 1 differences" in text
+    assert "1 differences. In the interval" in text
     assert "WARNING" not in text
     other = report(files, files / "all.parquet", against=files / "all.parquet", seeds=(21, 22))
     assert next(line for line in other.splitlines() if line.startswith("| 1 | ")).split(" | ") == row

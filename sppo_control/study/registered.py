@@ -169,8 +169,8 @@ def table_of_agreement(plan: Plan, arms: Arms, others: Arms) -> str:
         )
     counts = {verdict: sum(row[-1] == verdict for row in rows) for verdict in ("yes", "overlap", "no")}
     sentence = (
-        f"Of {len(rows)} differences {counts['yes']} lie in the interval of the other runs, {counts['overlap']} have an "
-        f"interval that overlaps it, and {counts['no']} have neither."
+        f"{len(rows)} differences. In the interval of the other runs: {counts['yes']}. Not, but the intervals overlap: "
+        f"{counts['overlap']}. Neither: {counts['no']}."
     )
     head = (
         "",
