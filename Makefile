@@ -81,7 +81,10 @@ starts: .venv/.tasks  ## make the starting policies of results/starts/0.03, 0.1 
 	    StopMountainCar BalancePendulum FarHopper; do for start in $(STARTS); do \
 	  set -- $$(echo $$start | tr , ' '); \
 	  case $$id,$$1 in Stop*,0.3|Balance*,0.3|Far*,0.3) continue;; esac; \
-	  case $$id in Stop*) every='--eval-every 5';; *) every=;; esac; \
+	  case $$id,$$1 in \
+	    Stop*) every='--eval-every 5';; \
+	    SparsePendulum,0.03) every='--eval-every 2 --clone-learning-rate 3e-4';; \
+	    *) every=;; esac; \
 	  $(BIN)/python scripts/pretrain.py --env-id sppo/$$id-v0 --target $$1 --min-success $$2 --max-success $$3 \
 	    --eval-episodes 1024 $$every --out results/starts/$$1 || exit 1; done; done
 
