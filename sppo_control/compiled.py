@@ -502,10 +502,24 @@ def _inbox(process: int, me: int) -> SimpleQueue[Any]:
 
 
 # -------------------------------------------------------------------------------------------------------- compiling
+def _forget_older(folder: Path, pattern: str, source: Path) -> None:
+    """Remove the entries of numba's cache that are older than a file whose functions they call.
+
+    numba compiles a function again if its own file has changed. It does not look at the files of functions that it calls.
+    The rollout would go on with the dynamics of before.
+    """
+    changed = source.stat().st_mtime_ns
+    for index in folder.glob(pattern):
+        if index.stat().st_mtime_ns < changed:
+            index.unlink(missing_ok=True)
+
+
 @cache
 def _kernels() -> Any:
     from . import kernels
 
+    cache_folder = Path(kernels.rollout_share.stats.cache_path)
+    _forget_older(cache_folder, "kernels.rollout_share-*.nbi", Path(kernels.dynamics.__file__))
     return kernels
 
 

@@ -552,3 +552,21 @@ def test_importing_compiles_nothing():
     scripts = str(Path(evaluate.__file__).parent)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=scripts, env=os.environ)
     assert done.returncode == 0, done.stderr
+
+
+def test_changed_dynamics_are_compiled_again(tmp_path, monkeypatch):
+    """numba looks only at the file of the function that it has in its cache, which is not the file of the dynamics."""
+    source, old, new, other = (tmp_path / name for name in ("a.py", "k.f-1.nbi", "k.f-2.nbi", "k.g-1.nbi"))
+    for time_ns, file in enumerate((old, other, source, new)):
+        file.write_text("x")
+        os.utime(file, ns=(time_ns, time_ns))
+    compiled._forget_older(tmp_path, "k.f-*.nbi", source)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.py", "k.f-2.nbi", "k.g-1.nbi"]
+    with compiled.use("numba"):
+        kernels = compiled._kernels()
+    asked = []
+    monkeypatch.setattr(compiled, "_forget_older", lambda *arguments: asked.append(arguments))
+    assert compiled._kernels.__wrapped__() is kernels
+    [(folder, pattern, file)] = asked
+    assert file.read_text() == Path(sppo_envs.__file__).with_name("dynamics.py").read_text()
+    assert list(folder.glob(pattern)), "the rollout's kernel is not where it is looked for"
