@@ -145,7 +145,7 @@ def draw(plan: registered.Plan, arms: registered.Arms, out: Path) -> None:
     if tasks := {title: here for title, here in tasks.items() if here}:
         figure = arms_of_plan(tasks, {name: variant.look for name, variant in variants.VARIANTS.items()})
         with writing(out):
-            figure.savefig(out, dpi=130)
+            figure.savefig(out, dpi=130, bbox_inches="tight")
         plt.close(figure)
 
 
