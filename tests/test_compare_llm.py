@@ -127,6 +127,11 @@ def test_folders_become_a_file_that_gives_the_same_tables(tmp_path, capsys):
     assert capsys.readouterr().out == told.out
 
 
+def test_a_file_keeps_every_digit_of_success():
+    """One of 64 responses has six digits. Rounded to four, a mean of 1/2 may not reach 1/2 when the file is read again."""
+    assert compare_llm.as_json(trained("sppo", [0.015625, 0.984375], 3))["success"] == [0.015625, 0.984375]
+
+
 def test_the_runs_on_a_gpu_are_read_too():
     """Their first table in docs/llm_real.md was made by other code, the second by this script."""
     found = compare_llm.read([ROOT / "docs" / "llm_real_cuda.json"])
