@@ -56,13 +56,9 @@ class Args:
             )
 
 
-Arms = dict[tuple[str, str, str], list[StudyRun]]
-"""Runs by task, starts and algorithm with its setting."""
-
-
-def read_arms(paths: Sequence[Path]) -> tuple[Arms, list[str]]:
+def read_arms(paths: Sequence[Path]) -> tuple[registered.Arms, list[str]]:
     """All runs, and a line about each file."""
-    arms: Arms = {}
+    arms: dict[tuple[str, str, str], list[StudyRun]] = {}
     lines: list[str] = []
     for starts in sorted({str(name) for path in paths for name in read_table(path)["starts"].unique()}):
         runs, lines = read_runs(paths, starts)
@@ -111,7 +107,9 @@ def main(args: Args) -> None:
     print(text)
 
 
-def against(plan: registered.Plan, arms: Arms, others: Arms, lines: Sequence[str]) -> tuple[str, str]:
+def against(
+    plan: registered.Plan, arms: registered.Arms, others: registered.Arms, lines: Sequence[str]
+) -> tuple[str, str]:
     """The section about the intervals of the runs of another file: its title and its text."""
     own = {key: {run.seed for run in runs} for key, runs in arms.items()}
     rest = {key: [run for run in runs if run.seed not in own.get(key, ())] for key, runs in others.items()}
