@@ -41,7 +41,9 @@ class Args:
     out: Annotated[Path, File(".md", new_folder=True)] = Path("docs/figures/second.md")
     """Markdown file to write; the picture gets the same name and .png"""
     ablation: str = "sppo/SparseMountainCar-v0 0.03"
-    """task and starts whose collapses are counted by normalisation, uniform batches and optimiser"""
+    """task and starts whose collapses are counted by normalisation, uniform batches and optimiser, if the plan has it"""
+    picture: bool = True
+    """draw the algorithms that run without a setting, a panel per task of the plan"""
 
     def __post_init__(self) -> None:
         if not self.results:
@@ -84,26 +86,30 @@ def main(args: Args) -> None:
     words += ["--out", str(args.out)]
     if args.seeds:
         words += ["--seeds", *map(str, args.seeds)]
+    if not args.picture:
+        words += ["--no-picture"]
     task, starts = args.ablation.split()
     sections = {}
     if others is not None:
         title, text = against(plan, arms, *others)
         sections[title] = other_starts(args.results, args.against) + text
         words += ["--against", str(args.against)]
-    sections |= {
-        "Registered comparisons": registered.table_of_comparisons(plan, arms),
-        "Collapsed runs": registered.table_of_collapses(plan, arms),
-        f"Runs that end below 0.5 on {registered.short(task, starts)}": registered.table_of_ablation(
-            arms, task, starts
-        ),
-        "All arms": registered.table_of_arms(plan, arms),
-    }
+    for name, comparisons in (("Registered", plan.comparisons), ("Explored", plan.explored)):
+        if comparisons:
+            collapses = "Collapsed runs" if name == "Registered" else "Collapsed runs, explored"
+            sections[f"{name} comparisons"] = registered.table_of_comparisons(comparisons, plan, arms)
+            sections[collapses] = registered.table_of_collapses(comparisons, plan, arms)
+    if (task, starts) in plan.cells:
+        title = f"Runs that end below 0.5 on {registered.short(task, starts)}"
+        sections[title] = registered.table_of_ablation(arms, task, starts)
+    sections["All arms"] = registered.table_of_arms(plan, arms)
     text = "# Second study: tables\n\nMade by\n\n    " + shlex.join(words) + "\n\n"
     text += "".join(f"- {line}\n" for line in lines) + "\n"
     text += "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items()) + "\n"
     with writing(args.out):
         args.out.write_text(text)
-    draw(plan, arms, args.out.with_suffix(".png"))
+    if args.picture:
+        draw(plan, arms, args.out.with_suffix(".png"))
     print(text)
 
 

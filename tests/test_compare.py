@@ -41,7 +41,8 @@ def report(files, *paths, **arguments):
     """The Markdown file that the command writes."""
     out = files / "out.md"
     compare.main(compare.Args(paths, plan=files / "plan.toml", out=out, **arguments))
-    assert out.with_suffix(".png").stat().st_size > 5000
+    if arguments.get("picture", True):
+        assert out.with_suffix(".png").stat().st_size > 5000
     return out.read_text()
 
 
@@ -74,3 +75,27 @@ def test_seeds_without_a_run_are_refused_before_a_file_is_written(files):
     with pytest.raises(UserError, match=r"--seeds 23 99: no such runs; there are 21, 22$"):
         report(files, files / "mine.parquet", seeds=(21, 23, 99))
     assert not (files / "out.md").exists()
+
+
+def test_explored_comparisons_have_tables_of_their_own(files):
+    """And a picture and an ablation are only there if they are asked for: the plan has no task of --ablation."""
+    explored = PLAN[PLAN.index("[[comparison]]") :].replace("comparison", "explored").replace("ppo-standard", "sppo")
+    (files / "plan.toml").write_text(PLAN + explored)
+    text = report(files, files / "all.parquet", picture=False)
+    parts = dict(part.partition("\n\n")[::2] for part in text.split("\n## ")[1:])
+    expected = [
+        "Registered comparisons",
+        "Collapsed runs",
+        "Explored comparisons",
+        "Collapsed runs, explored",
+        "All arms",
+    ]
+    assert list(parts) == expected
+    for title, left in zip(expected[:4], ("ppo-standard", "ppo-standard", "sppo", "sppo"), strict=True):
+        assert f"| 1 | {left} - sppo |" in parts[title]
+    assert "--no-picture" in text
+    assert not (files / "out.png").exists()
+    (files / "plan.toml").write_text(PLAN.replace("comparison", "explored"))
+    assert "Registered" not in report(files, files / "all.parquet")
+    ablation = report(files, files / "all.parquet", ablation=f"{TASK} starts")
+    assert "## Runs that end below 0.5 on ContextCartPole (starts)" in ablation

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from properties import Properties, refused
+from scipy import stats
 
 from sppo_control.errors import UserError
 from sppo_control.study import credit, grids, rates, registered, results, statistics, tables, variants
@@ -721,6 +722,10 @@ sets = ["one", "two"]
 a = "sppo-norm"
 b = "sppo"
 sets = ["two"]
+[[explored]]
+a = "sppo-norm, clip-coef=0.1"
+b = "ppo"
+sets = ["two"]
 """
 
 
@@ -758,7 +763,23 @@ def test_registered_comparisons(tmp_path_factory, seed):
         assert row[6] == str(len(bad[key]))
     pairs = [("ppo", "sppo", cell) for cell in (cells_of_plan[0], *cells_of_plan)]
     pairs += [("sppo-norm", "sppo", cell) for cell in cells_of_plan]
-    rows, p = cells(registered.table_of_comparisons(plan, arms)), []
+    explored = [("sppo-norm, clip-coef=0.1", "ppo", cell) for cell in cells_of_plan]
+    for comparisons, of_them in ((plan.comparisons, pairs), (plan.explored, explored)):  # each has a Holm of its own
+        check_comparisons(cells(registered.table_of_comparisons(comparisons, plan, arms)), of_them, arms, bad)
+    for comparisons, a, b in ((plan.comparisons, "ppo", "sppo"), (plan.explored, "sppo-norm, clip-coef=0.1", "ppo")):
+        for row in cells(registered.table_of_collapses(comparisons, plan, arms)):
+            assert row[1] == f"{a} - {b}"
+            of_set = cells_of_plan[: 1 if row[2] == "one" else 2]
+            counts = []
+            for at, x in ((3, a), (4, b)):
+                total, collapsed = (sum(len(of[*cell, x]) for cell in of_set) for of in (arms, bad))
+                assert row[at] == f"{collapsed} of {total}"
+                counts.append((collapsed, total - collapsed))
+            assert row[5] == f"{stats.fisher_exact(counts).pvalue:.4f}"
+
+
+def check_comparisons(rows, pairs, arms, bad):
+    p = []
     assert [(row[1], row[2]) for row in rows] == [(f"{a} - {b}", registered.short(*cell)) for a, b, cell in pairs]
     for row, (a, b, cell) in zip(rows, pairs, strict=True):
         sides = [arms.get((*cell, x), []) for x in (a, b)]
@@ -771,12 +792,6 @@ def test_registered_comparisons(tmp_path_factory, seed):
             assert row[5] == ", ".join(str(len(bad[*cell, x])) for x in (a, b))
     for row, raw, corrected in zip(rows, p, holm_by_hand(p), strict=True):
         assert row[6] == ("-" if math.isnan(raw) else f"{raw:.4f} ({corrected:.4f})")
-    for row in cells(registered.table_of_collapses(plan, arms)):
-        assert row[1] == "ppo, sppo"
-        of_set = cells_of_plan[: 1 if row[2] == "one" else 2]
-        for at, x in ((3, "ppo"), (4, "sppo")):
-            total = sum(len(arms[*cell, x]) for cell in of_set)
-            assert row[at] == f"{sum(len(bad[*cell, x]) for cell in of_set)} of {total}"
 
 
 @of(registered, "table_of_agreement")
@@ -848,6 +863,9 @@ def test_the_ablation_counts_runs_by_what_their_arguments_say(seed):
         ("[sets]", "[set]", "[sets]"), ('one = ["sppo/Pole-v0 low"]', 'one = ["sppo/Pole-v0"]', "one"),
         ('one = ["sppo/Pole-v0 low"]', "one = []", "one"), ('a = "ppo"', 'a = "dqn"', "comparison 1: a"),
         ('sets = ["two"]', 'sets = ["three"]', "three"), ('b = "sppo"', "", "comparison 1"), ("[sets]", "[sets", "TOML"),
+        ('b = "ppo"', 'b = "ppo clip-coef=0.1"', "explored 1: b"), ('b = "ppo"', "b = 1", "explored 1: b"),
+        ("[[explored]]", "[explored]", "[[explored]]"), ("[[explored]]", "[[tried]]", "[[explored]]"),
+        (PLAN[PLAN.index("[[comparison]]") :], "", "[[comparison]]"),
     ],
 )  # fmt: skip
 def test_a_plan_with_a_mistake_is_refused(old, new, named, tmp_path):

@@ -8,8 +8,13 @@
     b = "ppo"
     sets = ["rare"]
 
-The difference is a - b, of the mean success over training (`StudyRun.area`). Holm's correction is over all rows that have
-runs on both sides.
+    [[explored]]                                       # written after the runs: a table of its own
+    a = "ppo-standard, gamma=1,gae-lambda=1"           # algorithm, setting: as `--settings` of scripts/benchmark.py
+    b = "ppo-standard"
+    sets = ["rare"]
+
+The difference is a - b, of the mean success over training (`StudyRun.area`). Holm's correction is over all rows of a table
+that have runs on both sides.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ Cell = tuple[str, str]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Algorithm a against algorithm b on some tasks."""
+    """Algorithm a against algorithm b on some tasks. Both are keys of `Arms`: "algorithm" or "algorithm, setting"."""
 
     a: str
     b: str
@@ -48,6 +53,9 @@ class Plan:
 
     sets: Mapping[str, tuple[Cell, ...]]
     comparisons: tuple[Comparison, ...]
+    """written down before the runs"""
+    explored: tuple[Comparison, ...] = ()
+    """thought of after the runs"""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -63,9 +71,10 @@ def read_plan(path: Path) -> Plan:
             names the file and the entry.
     """
     content = read_toml(path, "plan")
-    sets, rows = content.get("sets"), content.get("comparison")
-    if set(content) != {"sets", "comparison"} or not isinstance(sets, dict) or not isinstance(rows, list):
-        raise UserError(f"the plan {path} must have [sets] and [[comparison]], and nothing else")
+    sets, kinds = content.get("sets"), {name: content.get(name, []) for name in ("comparison", "explored")}
+    lists = all(isinstance(rows, list) for rows in kinds.values())
+    if set(content) - {"sets", *kinds} or not isinstance(sets, dict) or not lists or not any(kinds.values()):
+        raise UserError(f"the plan {path} must have [sets], and [[comparison]], [[explored]] or both, and nothing else")
     found: dict[str, tuple[Cell, ...]] = {}
     for name, texts in sets.items():
         if not _texts(texts) or any(len(text.split()) != 2 for text in texts):
@@ -73,20 +82,26 @@ def read_plan(path: Path) -> Plan:
                 f'{path}, sets, {name}: must be a list of "task starts", such as "sppo/SparseHopper-v0 0.03"'
             )
         found[name] = tuple((text.split()[0], text.split()[1]) for text in texts)
-    comparisons = []
-    for i, row in enumerate(rows, start=1):
-        where = f"{path}, comparison {i}"
-        if not isinstance(row, dict) or set(row) != {"a", "b", "sets"} or not _texts(row["sets"]):
+    comparisons, explored = (
+        tuple(_comparison(f"{path}, {kind} {i}", row, found) for i, row in enumerate(rows, start=1))
+        for kind, rows in kinds.items()
+    )
+    return Plan(found, comparisons, explored)
+
+
+def _comparison(where: str, row: Any, sets: Mapping[str, tuple[Cell, ...]]) -> Comparison:
+    if not isinstance(row, dict) or set(row) != {"a", "b", "sets"} or not _texts(row["sets"]):
+        raise UserError(f'{where}: must have a = "algorithm", b = "algorithm" and sets = ["name"], and nothing else')
+    for side in ("a", "b"):
+        algorithm = row[side].partition(", ")[0] if isinstance(row[side], str) else None
+        if algorithm not in variants.VARIANTS:
             raise UserError(
-                f'{where}: must have a = "algorithm", b = "algorithm" and sets = ["name"], and nothing else'
+                f"{where}: {side} must be of {', '.join(variants.VARIANTS)}, and may go on with a comma, a space and a "
+                f"setting; got {row[side]!r}"
             )
-        for side in ("a", "b"):
-            if not isinstance(row[side], str) or row[side] not in variants.VARIANTS:
-                raise UserError(f"{where}: {side} must be of {', '.join(variants.VARIANTS)}, got {row[side]!r}")
-        if unknown := [name for name in row["sets"] if name not in found]:
-            raise UserError(f"{where}: sets has {', '.join(unknown)}; there are {', '.join(found)}")
-        comparisons.append(Comparison(row["a"], row["b"], tuple(row["sets"])))
-    return Plan(found, tuple(comparisons))
+    if unknown := [name for name in row["sets"] if name not in sets]:
+        raise UserError(f"{where}: sets has {', '.join(unknown)}; there are {', '.join(sets)}")
+    return Comparison(row["a"], row["b"], tuple(row["sets"]))
 
 
 def _texts(value: Any) -> bool:
@@ -102,16 +117,17 @@ Arms = Mapping[tuple[str, str, str], Sequence[StudyRun]]
 """Runs by task, starts and algorithm. Runs with a setting are under "algorithm, setting"."""
 
 
-def table_of_comparisons(plan: Plan, arms: Arms) -> str:
-    """All registered comparisons, in the order of the plan. Those without runs on both sides are shown as missing.
+def table_of_comparisons(comparisons: Sequence[Comparison], plan: Plan, arms: Arms) -> str:
+    """All these comparisons, in their order. Those without runs on both sides are shown as missing.
 
     Args:
-        plan: what was registered.
+        comparisons: the registered ones of the plan, or the explored ones.
+        plan: its sets are the tasks.
         arms: the runs.
     """
     rows: list[list[str]] = []
     p: list[float] = []
-    for names, keys in _comparisons(plan):
+    for names, keys in _comparisons(comparisons, plan):
         sides = [arms.get(key, ()) for key in keys]
         if all(sides):
             a, b = ([run.area for run in side] for side in sides)
@@ -150,7 +166,7 @@ def table_of_agreement(plan: Plan, arms: Arms, others: Arms) -> str:
         UserError: there is no such comparison. `others` must have two seeds or more per side.
     """
     rows: list[list[str]] = []
-    for names, keys in _comparisons(plan):
+    for names, keys in _comparisons(plan.comparisons, plan):
         groups = [[of.get(key, ()) for key in keys] for of in (arms, others)]
         if not all(groups[0]) or min(map(len, groups[1])) < 2:
             continue
@@ -185,9 +201,11 @@ def table_of_agreement(plan: Plan, arms: Arms, others: Arms) -> str:
     return f"{sentence}\n\n{markdown_table(head, rows)}"
 
 
-def _comparisons(plan: Plan) -> Iterator[tuple[list[str], list[tuple[str, str, str]]]]:
+def _comparisons(
+    comparisons: Sequence[Comparison], plan: Plan
+) -> Iterator[tuple[list[str], list[tuple[str, str, str]]]]:
     """Each comparison on each of its tasks: the first three columns of its row, and the keys of its two arms."""
-    for number, comparison in enumerate(plan.comparisons, start=1):
+    for number, comparison in enumerate(comparisons, start=1):
         for name in comparison.sets:
             for cell in plan.sets[name]:
                 row = [str(number), f"{comparison.a} - {comparison.b}", short(*cell)]
@@ -213,10 +231,10 @@ def table_of_arms(plan: Plan, arms: Arms) -> str:
     return markdown_table(head, rows)
 
 
-def table_of_collapses(plan: Plan, arms: Arms) -> str:
-    """Collapsed runs of each comparison, over all tasks of a set together, with Fisher's exact test."""
+def table_of_collapses(comparisons: Sequence[Comparison], plan: Plan, arms: Arms) -> str:
+    """Collapsed runs of each of these comparisons, over all tasks of a set together, with Fisher's exact test."""
     rows = []
-    for number, comparison in enumerate(plan.comparisons, start=1):
+    for number, comparison in enumerate(comparisons, start=1):
         for name in comparison.sets:
             counts = []
             for algorithm in (comparison.a, comparison.b):
@@ -225,8 +243,8 @@ def table_of_collapses(plan: Plan, arms: Arms) -> str:
             if all(total for _, total in counts):
                 p = stats.fisher_exact([[bad, total - bad] for bad, total in counts]).pvalue
                 texts = [f"{bad} of {total}" for bad, total in counts]
-                rows.append([str(number), f"{comparison.a}, {comparison.b}", name, *texts, f"{p:.4f}"])
-    return markdown_table(("", "a, b", "set", "a", "b", "p"), rows)
+                rows.append([str(number), f"{comparison.a} - {comparison.b}", name, *texts, f"{p:.4f}"])
+    return markdown_table(("", "a - b", "set", "a", "b", "p"), rows)
 
 
 def table_of_ablation(arms: Arms, task: str, starts: str) -> str:
