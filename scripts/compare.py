@@ -103,7 +103,7 @@ def main(args: Args) -> None:
         title = f"Runs that end below 0.5 on {registered.short(task, starts)}"
         sections[title] = registered.table_of_ablation(arms, task, starts)
     sections["All arms"] = registered.table_of_arms(plan, arms)
-    text = "# Second study: tables\n\nMade by\n\n    " + shlex.join(words) + "\n\n"
+    text = f"# {plan.title}\n\nMade by\n\n    " + shlex.join(words) + "\n\n"
     text += "".join(f"- {line}\n" for line in lines) + "\n"
     text += "\n\n".join(f"## {title}\n\n{table}" for title, table in sections.items()) + "\n"
     with writing(args.out):

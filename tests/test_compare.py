@@ -94,8 +94,11 @@ def test_explored_comparisons_have_tables_of_their_own(files):
     for title, left in zip(expected[:4], ("ppo-standard", "ppo-standard", "sppo", "sppo"), strict=True):
         assert f"| 1 | {left} - sppo |" in parts[title]
     assert "--no-picture" in text
+    assert text.startswith("# Comparisons\n")
     assert not (files / "out.png").exists()
-    (files / "plan.toml").write_text(PLAN.replace("comparison", "explored"))
-    assert "Registered" not in report(files, files / "all.parquet")
+    (files / "plan.toml").write_text('title = "Mine"\n' + PLAN.replace("comparison", "explored"))
+    titled = report(files, files / "all.parquet")
+    assert titled.startswith("# Mine\n")
+    assert "Registered" not in titled
     ablation = report(files, files / "all.parquet", ablation=f"{TASK} starts")
     assert "## Runs that end below 0.5 on ContextCartPole (starts)" in ablation

@@ -864,6 +864,7 @@ def test_the_ablation_counts_runs_by_what_their_arguments_say(seed):
         ('one = ["sppo/Pole-v0 low"]', "one = []", "one"), ('a = "ppo"', 'a = "dqn"', "comparison 1: a"),
         ('sets = ["two"]', 'sets = ["three"]', "three"), ('b = "sppo"', "", "comparison 1"), ("[sets]", "[sets", "TOML"),
         ('b = "ppo"', 'b = "ppo clip-coef=0.1"', "explored 1: b"), ('b = "ppo"', "b = 1", "explored 1: b"),
+        ("[sets]", "title = 1\n[sets]", "title"),
         ("[[explored]]", "[explored]", "[[explored]]"), ("[[explored]]", "[[tried]]", "[[explored]]"),
         (PLAN[PLAN.index("[[comparison]]") :], "", "[[comparison]]"),
     ],

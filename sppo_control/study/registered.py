@@ -1,5 +1,6 @@
 """Comparisons that were written down before their runs: a plan in TOML, and one table of all of them.
 
+    title = "Second study: tables"                     # of the page; may be left out
     [sets]                                             # name of a set: tasks, each with the name of its starting policies
     rare = ["sppo/SparseMountainCar-v0 0.03"]
 
@@ -56,6 +57,8 @@ class Plan:
     """written down before the runs"""
     explored: tuple[Comparison, ...] = ()
     """thought of after the runs"""
+    title: str = "Comparisons"
+    """of the page that has their tables"""
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -71,10 +74,15 @@ def read_plan(path: Path) -> Plan:
             names the file and the entry.
     """
     content = read_toml(path, "plan")
+    title = content.pop("title", Plan.title)
+    if not isinstance(title, str):
+        raise UserError(f'{path}: title must be text, such as title = "My study", got {title!r}')
     sets, kinds = content.get("sets"), {name: content.get(name, []) for name in ("comparison", "explored")}
     lists = all(isinstance(rows, list) for rows in kinds.values())
     if set(content) - {"sets", *kinds} or not isinstance(sets, dict) or not lists or not any(kinds.values()):
-        raise UserError(f"the plan {path} must have [sets], and [[comparison]], [[explored]] or both, and nothing else")
+        raise UserError(
+            f"the plan {path} must have [sets], and [[comparison]], [[explored]] or both, and nothing else but a title"
+        )
     found: dict[str, tuple[Cell, ...]] = {}
     for name, texts in sets.items():
         if not _texts(texts) or any(len(text.split()) != 2 for text in texts):
@@ -86,7 +94,7 @@ def read_plan(path: Path) -> Plan:
         tuple(_comparison(f"{path}, {kind} {i}", row, found) for i, row in enumerate(rows, start=1))
         for kind, rows in kinds.items()
     )
-    return Plan(found, comparisons, explored)
+    return Plan(found, comparisons, explored, title)
 
 
 def _comparison(where: str, row: Any, sets: Mapping[str, tuple[Cell, ...]]) -> Comparison:
