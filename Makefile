@@ -51,8 +51,9 @@ study-small: .venv/.study  ## make a small version of the paper's figure 8: thre
 	$(BIN)/python scripts/benchmark.py --grid results/grids/small.toml
 	$(BIN)/python scripts/report.py --results runs/study_small.parquet --out runs/study_small --figures fig8 fig5
 
-study: .venv/.study  ## make the whole study of docs/results.md, which takes hours; runs that are already in results/ are skipped
-	$(BIN)/python scripts/benchmark.py --grid results/grids/study.toml
+study: .venv/.study  ## make both studies of docs/results.md, a day of one core; runs that are already in results/ are skipped
+	for grid in study second_tuning second second_why second_rates_tuning second_rates; do \
+	  $(BIN)/python scripts/benchmark.py --grid results/grids/$$grid.toml || exit 1; done
 	$(MAKE) figures
 
 probes: .venv/.study  ## make results/*.json, which look into critics; trains their runs again for the checkpoints, half an hour
@@ -86,6 +87,9 @@ starts: .venv/.tasks  ## make the starting policies of results/starts/0.03, 0.1 
 	  case $$id,$$1 in \
 	    Stop*) every='--eval-every 5';; \
 	    SparsePendulum,0.03) every='--eval-every 2 --clone-learning-rate 3e-4';; \
+	    SparseHopper,0.03) every='--eval-every 5 --clone-learning-rate 1e-4';; \
+	    SparseHopper,0.1) every='--target 0.08 --eval-episodes 512 --eval-every 20 --clone-learning-rate 1e-4';; \
+	    SparseHopper,0.3) every='--target 0.25 --eval-episodes 512 --eval-every 10 --clone-learning-rate 1e-4 --log-std -2';; \
 	    *) every=;; esac; \
 	  $(BIN)/python scripts/pretrain.py --env-id sppo/$$id-v0 --target $$1 --min-success $$2 --max-success $$3 \
 	    --eval-episodes 1024 $$every --out results/starts/$$1 || exit 1; done; done
