@@ -65,7 +65,9 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 	$(BIN)/python scripts/report_rates.py --what table
 	$(BIN)/python scripts/compare.py --results results/second.parquet
 	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_why.parquet --plan results/plan_why.toml \
-	  --seeds 21 22 23 24 25 26 --no-picture --out docs/figures/second_why.md
+	  --no-picture --out docs/figures/second_why.md
+	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_rates.parquet --plan results/plan_rates.toml \
+	  --no-picture --out docs/figures/second_rates.md
 	$(BIN)/python scripts/critic_control.py
 	$(BIN)/python scripts/credit.py --what map
 	$(BIN)/python scripts/critic_control.py --results results/calibration_second.json results/calibration_second_early.json \
