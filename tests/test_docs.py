@@ -97,3 +97,9 @@ def test_each_interval_of_the_results_is_in_a_table_that_a_command_makes():
     assert len(page) > 40
     assert [number for number in page if not in_table(number, table)] == []
     assert not in_table(("0.123", "0.045", "0.678"), table)  # the helper can say no
+
+
+def test_the_number_of_mutants_is_that_of_their_page():
+    pages = [(ROOT / "docs" / name).read_text() for name in ("mutants.md", "reliability.md")]
+    tried, caught = re.search(r"(\d+) mutants were tried. (\d+) were caught", pages[0]).groups()
+    assert f"| {caught} of {tried} caught" in pages[1]
