@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sppo_control import cli, errors, limits
+from sppo_control import cli, limits
 from sppo_control.checkpoints import writing
 from sppo_control.outputs import File
 
 with cli.one_line_errors():
     from sppo_control.study import registered, variants
     from sppo_control.study.figures import arms_of_plan, plt
-    from sppo_control.study.results import StudyRun, read_runs, read_table
+    from sppo_control.study.results import StudyRun, check_seeds, read_runs, read_table
 
 
 @dataclass
@@ -75,11 +75,7 @@ def main(args: Args) -> None:
     others = None if args.against is None else read_arms([args.against])
     plan = registered.read_plan(args.plan)
     if args.seeds:
-        there = sorted({run.seed for runs in arms.values() for run in runs})
-        if missing := [seed for seed in args.seeds if seed not in there]:
-            raise errors.UserError(
-                f"--seeds {' '.join(map(str, missing))}: no such runs; there are {', '.join(map(str, there))}"
-            )
+        check_seeds(args.seeds, [run.seed for runs in arms.values() for run in runs])
         arms = {key: [run for run in runs if run.seed in args.seeds] for key, runs in arms.items()}
         lines.append(f"of these only the seeds {', '.join(map(str, args.seeds))}")
     words = ["python", "scripts/compare.py", "--results", *map(str, args.results), "--plan", str(args.plan)]

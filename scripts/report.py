@@ -16,12 +16,15 @@
 | critics  | SPPO with critics that are trained in different ways                      | benchmark.py, critic-steps=...   |
 | addition | a tiny transformer learns to add: success against responses and seconds   | speed_llm.py --what addition     |
 | informative | prints which tasks tell algorithms apart, for each start; asked for alone | benchmark.py                 |
+| settings | prints the average success of every setting, the best one bold; asked for | benchmark.py                    |
+|          | alone                                                                     |                                  |
 | tables   | tables.md: final success, speed, comparisons with SPPO, and the numbers   | any of these                     |
 |          | of fig7 and fig1                                                          |                                  |
 
 sppo_control/study/statistics.py defines the statistics. All runs of the same task, algorithm and setting in the given files
-are taken together. So do not give files with runs that chose a setting together with files that test it. Your own training
-script (scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables, under its file's name.
+are taken together. So do not give files with runs that chose a setting together with files that test it, or tell them apart with
+--seeds. Your own training script (scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables,
+under its file's name.
 """
 
 from __future__ import annotations
@@ -40,10 +43,12 @@ from sppo_control.outputs import Folder
 
 with cli.one_line_errors():
     from sppo_control.study.figures import FIGURES, Looks, plt
-    from sppo_control.study.results import Study, read_table
-    from sppo_control.study.tables import table_of_tasks, tables
+    from sppo_control.study.results import Study, check_seeds, read_table
+    from sppo_control.study.tables import table_of_settings, table_of_tasks, tables
 
 NAMES = (*FIGURES, "tables")
+PRINTED = {"informative": table_of_tasks, "settings": table_of_settings}
+"""What is printed and writes no file."""
 
 
 @dataclass
@@ -56,12 +61,16 @@ class Args:
     """names from the table above; without any, all for which the results are enough"""
     starts: str | None = None
     """only runs from these starting policies: "shipped" or a folder's name; needed if the results have several"""
+    seeds: tuple[int, ...] = ()
+    """only the runs of benchmark.py with these seeds; none means all"""
 
     def __post_init__(self) -> None:
-        if "informative" in self.figures and len(self.figures) > 1:
-            raise ValueError("--figures informative must be alone, because it writes no file")
-        if unknown := [name for name in self.figures if name not in (*NAMES, "informative")]:
-            raise ValueError(f"--figures must be of {', '.join(NAMES)}, or informative, got {', '.join(unknown)}")
+        if len(self.figures) > 1 and (alone := [name for name in self.figures if name in PRINTED]):
+            raise ValueError(f"--figures {alone[0]} must be alone, because it writes no file")
+        if unknown := [name for name in self.figures if name not in (*NAMES, *PRINTED)]:
+            raise ValueError(
+                f"--figures must be of {', '.join(NAMES)}, or {' or '.join(PRINTED)}, got {', '.join(unknown)}"
+            )
         if not self.results and set(self.figures) != {"fig2"}:
             raise ValueError("--results is empty: name a file that scripts/benchmark.py or scripts/probe.py wrote")
         if odd := [str(p) for p in self.results if p.suffix not in (".parquet", ".json")]:
@@ -80,7 +89,9 @@ def command(args: Args, name: str) -> str:
     }.get(name, [".parquet"])
     files = [str(path) for path in args.results if path.suffix in suffixes]
     words = [*(["--results"] if files else []), *files, "--out", str(args.out), "--figures", name]
-    return shlex.join(["python", "scripts/report.py", *words, *(["--starts", args.starts] if args.starts else [])])
+    words += ["--starts", args.starts] if args.starts else []
+    words += ["--seeds", *map(str, args.seeds)] if args.seeds and ".parquet" in suffixes else []
+    return shlex.join(["python", "scripts/report.py", *words])
 
 
 def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
@@ -96,20 +107,25 @@ def draw(name: str, what: Any, looks: Looks, words: str, folder: Path) -> None:
     plt.close(figure)
 
 
-def print_informative(args: Args) -> None:
+def print_table(name: str, args: Args) -> None:
     """One table for each folder of starting policies in the results."""
     files = [path for path in args.results if path.suffix == ".parquet"]
     kinds = dict.fromkeys(str(name) for path in files for name in read_table(path)["starts"].unique())
     if not kinds:
-        raise errors.UserError("informative needs runs of scripts/benchmark.py, which --results do not contain")
+        raise errors.UserError(f"{name} needs runs of scripts/benchmark.py, which --results do not contain")
     for starts in [args.starts] if args.starts else kinds:
-        print(table_of_tasks(Study(files, starts, sppo_envs.TASKS + sppo_envs.HARDER), starts))
+        study = Study(files, starts, sppo_envs.TASKS + sppo_envs.HARDER, args.seeds)
+        if study.runs:
+            print(PRINTED[name](study, starts))
 
 
 def main(args: Args) -> None:
-    if args.figures == ("informative",):
-        return print_informative(args)
-    study = Study(args.results, args.starts, sppo_envs.TASKS + sppo_envs.HARDER)
+    if args.seeds:
+        tables_there = [read_table(path) for path in args.results if path.suffix == ".parquet"]
+        check_seeds(args.seeds, [int(seed) for table in tables_there for seed in table["seed"].unique()])
+    if args.figures and args.figures[0] in PRINTED:
+        return print_table(args.figures[0], args)
+    study = Study(args.results, args.starts, sppo_envs.TASKS + sppo_envs.HARDER, args.seeds)
     found = {name: FIGURES[name].what(study) for name in FIGURES} | {"tables": bool(study)}
     needs = {name: FIGURES[name].needs for name in FIGURES} | {"tables": "runs"}
     wanted = dict.fromkeys(args.figures or NAMES)

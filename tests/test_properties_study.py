@@ -999,3 +999,36 @@ def test_table_of_tasks(seed):
         assert row[1:3] == ["low", str(len(areas))]
         assert row[4:7] == [f"{x:.3f}" if math.isfinite(x) else "-" for x in found[:3]]
         assert row[7] == ("yes" if found.yes else "no")
+
+
+@of(tables, "table_of_settings")
+@FEW
+@given(SEED)
+def test_table_of_settings(seed):
+    study = study_of(seed, settings=("", "critic-steps=2", "critic-window=1,num-envs=8"))
+    rows = cells(tables.table_of_settings(study, "low"))
+    assert len(rows) == len(study.arms)
+    for row, (arm, runs) in zip(rows, study.arms.items(), strict=True):
+        means = {a: sum(run.area for run in r) / len(r) for a, r in study.arms.items() if a[:2] == arm[:2]}
+        assert row[:4] == [results.short(arm.env_id), "low", arm.algorithm, arm.setting or "-"]
+        assert [int(s) for s in row[4].split(", ")] == sorted(run.seed for run in runs)
+        assert float(row[5].strip("*")) == pytest.approx(means[arm], abs=6e-4)
+        others = [mean for other, mean in means.items() if other != arm]
+        if others and abs(means[arm] - max(others)) > 1e-9:
+            assert row[5].startswith("**") == (means[arm] > max(others))
+        elif not others:
+            assert "*" not in row[5]
+
+
+@of(results, "check_seeds")
+@given(st.lists(st.integers(0, 5)), st.lists(st.integers(0, 5)))
+def test_seeds_that_are_not_there_are_named(seeds, there):
+    missing = [seed for seed in seeds if seed not in there]
+    if not missing:
+        results.check_seeds(seeds, iter(there))
+        return
+    with pytest.raises(UserError) as caught:
+        results.check_seeds(seeds, iter(there))
+    before, _, after = str(caught.value).partition(": no such runs; there are ")
+    assert before == f"--seeds {' '.join(map(str, missing))}"
+    assert after == (", ".join(map(str, sorted(set(there)))) or "none")

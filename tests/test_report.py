@@ -21,6 +21,7 @@ from PIL import Image
 
 import report
 from sppo_control import cli, core, extras
+from sppo_control.errors import UserError
 from sppo_control.study import figures, tables, variants
 from sppo_control.study.results import Study, read_runs
 from sppo_control.study.statistics import (
@@ -145,6 +146,39 @@ def test_report_prints_which_tasks_are_informative_for_each_start(tmp_path, caps
         ("| SparseMountainCar", "low", "0.000", "no |"),
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_report_prints_the_mean_of_every_setting_on_the_seeds_that_are_asked_for(tmp_path, capsys):
+    runs = [
+        rows(algorithm=a, setting=setting, seed=s, success=level(y if s < 3 else 1 - y))  # seed 3 says the contrary
+        for a, setting, y in (("sppo", "", 0.4), ("sppo", "learning-rate=0.01", 0.6), ("ppo", "", 0.9))
+        for s in (1, 2, 3)
+    ]
+    low = rows(CAR, "sppo", seed=3, success=level(0.25), starts="low")
+    file = write(tmp_path / "r.parquet", *runs, low)
+    report.main(report.Args((file,), tmp_path / "out", ("settings",), seeds=(1, 2)))
+    cells = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [(x[1], x[2], x[3], x[4], x[5]) for x in cells] == [
+        ("fresh", "sppo", "-", "1, 2", "0.400 |"),
+        ("fresh", "sppo", "learning-rate=0.01", "1, 2", "**0.600** |"),
+        ("fresh", "ppo", "-", "1, 2", "0.900 |"),  # nothing to choose from
+    ]
+    report.main(report.Args((file,), tmp_path / "out", ("settings",)))
+    text = capsys.readouterr().out
+    assert "| sppo | - | 1, 2, 3 | 0.467 |" in text
+    assert "| SparseMountainCar | low | sppo | - | 3 | 0.250 |" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_takes_only_the_seeds_that_are_asked_for(tmp_path):
+    file = write(tmp_path / "r.parquet", *[rows(seed=s, success=level(s / 10)) for s in (1, 2)])
+    report.main(report.Args((file,), tmp_path / "out", ("tables",), seeds=(2,)))
+    text = (tmp_path / "out/tables.md").read_text()
+    assert "--figures tables --seeds 2`" in text  # the command that makes it again
+    assert "of these only the seeds 2" in text
+    assert "| PrecisionCartPole | sppo | - | 1 | 0.200 (one seed) |" in text
+    with pytest.raises(UserError, match=r"--seeds 3: no such runs; there are 1, 2"):
+        report.main(report.Args((file,), tmp_path / "out", ("tables",), seeds=(2, 3)))
 
 
 def test_time_to_a_threshold(tmp_path):

@@ -92,6 +92,22 @@ def read_table(path: Path) -> pd.DataFrame:
     return table
 
 
+def check_seeds(seeds: Sequence[int], there: Iterable[int]) -> None:
+    """Refuse seeds that no run has.
+
+    Args:
+        seeds: the value of --seeds.
+        there: the seeds of all runs.
+
+    Raises:
+        UserError: names the seeds that are missing and those that are there.
+    """
+    found = sorted(set(there))
+    if missing := [seed for seed in seeds if seed not in found]:
+        names = ", ".join(map(str, found)) or "none"
+        raise UserError(f"--seeds {' '.join(map(str, missing))}: no such runs; there are {names}")
+
+
 def _is_object(text: str) -> bool:
     """Whether a text is a JSON object."""
     try:
@@ -218,19 +234,25 @@ class Study:
     looks: dict[str, variants.Look]
     """how each algorithm in the files is drawn"""
 
-    def __init__(self, paths: Sequence[Path], starts: str | None = None, tasks: Sequence[str] = ()) -> None:
+    def __init__(
+        self, paths: Sequence[Path], starts: str | None = None, tasks: Sequence[str] = (), seeds: Sequence[int] = ()
+    ) -> None:
         """Read the files.
 
         Args:
             paths: files that scripts/benchmark.py (.parquet), scripts/probe.py and scripts/speed_llm.py (.json) wrote.
             starts: only runs from these starting policies; needed if there are several.
             tasks: the order of the tasks; all others follow by name.
+            seeds: only runs with these seeds; empty means all. Seeds that no run has are no error here, see `check_seeds`.
 
         Raises:
             UserError: what `read_runs` raises; or a JSON file is damaged or contains something else.
         """
         self.tails, self.calibration, self.additions, self.arms = [], [], [], {}
         self.runs, self.lines = read_runs([p for p in paths if p.suffix == ".parquet"], starts)
+        if seeds:
+            self.runs = [run for run in self.runs if run.seed in seeds]
+            self.lines.append(f"of these only the seeds {', '.join(map(str, seeds))}")
         for path in (p for p in paths if p.suffix == ".json"):
             self.read_json(path)
         probed = [row for rows in (self.calibration, *(found for _, found in self.tails)) for row in rows]

@@ -121,6 +121,26 @@ def table_of_tasks(study: Study, starts: str) -> str:
     return markdown_table(head, rows)
 
 
+def table_of_settings(study: Study, starts: str) -> str:
+    """The average success of every arm, the mean over its seeds; the largest of each task and algorithm is bold.
+
+    This is how the plans choose settings on tuning seeds (`results/plan.md`).
+
+    Args:
+        study: the runs from one folder of starting policies.
+        starts: the name of that folder.
+    """
+    means = {arm: float(np.mean([run.area for run in runs])) for arm, runs in study.arms.items()}
+    rows = []
+    for arm, runs in study.arms.items():
+        rivals = [y for other, y in means.items() if other[:2] == arm[:2]]
+        best = len(rivals) > 1 and means[arm] == max(rivals)
+        number = f"**{means[arm]:.3f}**" if best else f"{means[arm]:.3f}"
+        seeds = ", ".join(str(run.seed) for run in sorted(runs, key=lambda run: run.seed))
+        rows.append([short(arm.env_id), starts, arm.algorithm, arm.setting or "-", seeds, number])
+    return markdown_table(("task", "start", "algorithm", "setting", "seeds", "average success"), rows)
+
+
 def table_of_probes(study: Study) -> str:
     """The numbers of fig7 and fig1, for every update in the files."""
 
