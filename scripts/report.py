@@ -15,16 +15,16 @@
 | fig8     | success against episodes, SPPO and PPO; fig8_all has every algorithm      | benchmark.py                     |
 | critics  | SPPO with critics that are trained in different ways                      | benchmark.py, critic-steps=...   |
 | addition | a tiny transformer learns to add: success against responses and seconds   | speed_llm.py --what addition     |
-| informative | prints which tasks tell algorithms apart, for each start; asked for alone | benchmark.py                 |
-| settings | prints the average success of every setting, the best one bold; asked for | benchmark.py                    |
-|          | alone                                                                     |                                  |
 | tables   | tables.md: final success, speed, comparisons with SPPO, and the numbers   | any of these                     |
 |          | of fig7 and fig1                                                          |                                  |
 
+Two more names print a table for each folder of starting policies, and write no file; each is asked for alone. `informative`
+says which tasks tell algorithms apart. `settings` has the average success of every setting, the best one in bold.
+
 sppo_control/study/statistics.py defines the statistics. All runs of the same task, algorithm and setting in the given files
-are taken together. So do not give files with runs that chose a setting together with files that test it, or tell them apart with
---seeds. Your own training script (scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the tables,
-under its file's name.
+are taken together. So do not give files with runs that chose a setting together with files that test it, or tell them apart
+with --seeds. Your own training script (scripts/benchmark.py --algorithms path/to/mine.py) is in fig5, fig8_all and the
+tables, under its file's name.
 """
 
 from __future__ import annotations
