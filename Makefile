@@ -85,7 +85,11 @@ starts: .venv/.tasks  ## make the starting policies of results/starts/0.03, 0.1 
 	for id in PrecisionCartPole SparseMountainCar SparsePendulum SparseLunarLander SparseHopper \
 	    StopMountainCar BalancePendulum FarHopper; do for start in $(STARTS); do \
 	  set -- $$(echo $$start | tr , ' '); \
-	  case $$id,$$1 in Stop*,0.3|Balance*,0.3|Far*,0.3) continue;; esac; \
+	  case $$id,$$1 in Stop*,0.3|Balance*,0.3|Far*,0.1|Far*,0.3) continue;; esac; \
+	  case $$id in Far*) mkdir -p results/starts/0.03; \
+	    cp sppo_control/pretrained/SparseHopper-v0.safetensors results/starts/0.03/FarHopper-v0.safetensors; \
+	    $(BIN)/python scripts/evaluate.py --env-id sppo/FarHopper-v0 --run results/starts/0.03/FarHopper-v0.safetensors \
+	      --json results/starts/0.03/FarHopper-v0.json || exit 1; continue;; esac; \
 	  case $$id,$$1 in \
 	    Stop*) every='--eval-every 5';; \
 	    SparsePendulum,0.03) every='--eval-every 2 --clone-learning-rate 3e-4';; \
