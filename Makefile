@@ -64,7 +64,8 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 	$(BIN)/python scripts/report.py --commands results/commands/figures.toml
 	$(BIN)/python scripts/report_rates.py --what table
 	$(BIN)/python scripts/compare.py --results results/second.parquet
-	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_why.parquet --plan results/plan_why.toml \
+	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_why.parquet results/second_rates.parquet \
+	  --plan results/plan_why.toml \
 	  --no-picture --out docs/figures/second_why.md
 	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_rates.parquet --plan results/plan_rates.toml \
 	  --no-picture --out docs/figures/second_rates.md
