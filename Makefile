@@ -51,7 +51,7 @@ study-small: .venv/.study  ## make a small version of the paper's figure 8: thre
 	$(BIN)/python scripts/benchmark.py --grid results/grids/small.toml
 	$(BIN)/python scripts/report.py --results runs/study_small.parquet --out runs/study_small --figures fig8 fig5
 
-study: .venv/.study  ## make both studies of docs/results.md, 21 hours of one core; runs that are already in results/ are skipped
+study: .venv/.study  ## make both studies of docs/results.md, 30 hours of one core; runs that are already in results/ are skipped
 	for grid in study second_tuning second second_why second_rates_tuning second_rates; do \
 	  $(BIN)/python scripts/benchmark.py --grid results/grids/$$grid.toml || exit 1; done
 	$(MAKE) figures
