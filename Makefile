@@ -65,8 +65,7 @@ figures: .venv/.study  ## make the figures and tables of the docs from results/,
 	$(BIN)/python scripts/report_rates.py --what table
 	$(BIN)/python scripts/compare.py --results results/second.parquet
 	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_why.parquet results/second_rates.parquet \
-	  --plan results/plan_why.toml \
-	  --no-picture --out docs/figures/second_why.md
+	  --plan results/plan_why.toml --no-picture --out docs/figures/second_why.md
 	$(BIN)/python scripts/compare.py --results results/second.parquet results/second_rates.parquet --plan results/plan_rates.toml \
 	  --no-picture --out docs/figures/second_rates.md
 	$(BIN)/python scripts/critic_control.py

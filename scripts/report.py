@@ -121,8 +121,10 @@ def print_table(name: str, args: Args) -> None:
 
 def main(args: Args) -> None:
     if args.seeds:
-        tables_there = [read_table(path) for path in args.results if path.suffix == ".parquet"]
-        check_seeds(args.seeds, [int(seed) for table in tables_there for seed in table["seed"].unique()])
+        every = [read_table(path) for path in args.results if path.suffix == ".parquet"]
+        there = [table[table["starts"] == args.starts] if args.starts else table for table in every]
+        if any(map(len, there)):  # otherwise Study says what is wrong with --starts
+            check_seeds(args.seeds, [int(seed) for table in there for seed in table["seed"].unique()])
     if args.figures and args.figures[0] in PRINTED:
         return print_table(args.figures[0], args)
     study = Study(args.results, args.starts, sppo_envs.TASKS + sppo_envs.HARDER, args.seeds)

@@ -167,6 +167,10 @@ def test_report_prints_the_mean_of_every_setting_on_the_seeds_that_are_asked_for
     text = capsys.readouterr().out
     assert "| sppo | - | 1, 2, 3 | 0.467 |" in text
     assert "| SparseMountainCar | low | sppo | - | 3 | 0.250 |" in text
+    with pytest.raises(UserError, match=r"--seeds 1: no such runs; there are 3"):  # not an empty table
+        report.main(report.Args((file,), tmp_path / "out", ("settings",), starts="low", seeds=(1,)))
+    with pytest.raises(UserError, match="elsewhere"):
+        report.main(report.Args((file,), tmp_path / "out", ("settings",), starts="elsewhere", seeds=(1,)))
     assert not (tmp_path / "out").exists()
 
 
